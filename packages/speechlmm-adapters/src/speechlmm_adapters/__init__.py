@@ -1,0 +1,1 @@
+"""Length and modality adapters of SpeechLMM, registered as plugins."""

@@ -1,0 +1,1 @@
+"""Registries, typed configuration and the composite model of SpeechLMM."""

@@ -1,0 +1,1 @@
+"""Chat messages, templates and their exact tokenisation."""

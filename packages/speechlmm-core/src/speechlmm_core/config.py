@@ -1,0 +1,124 @@
+"""The typed configuration of a composite model: the `model:` section of every configuration file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic_core import PydanticCustomError
+
+from speechlmm_core.interfaces.adapter import AdapterConfig, AnyAdapter
+from speechlmm_core.interfaces.codec import AnyCodec
+from speechlmm_core.interfaces.decoder import AnyDecoder
+from speechlmm_core.interfaces.encoder import AnyEncoder, EncoderConfig
+from speechlmm_core.interfaces.objective import AnyObjective, ObjectiveConfig
+from speechlmm_core.interfaces.talking_head import AnyTalkingHead
+
+RESERVED = ("text_decoder", "codec", "talking_head", "backfeeding_adapter", "conditioning_adapter", "objectives")
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """The towers of one input."""
+
+    name: str
+    encoder: EncoderConfig
+    adapter: AdapterConfig
+
+
+class ModelConfig(BaseModel):
+    """A composite model.
+
+    Beside the fields below it takes ``<input>_encoder`` and ``<input>_adapter`` for any number of inputs; an input
+    is a role (`audio`, `video`, `speaker`, …), by default named like its modality.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+
+    text_decoder: AnyDecoder
+    """The language model."""
+    objectives: dict[str, AnyObjective] = Field(default_factory=dict)
+    """Terms of the training loss by name; next-token prediction (`lm`) is added where it is not named."""
+    codec: AnyCodec | None = None
+    """The neural codec of speech output."""
+    talking_head: AnyTalkingHead | None = None
+    """The module that predicts codec tokens."""
+    backfeeding_adapter: AnyAdapter | None = None
+    """Adapter from the previous frame's codes to the next input embedding."""
+    conditioning_adapter: AnyAdapter | None = None
+    """Adapter of the speaker prompt."""
+    attn_implementation: dict[str, str] | str = "auto"
+    """`auto`, `eager`, `sdpa` or `flash_attention_2`, for all components or by component."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _inputs(cls, data: Any, handler: Any) -> ModelConfig:
+        if isinstance(data, dict):
+            data = {key: value for key, value in data.items() if value is not None or key in cls.model_fields}
+            extras = [key for key in data if key not in cls.model_fields]
+            towers = {key: data[key] for key in extras if key.endswith(("_encoder", "_adapter"))}
+            for key in extras:
+                if key not in towers:
+                    known = [*cls.model_fields, "audio_encoder", "audio_adapter", "video_encoder", "video_adapter"]
+                    near = get_close_matches(key, known, n=1)
+                    raise PydanticCustomError(
+                        "unknown_key",
+                        "unknown key {key}{hint} (known: {known}, and <input>_encoder, <input>_adapter)",
+                        {
+                            "key": repr(key),
+                            "hint": f"; did you mean {near[0]!r}?" if near else "",
+                            "known": ", ".join(cls.model_fields),
+                        },
+                    )
+            if towers:
+                kinds: dict[str, Any] = {
+                    key: (AnyEncoder if key.endswith("_encoder") else AnyAdapter, ...) for key in towers
+                }
+                checked = create_model("Inputs", **kinds).model_validate(towers)
+                data = {**data, **{key: getattr(checked, key) for key in towers}}
+        config: ModelConfig = handler(data)
+        config._check_pairs()
+        return config
+
+    def _check_pairs(self) -> None:
+        extras = self.__pydantic_extra__ or {}
+        for key in extras:
+            name, _, kind = key.rpartition("_")
+            other = f"{name}_{'adapter' if kind == 'encoder' else 'encoder'}"
+            if other not in extras:
+                raise PydanticCustomError(
+                    "unpaired_tower",
+                    "{key} has no {other}; an input needs both (the adapter `identity` passes frames through)",
+                    {"key": key, "other": other},
+                )
+            if name == "text":
+                raise PydanticCustomError("reserved_input", "an input may not be called 'text'", {})
+
+    @property
+    def inputs(self) -> dict[str, InputConfig]:
+        """The inputs by name, in the order in which the configuration names their encoders."""
+        extras = self.__pydantic_extra__ or {}
+        names = [key.removesuffix("_encoder") for key in extras if key.endswith("_encoder")]
+        return {name: InputConfig(name, extras[f"{name}_encoder"], extras[f"{name}_adapter"]) for name in names}
+
+    @property
+    def all_objectives(self) -> dict[str, ObjectiveConfig]:
+        """The objectives with the default one, and those that components bring, as ``<component>.<name>``."""
+        from speechlmm_core.objectives.next_token.config import NextTokenObjectiveConfig
+
+        found: dict[str, ObjectiveConfig] = {} if "lm" in self.objectives else {"lm": NextTokenObjectiveConfig()}
+        found.update(self.objectives)
+        for name, towers in self.inputs.items():
+            for own, objective in towers.adapter.objectives().items():
+                found[f"{name}_adapter_{own}"] = objective
+        return found
+
+    def attention_of(self, component: str) -> str:
+        """The attention implementation asked for a component."""
+        if isinstance(self.attn_implementation, str):
+            return self.attn_implementation
+        return self.attn_implementation.get(component, "auto")
+
+

@@ -1,0 +1,46 @@
+"""What flows between the parts of the composite model.
+
+Shapes: B batch, T frames, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Features:
+    """Frames of a batch of media: all that passes between encoder, adapter and splice.
+
+    What stands beyond a row's length is padding; it must not influence the frames before it.
+    """
+
+    values: Tensor
+    """(B, T, D)."""
+    lengths: Tensor
+    """(B,) int64: valid frames in each row."""
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further outputs by name, for the component's own objectives (the weights of a CIF adapter, say)."""
+
+    def mask(self) -> Tensor:
+        """(B, T) bool, true on valid frames."""
+        return length_mask(self.lengths, self.values.shape[1])
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss as a sum and the name of the unit that it is a sum over; the trainer divides by the global count."""
+
+    sum: Tensor
+    """Scalar, fp32."""
+    unit: str
+    """Key of the count in the batch's `num_items`."""
+
+
+def length_mask(lengths: Tensor, max_length: int) -> Tensor:
+    """(B, T) bool mask that is true for the first ``lengths[b]`` positions of row b."""
+    return torch.arange(max_length, device=lengths.device)[None, :] < lengths[:, None]  # (B, T)

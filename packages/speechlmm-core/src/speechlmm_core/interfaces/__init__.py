@@ -1,0 +1,1 @@
+"""Torch-free interfaces of the component kinds; the modules' base classes are in `interfaces.modules`."""

@@ -1,0 +1,49 @@
+"""The interface of an adapter's configuration: frames in, frames at the text decoder's width out. Imports no torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import TYPE_CHECKING, Annotated
+
+from speechlmm_core.lengths import Length
+from speechlmm_core.registry import ComponentConfig, Registry
+
+if TYPE_CHECKING:
+    from speechlmm_core.interfaces.context import BuildContext
+    from speechlmm_core.interfaces.modules import Adapter
+    from speechlmm_core.interfaces.objective import ObjectiveConfig
+
+
+class AdapterConfig(ComponentConfig, ABC):
+    """Configuration of an adapter; also its weightless length arithmetic."""
+
+    @abstractmethod
+    def output_lengths(self, num_frames: Length, frame_rate: Fraction) -> Length | None:
+        """The exact number of frames that come out, or None where it depends on the content."""
+
+    def max_output_lengths(self, num_frames: Length, frame_rate: Fraction) -> Length:
+        """An upper bound of the frames that come out; the exact number where that is known."""
+        exact = self.output_lengths(num_frames, frame_rate)
+        return num_frames if exact is None else exact
+
+    @abstractmethod
+    def output_frame_rate(self, frame_rate: Fraction) -> Fraction:
+        """Frames per second that come out (the mean, where it depends on the content)."""
+
+    def output_size(self, ctx: BuildContext) -> int:
+        """Width that comes out; the composite checks that it is the text decoder's."""
+        return ctx.output_size
+
+    def objectives(self) -> Mapping[str, ObjectiveConfig]:
+        """The component's own losses by name (CIF's quantity loss, say); the composite adds them."""
+        return {}
+
+    @abstractmethod
+    def build(self, ctx: BuildContext) -> Adapter:
+        """The module, randomly initialised."""
+
+
+adapters: Registry[AdapterConfig] = Registry("adapter", AdapterConfig)
+AnyAdapter = Annotated[AdapterConfig, adapters]

@@ -1,0 +1,27 @@
+"""What the composite model tells a component when it builds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildContext:
+    """Facts known to the composite at the time a component is built; a component takes those it needs.
+
+    Widths and rates are wired here, so no configuration repeats a number that follows from another component.
+    """
+
+    input_size: int = 0
+    """Width of what flows in (an adapter: the encoder's hidden size)."""
+    output_size: int = 0
+    """Width of what must flow out (an adapter: the text decoder's hidden size)."""
+    frame_rate: Fraction = Fraction(0)
+    """Frames per second that flow in."""
+    vocab_size: int = 0
+    """Rows of the text decoder's embedding table."""
+    attn_implementation: str = "auto"
+    """`auto`, or one of the implementations of transformers (`eager`, `sdpa`, `flash_attention_2`)."""
+    stage_sizes: dict[str, int] = field(default_factory=dict)
+    """Widths of the named stage outputs (`audio_encoder`, `audio_adapter`, `text_decoder`): objectives use them."""

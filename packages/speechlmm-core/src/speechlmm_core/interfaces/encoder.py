@@ -1,0 +1,78 @@
+"""The interface of an encoder's configuration: media in, frames out. Imports no torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from fractions import Fraction
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from speechlmm_core.lengths import Length
+from speechlmm_core.registry import ComponentConfig, Registry
+
+if TYPE_CHECKING:
+    from speechlmm_core.interfaces.context import BuildContext
+    from speechlmm_core.interfaces.modules import Encoder, Preprocessor
+    from speechlmm_core.media.medium import Medium
+
+
+class EncoderConfig(ComponentConfig, ABC):
+    """Configuration of an encoder; also its weightless length arithmetic, which the batch plan relies on.
+
+    A new modality needs no edit in the core: it sets `modality` and overrides `load`, and messages may then
+    hold ``{"type": <modality>, "path": ...}``.
+    """
+
+    modality: ClassVar[str] = "audio"
+    """Name of the content item that this encoder takes in a message."""
+
+    pretrained: str | None = None
+    """Folder, name under `$PRETRAINED_COMPONENTS`, or hub name of the base checkpoint; null for random weights."""
+
+    chunk_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Length of the chunks that longer audio is cut into; null to encode it whole."""
+
+    chunk_overlap_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """Context on each side of a chunk; the frames that overlap are trimmed from the output."""
+
+    @property
+    @abstractmethod
+    def sampling_rate(self) -> int:
+        """Samples per second of the medium that the encoder takes."""
+
+    @property
+    @abstractmethod
+    def hidden_size(self) -> int:
+        """Width D of the frames that come out."""
+
+    @property
+    @abstractmethod
+    def frame_rate(self) -> Fraction:
+        """Frames per second that come out."""
+
+    @abstractmethod
+    def output_lengths(self, num_samples: Length) -> Length:
+        """The exact number of frames for media of ``num_samples`` samples (an int, an array or a tensor)."""
+
+    @abstractmethod
+    def build_preprocessor(self) -> Preprocessor:
+        """The preprocessor that turns media into tensors in the data worker, on the CPU."""
+
+    @abstractmethod
+    def build(self, ctx: BuildContext) -> Encoder:
+        """The module with its architecture; base weights are loaded later, by `Encoder.load_base_weights`."""
+
+    def load(self, item: dict[str, Any]) -> Medium:
+        """Reads a content item (``{"type": "audio", "path": ..., "start": ..., "end": ...}``) from its file.
+
+        Raises:
+            MediaError: The file cannot be used.
+        """
+        from speechlmm_core.media.audio import load_audio_item
+
+        return load_audio_item(item, self.sampling_rate)
+
+
+encoders: Registry[EncoderConfig] = Registry("encoder", EncoderConfig)
+AnyEncoder = Annotated[EncoderConfig, encoders]

@@ -1,0 +1,1 @@
+"""Audio encoders of SpeechLMM, registered as plugins."""

@@ -1,0 +1,1 @@
+"""Chat and batch inference for SpeechLMM."""
