@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PydanticUserError
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from speechlmm_core.errors import ComponentLoadError
@@ -161,10 +161,10 @@ def component_schemas(root: dict[str, Any]) -> dict[str, Any]:
             key = f"{kind}.{name}"
             try:
                 one = registry.get(name).model_json_schema(ref_template=f"#/$defs/{key}.{{model}}")
-            except ComponentLoadError as exc:
-                warnings.warn(f"left out of the schema: {exc}", stacklevel=2)
+            except (ComponentLoadError, PydanticUserError) as exc:  # one broken plugin must not take the others along
+                warnings.warn(f"left out of the schema: {key}: {exc}", stacklevel=2)
                 continue
-            one["required"] = ["type", *one.get("required", [])]
+            one["required"] = ["type", *(field for field in one.get("required", []) if field != "type")]
             definitions.update({f"{key}.{sub}": body for sub, body in one.pop("$defs", {}).items()})
             definitions[key] = one
             options.append({"$ref": f"#/$defs/{key}"})
