@@ -1,0 +1,64 @@
+"""Opens an audio file with the library that reads it best, and tells its properties. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import soundfile
+
+from speechlmm_core.errors import MediaError
+from speechlmm_core.media.container import sniff
+from speechlmm_core.media.pyav_reader import PyAVReader
+from speechlmm_core.media.reader import AudioInfo, AudioReader
+from speechlmm_core.media.soundfile_reader import UNKNOWN_LENGTH, SoundFileReader
+
+
+def audio_info(path: str | Path) -> AudioInfo:
+    """Length, rate and channels of an audio file; nothing is decoded.
+
+    Formats that state no length (raw AAC, MP3 without a Xing header, recordings of a browser) are scanned for it,
+    packet by packet.
+
+    Raises:
+        MediaError: The file is missing, not audio, empty or truncated.
+    """
+    reader = open_audio(Path(path).expanduser())
+    try:
+        return reader.info
+    finally:
+        reader.close()
+
+
+def open_audio(path: Path) -> AudioReader:
+    """Opens an audio file for reading; the caller closes it.
+
+    Raises:
+        MediaError: The file is missing, not audio, empty or truncated.
+    """
+    try:
+        if not path.exists():
+            raise MediaError(f"{path}: no such file; check the path")
+        if not path.is_file():
+            what = "a folder" if path.is_dir() else "not a regular file"
+            raise MediaError(f"{path}: expected an audio file, but this is {what}")
+        if not path.stat().st_size:
+            raise MediaError(f"{path}: the file is empty (0 bytes); copy or download it again")
+        reader = _open(path)
+    except OSError as exc:
+        raise MediaError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
+    if reader.info.num_samples <= 0:
+        reader.close()
+        raise MediaError(f"{path}: the file holds no audio samples; leave it out or record it again")
+    return reader
+
+
+def _open(path: Path) -> AudioReader:
+    if sniff(path) == "soundfile":
+        try:
+            reader = SoundFileReader(path)
+        except (soundfile.LibsndfileError, TypeError):
+            return PyAVReader(path)  # a codec that libsndfile lacks, such as AAC in a CAF file
+        if reader.info.num_samples < UNKNOWN_LENGTH:
+            return reader
+        reader.close()
+    return PyAVReader(path)

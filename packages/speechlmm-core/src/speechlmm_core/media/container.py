@@ -1,0 +1,100 @@
+"""What the first and last bytes of an audio file tell: which library reads it, and whether it was cut off.
+
+libsndfile shortens a WAV or Ogg file that was cut in the middle without a word, and it guesses the length of an MP3
+file that has no Xing/Info header (far too short with a variable bit rate); hence these checks. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from speechlmm_core.errors import MediaError
+
+TAIL_BYTES = 1 << 17
+"""An Ogg page has at most 65,307 bytes, so the tail holds the header of the last one."""
+
+
+def sniff(path: Path) -> Literal["soundfile", "pyav"]:
+    """Chooses the library that reads the file, from its first bytes (names may lie).
+
+    Raises:
+        MediaError: The header promises more bytes than the file has.
+    """
+    with path.open("rb") as file:
+        head = file.read(12)
+        magic = head[:4]
+        if magic in {b"RIFF", b"RF64"} and head[8:12] == b"WAVE":
+            _check_riff(file, path)
+            return "soundfile"
+        if magic == b"FORM" and head[8:11] == b"AIF":
+            _check_size(path, expected=int.from_bytes(head[4:8], "big") + 8)
+            return "soundfile"
+        if magic == b"OggS":
+            _check_ogg(file, path)
+            return "soundfile"
+        if magic in {b"fLaC", b".snd", b"caff", b"riff", b"RIFX"}:
+            return "soundfile"
+        if magic[:3] == b"ID3" or (magic[:1] == b"\xff" and len(magic) > 1 and magic[1] & 0xE6 == 0xE2):
+            return "soundfile" if _mp3_has_length(file, head) else "pyav"
+        return "pyav"
+
+
+def _check_size(path: Path, *, expected: int) -> None:
+    found = path.stat().st_size
+    if found < expected:
+        raise MediaError(
+            f"{path}: truncated: its header promises {expected} bytes and the file has {found}; "
+            "copy or download it again"
+        )
+
+
+def _check_riff(file: BinaryIO, path: Path) -> None:
+    size = path.stat().st_size
+    wide: int | None = None  # an RF64 file's 64-bit data size
+    position = 12
+    while position + 8 <= size:
+        file.seek(position)
+        name, length = struct.unpack("<4sI", file.read(8))
+        if name == b"ds64":
+            wide = struct.unpack("<QQ", file.read(16).ljust(16, b"\0"))[1]
+        if name == b"data":
+            if length == 0xFFFFFFFF and wide is not None:
+                length = wide
+            # Writers to a pipe cannot know the size and leave one of these; the data then reach to the file's end.
+            elif length in {0, 0xFFFFFFFF} or 0x7FFFF000 <= length <= 0x80000000:
+                return
+            _check_size(path, expected=position + 8 + length)
+            return
+        position += 8 + length + length % 2
+    raise MediaError(f"{path}: a WAV file without sample data; it was cut off or never finished, make it again")
+
+
+def _check_ogg(file: BinaryIO, path: Path) -> None:
+    size = path.stat().st_size
+    start = max(0, size - TAIL_BYTES)
+    file.seek(start)
+    tail = file.read()
+    at = tail.rfind(b"OggS")
+    header = tail[at : at + 27]
+    lacing = tail[at + 27 : at + 27 + header[26]] if len(header) == 27 else b""
+    if at < 0 or len(header) < 27 or len(lacing) < header[26]:
+        raise MediaError(f"{path}: truncated: the last Ogg page is cut off; copy or download it again")
+    _check_size(path, expected=start + at + 27 + len(lacing) + sum(lacing))
+
+
+def _mp3_has_length(file: BinaryIO, head: bytes) -> bool:
+    """Whether the first MPEG frame, after an ID3v2 tag, is a Xing/Info header, which holds the exact length."""
+    position = 0
+    file.seek(0)
+    head = file.read(10)
+    while head[:3] == b"ID3" and len(head) == 10:
+        length = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
+        position += 10 + length + (10 if head[5] & 0x10 else 0)
+        file.seek(position, os.SEEK_SET)
+        head = file.read(10)
+    file.seek(position)
+    frame = file.read(200)
+    return b"Xing" in frame or b"Info" in frame

@@ -1,0 +1,55 @@
+"""What reads an audio file: its properties from the header, and its samples in mono blocks. Imports no torch.
+
+Shapes: L samples, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+BLOCK_SAMPLES = 1 << 16
+"""Samples that are decoded at a time; memory beyond the result is a few blocks."""
+PREROLL_S = 0.5
+"""How much earlier decoding starts before a segment of a lossy file; covers every codec's memory."""
+
+Block = np.ndarray[Any, np.dtype[np.float32]]
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """Properties of an audio file, at its own sampling rate."""
+
+    num_samples: int
+    """Samples per channel."""
+    sampling_rate: int
+    """Samples per second."""
+    num_channels: int
+    """Channels; loading averages them."""
+
+    @property
+    def duration_s(self) -> float:
+        """Duration in seconds."""
+        return self.num_samples / self.sampling_rate
+
+
+class AudioReader(Protocol):
+    """An open audio file."""
+
+    info: AudioInfo
+    end_tolerance: int
+    """Samples by which what decodes may fall short of the header; zero where the header is exact."""
+
+    def blocks(self, first: int, last: int) -> Iterator[Block]:
+        """Decodes the samples from ``first`` to ``last`` (exclusive) as mono blocks (L,).
+
+        Fewer samples than asked for mean that the file ends early.
+        """
+        ...
+
+    def close(self) -> None:
+        """Closes the file."""
+        ...

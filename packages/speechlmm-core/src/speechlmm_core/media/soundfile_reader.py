@@ -1,0 +1,55 @@
+"""Reads WAV, FLAC, AIFF, Ogg (Vorbis, Opus, FLAC) and MP3 by libsndfile. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import soundfile
+
+from speechlmm_core.errors import MediaError
+from speechlmm_core.media.reader import BLOCK_SAMPLES, PREROLL_S, AudioInfo, Block
+
+UNKNOWN_LENGTH = 1 << 62
+"""libsndfile's count for a FLAC stream whose header does not say its length (and more than any real one)."""
+LOSSY = frozenset({"OGG", "MP3", "MPEG"})
+
+
+class SoundFileReader:
+    """An audio file that libsndfile reads; its headers are exact for these formats."""
+
+    end_tolerance = 0
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = soundfile.SoundFile(path)
+        self.info = AudioInfo(self._file.frames, self._file.samplerate, self._file.channels)
+
+    def blocks(self, first: int, last: int) -> Iterator[Block]:
+        """Decodes the samples from ``first`` to ``last`` (exclusive) as mono blocks (L,).
+
+        Raises:
+            MediaError: The file is damaged.
+        """
+        preroll = int(PREROLL_S * self.info.sampling_rate) if self._file.format in LOSSY else 0
+        position = max(0, first - preroll)
+        try:
+            self._file.seek(position)
+            while position < last:
+                block = self._file.read(min(BLOCK_SAMPLES, last - position), dtype="float32", always_2d=True)  # (L, C)
+                skip = max(0, first - position)
+                position += len(block)
+                if not len(block):
+                    return
+                mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)  # (L,)
+                if skip < len(mono):
+                    yield mono[skip:]
+        except soundfile.LibsndfileError as exc:
+            raise MediaError(
+                f"{self.path}: truncated or damaged: decoding failed near {position / self.info.sampling_rate:.1f} s "
+                f"of {self.info.duration_s:.1f} s ({exc.error_string.rstrip('.')}); copy or download it again"
+            ) from exc
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
