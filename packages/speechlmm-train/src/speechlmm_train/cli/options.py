@@ -1,0 +1,36 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def debug_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds ``--debug``, which `main` looks for itself."""
+    return click.option("--debug", is_flag=True, expose_value=False, help="Show a traceback when something fails.")(
+        function
+    )
+
+
+def compose_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds what names a configuration: its name, the user's folder and files, and the overrides."""
+    folder = click.Path(path_type=Path)
+    for decorate in (
+        click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]..."),
+        click.option("--config-name", default="pretrain", show_default=True, help="Name of the configuration."),
+        click.option("--config-dir", type=folder, help="Folder of your own configurations, searched first."),
+        click.option(
+            "--import",
+            "imports",
+            type=folder,
+            multiple=True,
+            help="Python file that registers components.",
+        ),
+        debug_option,
+    ):
+        function = decorate(function)
+    return function

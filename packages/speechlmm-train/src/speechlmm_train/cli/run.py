@@ -1,0 +1,39 @@
+"""`speechlmm-train run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from speechlmm_train.cli.options import compose_options
+
+
+@click.command()
+@compose_options
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the output folder.")
+@click.option("--overwrite", is_flag=True, help="Delete what an earlier run left in the output folder.")
+@click.option("--progress/--no-progress", default=True, help="Show a progress bar.")
+def run(
+    *,
+    overrides: tuple[str, ...],
+    config_name: str,
+    config_dir: Path | None,
+    imports: tuple[Path, ...],
+    resume: bool,
+    overwrite: bool,
+    progress: bool,
+) -> None:
+    """Train a model.
+
+    Values are set in Hydra's grammar: model/audio_encoder=tiny_whisper picks a preset, training.max_steps=100 sets a
+    value, +key=value adds one, ~key removes one.
+    """
+    from speechlmm_train.compose import compose_config
+
+    composed = compose_config(config_name, overrides, config_dir=config_dir, imports=imports)
+
+    from speechlmm_train.run import run as train
+
+    report = train(composed.config, plain=composed.plain, resume=resume, overwrite=overwrite, progress=progress)
+    click.echo(f"trained {report.steps} steps in {report.seconds:.0f} s; the model is in {report.model_path}")

@@ -1,0 +1,1 @@
+"""The Hydra tree of `speechlmm-train run`."""

@@ -1,0 +1,1 @@
+"""Training settings, as Hydra presets."""

@@ -1,0 +1,61 @@
+"""Names of transformers' `TrainingArguments`, read from its source so that checking a key imports nothing heavy."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+_LOADER = "the batch plan decides what a batch holds; use token_budget, frame_budget or per_device_train_batch_size"
+_STEP = "use micro_batches_per_step"
+_OURS = "SpeechLMM writes its own checkpoints and logs"
+_EVALUATION = "use eval_steps and eval_samples"
+DECIDED_ELSEWHERE: dict[str, str] = {
+    "gradient_accumulation_steps": _STEP,
+    "num_train_epochs": "use num_epochs",
+    "auto_find_batch_size": _LOADER,
+    "train_sampling_strategy": _LOADER,
+    "length_column_name": _LOADER,
+    "data_seed": "use seed",
+    "ignore_data_skip": "resuming starts the batch plan at the right step",
+    "dataloader_num_workers": "use num_workers",
+    "dataloader_drop_last": _LOADER,
+    "remove_unused_columns": _LOADER,
+    "label_names": _LOADER,
+    "label_smoothing_factor": "losses are the model's objectives",
+    "save_strategy": "use save_steps",
+    "save_only_model": _OURS,
+    "load_best_model_at_end": _OURS,
+    "metric_for_best_model": _OURS,
+    "greater_is_better": _OURS,
+    "logging_strategy": "use logging_steps",
+    "eval_strategy": _EVALUATION,
+    "eval_on_start": _EVALUATION,
+    "push_to_hub": _OURS,
+    "resume_from_checkpoint": "use --resume",
+    "activation_checkpointing": "use gradient_checkpointing",
+    "do_train": "it always trains",
+    "do_eval": _EVALUATION,
+    "do_predict": "use `speechlmm-train evaluate`",
+    "average_tokens_across_devices": "every loss is divided by its own global count",
+    "deepspeed": "launching with DeepSpeed is not part of this version",
+    "fsdp": "launching with FSDP is not part of this version",
+}
+
+
+@cache
+def training_argument_names() -> frozenset[str]:
+    """Fields of `TrainingArguments` in the installed transformers."""
+    spec = find_spec("transformers")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    if not folders:
+        return frozenset()
+    tree = ast.parse((Path(folders[0]) / "training_args.py").read_text(encoding="utf-8"))
+    return frozenset(
+        field.target.id
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments"
+        for field in node.body
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+    )
