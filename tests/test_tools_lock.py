@@ -30,7 +30,7 @@ name = "app"
 version = "0.1.0"
 source = { virtual = "." }
 dependencies = [
-    { name = "numpy", version = "2.4.6", source = { registry = "https://i.example/s" }, marker = "python_version < '3.12'" },
+    { name = "numpy", version = "2.4.6", source = { registry = "https://i.example/s" }, marker = "extra == 'x'" },
     { name = "rich" },
 ]
 
@@ -81,7 +81,7 @@ name = "app"
 version = "0.1.0"
 source = { virtual = "." }
 dependencies = [
-    { name = "numpy", version = "2.4.6", source = { registry = "." }, marker = "python_version < '3.12'" },
+    { name = "numpy", version = "2.4.6", source = { registry = "." }, marker = "extra == 'x'" },
     { name = "rich" },
 ]
 
