@@ -1,0 +1,1 @@
+"""The `jsonl` dataset: manifests of one JSON object a line."""

@@ -1,0 +1,213 @@
+"""One line of a manifest: what may stand on it, and the example that it makes. Imports no torch.
+
+The checks are plain Python: a manifest may have millions of lines, and the pydantic models would take most of a
+minute where this takes seconds. What they check is checked here, so the models are built without validation.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from speechlmm_core.chat.messages import Message
+from speechlmm_core.data.example import Example
+from speechlmm_core.data.near_miss import mistyped
+
+LINE_KEYS = (
+    *("audio", "text", "messages", "media", "task", "language", "source_language", "target_language"),
+    *("transcript", "duration", "id"),
+)
+MEDIUM_KEYS = ("type", "path", "transcript", "start", "end")
+TEXT_KEYS = ("type", "text")
+STRINGS = ("text", "task", "language", "source_language", "target_language", "transcript")
+ROLES = ("system", "user", "assistant")
+JSON_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+
+
+class LineFaults(Exception):  # noqa: N818 - carries a line's faults to the reader and never reaches a user
+    """Everything that is wrong with a line."""
+
+    def __init__(self, faults: list[str], items: list[dict[str, Any]] | None = None) -> None:
+        super().__init__("; ".join(faults))
+        self.faults = faults
+        self.items = [item for item in items or () if isinstance(item.get("path"), str)]
+
+
+def parse_line(line: bytes, number: int, base: str) -> Example:
+    """Makes the example of a line.
+
+    Args:
+        line: The line as it stands in the file.
+        number: Its number, counted from 1; the example's name where the line gives none.
+        base: Folder where relative paths start.
+
+    Raises:
+        LineFaults: The line is not JSON, or fields are missing or of a wrong kind.
+    """
+    try:
+        raw = json.loads(line)
+    except UnicodeDecodeError as exc:
+        raise LineFaults([f"not UTF-8 ({exc.reason} at byte {exc.start}); save the manifest as UTF-8"]) from exc
+    except json.JSONDecodeError as exc:
+        raise LineFaults([f"bad JSON: {exc.msg} at column {exc.colno}"]) from exc
+    except ValueError as exc:  # a number with thousands of digits
+        raise LineFaults([f"bad JSON: {exc}"]) from exc
+    except RecursionError as exc:
+        raise LineFaults(["bad JSON: nested too deeply"]) from exc
+    if not isinstance(raw, dict):
+        raise LineFaults([f"expected a JSON object, got {_kind(raw)}"])
+    faults: list[str] = [] if raw.keys() <= _LINE_SET else mistyped(raw, LINE_KEYS)
+    raw = {key: value for key, value in raw.items() if value is not None}
+    _check_scalars(raw, faults, escaped=b"\\u" in line)
+    language, source = raw.get("language"), raw.get("source_language")
+    if language is not None and source is not None and language != source:
+        faults.append(f"`language` {language!r} and `source_language` {source!r} differ; give one of them")
+    if "messages" in raw:
+        media: dict[str, dict[str, Any]] = {}
+        messages = _messages(raw, base, faults)
+    else:
+        media, messages = _media(raw, base, faults), None
+    if faults:
+        raise LineFaults(faults, [*media.values(), *(item for message in messages or () for item in message.media)])
+    return Example.model_construct(
+        id=str(raw.get("id", number)),
+        task=raw.get("task", "chat" if messages is not None else "asr"),
+        media=media,
+        text=raw.get("text"),
+        transcript=raw.get("transcript"),
+        source_language=language if source is None else source,
+        target_language=raw.get("target_language"),
+        messages=messages,
+        duration=None if "duration" not in raw else float(raw["duration"]),
+    )
+
+
+def media_items(example: Example) -> list[dict[str, Any]]:
+    """The content items of an example that are read from files."""
+    if example.messages is not None:
+        return [item for message in example.messages for item in message.media]
+    return list(example.media.values())
+
+
+_LINE_SET = frozenset(LINE_KEYS)
+_MEDIUM_SET = frozenset(MEDIUM_KEYS)
+
+
+def _kind(value: Any) -> str:
+    return JSON_NAMES.get(type(value), "null")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_scalars(raw: Mapping[str, Any], faults: list[str], *, escaped: bool) -> None:
+    for key in STRINGS:
+        value = raw.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, str):
+            faults.append(f"`{key}` must be a string, got {value!r}")
+        elif escaped and not _is_text(value):
+            faults.append(f"`{key}` holds half a character (a lone surrogate escape): {value!r}")
+    if "duration" in raw and not (_is_number(raw["duration"]) and raw["duration"] >= 0):
+        faults.append(f"`duration` must be a number of seconds, got {raw['duration']!r}")
+    if "id" in raw and (not isinstance(raw["id"], (str, int)) or isinstance(raw["id"], bool)):
+        faults.append(f"`id` must be a string, got {raw['id']!r}")
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _media(raw: Mapping[str, Any], base: str, faults: list[str]) -> dict[str, dict[str, Any]]:
+    found: dict[str, Any] = {}
+    if "audio" in raw:
+        found["audio"] = raw["audio"]
+    others = raw.get("media", {})
+    if not isinstance(others, dict):
+        faults.append(f"`media` must be an object of inputs by name, got {_kind(others)}")
+    elif "audio" in others and "audio" in found:
+        faults.append("`audio` is given twice, by itself and under `media`; keep one")
+    elif "text" in others:
+        faults.append("`media` may not name an input 'text'; the text of an example is its key `text`")
+    else:
+        found.update(others)
+    if not found and "task" not in raw and not faults:
+        faults.append("expected `audio` (with `text`) or `messages`; the line has neither")
+    return {name: _medium(value, name, f"`{name}`", base, faults) for name, value in found.items()}
+
+
+def _medium(value: Any, kind: str, place: str, base: str, faults: list[str]) -> dict[str, Any]:
+    if isinstance(value, str):
+        value = {"path": value}
+    if not isinstance(value, dict):
+        faults.append(f"{place} must be a path or an object with a `path`, got {_kind(value)}")
+        return {}
+    if not value.keys() <= _MEDIUM_SET:
+        faults += [f"{place}: {fault}" for fault in mistyped(value, MEDIUM_KEYS)]
+    item = {"type": kind, **{key: entry for key, entry in value.items() if entry is not None and key != "type"}}
+    path = item.get("path")
+    if not isinstance(path, str) or not path or "\0" in path:
+        faults.append(f"{place} needs a `path`, got {path!r}")
+    else:
+        item["path"] = os.path.join(base, os.path.expanduser(path) if path[0] == "~" else path)
+    transcript = item.get("transcript")
+    if transcript is not None and not (isinstance(transcript, str) and _is_text(transcript)):
+        faults.append(f"{place}: `transcript` must be a string, got {transcript!r}")
+    bad = [key for key in ("start", "end") if key in item and not (_is_number(item[key]) and item[key] >= 0)]
+    faults += [f"{place}: `{key}` must be a number of seconds, got {item[key]!r}" for key in bad]
+    if not bad and "end" in item and item["end"] <= item.get("start", 0):
+        faults.append(f"{place}: `end` {item['end']!r} is not after `start` {item.get('start', 0)!r}")
+    return item
+
+
+def _messages(raw: Mapping[str, Any], base: str, faults: list[str]) -> list[Message]:
+    faults += [f"`{key}` and `messages` exclude each other" for key in ("audio", "media", "text") if key in raw]
+    turns = raw["messages"]
+    if not isinstance(turns, list) or not turns:
+        faults.append(f"`messages` must be a list of messages, got {turns!r}")
+        return []
+    built = []
+    for number, turn in enumerate(turns):
+        place = f"messages[{number}]"
+        if not isinstance(turn, dict):
+            faults.append(f"{place} must be an object with `role` and `content`, got {_kind(turn)}")
+            continue
+        if turn.get("role") not in ROLES:
+            faults.append(f"{place}: `role` must be one of {', '.join(ROLES)}, got {turn.get('role')!r}")
+        unknown = sorted(turn.keys() - {"role", "content"})
+        if unknown:
+            faults.append(f"{place}: unknown key {unknown[0]!r} (known: role, content)")
+        content = _content(turn.get("content"), place, base, faults)
+        built.append(Message.model_construct(role=turn.get("role", "user"), content=content))
+    return built
+
+
+def _content(content: Any, place: str, base: str, faults: list[str]) -> list[dict[str, Any]]:
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    if not isinstance(content, list):
+        faults.append(f"{place}: `content` must be a string or a list of content items, got {_kind(content)}")
+        return []
+    built = []
+    for number, item in enumerate(content):
+        where = f"{place}.content[{number}]"
+        kind = item.get("type") if isinstance(item, dict) else None
+        if not isinstance(kind, str):
+            faults.append(f'{where} must be an object with a `type` ("text" or the name of an input), got {item!r}')
+        elif kind != "text":
+            built.append(_medium(item, kind, where, base, faults))
+        elif not isinstance(item.get("text"), str) or not _is_text(item["text"]):
+            faults.append(f"{where} needs a `text`, got {item.get('text')!r}")
+        else:
+            faults += [f"{where}: {fault}" for fault in mistyped(item, TEXT_KEYS)] if len(item) > 2 else []
+            built.append(item)
+    return built

@@ -1,0 +1,220 @@
+"""Opens a JSONL manifest as a random-access sequence of examples. Imports no torch.
+
+Every line is checked once, when the manifest is opened; what stays in memory is 12 bytes a line (where it starts and
+its number), and an example is made when it is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any, overload
+
+from pydantic import ValidationError
+from pydantic_core import PydanticCustomError
+
+from speechlmm_core.data.example import Example
+from speechlmm_core.data.faults import Faults
+from speechlmm_core.data.jsonl.line import LineFaults, media_items, parse_line
+from speechlmm_core.errors import DataError, SpeechLMMError
+from speechlmm_core.interfaces.task import TaskConfig, get_task
+
+BLOCK = 8192
+THREADS = 8
+
+
+class JsonlExamples(Sequence[Example]):
+    """The examples of a manifest.
+
+    Args:
+        path: The manifest.
+        check_media: Whether a missing media file is a fault (training), or left to whoever reads it (inference).
+        check_task: Whether an example must have what its task needs for training.
+
+    Raises:
+        DataError: The manifest cannot be read or has no lines, or lines are wrong: all are counted, the first listed.
+    """
+
+    def __init__(self, path: str | Path, *, check_media: bool = True, check_task: bool = True) -> None:
+        self.path = Path(path)
+        self._base = str(self.path.parent.absolute())
+        self._starts = array("Q")
+        self._numbers = array("I")
+        self._file: IO[bytes] | None = None
+        self._pid = 0
+        scan = _Scan(str(path), self._base, check_media=check_media, check_task=check_task)
+        try:
+            with self.path.open("rb") as file:
+                self._stamp = _stamp(file)
+                self._size = self._stamp[0]
+                scan.run(self._lines(file))
+        except OSError as exc:
+            reason = "it does not exist" if isinstance(exc, FileNotFoundError) else exc.strerror or str(exc)
+            raise DataError(f"cannot read the manifest {str(path)!r}: {reason}") from exc
+        scan.faults.raise_if_any()
+        if not self._starts:
+            raise DataError(f"the manifest {str(path)!r} has no lines; it needs one JSON object a line")
+
+    def _lines(self, file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+        start = 0
+        for number, line in enumerate(file, 1):
+            skip = 3 if number == 1 and line.startswith(b"\xef\xbb\xbf") else 0  # a byte-order mark
+            if line[skip:].strip():
+                self._starts.append(start + skip)
+                self._numbers.append(number)
+                yield number, line[skip:]
+            start += len(line)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        at = range(len(self))[index]
+        start = self._starts[at]
+        end = self._starts[at + 1] if at + 1 < len(self) else self._size
+        line = os.pread(self._open().fileno(), end - start, start)  # no shared position: safe in threads and forks
+        try:
+            return parse_line(line.split(b"\n", 1)[0], self._numbers[at], self._base)
+        except LineFaults as exc:
+            raise DataError(f"{self.place(at)}: {exc}; has the manifest been changed?") from exc
+
+    def place(self, index: int) -> str:
+        """The file and line of an example, as messages name it."""
+        return f"{self.path}:{self._numbers[index]}"
+
+    def _open(self) -> IO[bytes]:
+        if self._file is None or self._pid != os.getpid():
+            file = self.path.open("rb")
+            if _stamp(file) != self._stamp:
+                file.close()
+                raise DataError(f"the manifest {str(self.path)!r} was changed after it was opened; start again")
+            self._file, self._pid = file, os.getpid()
+        return self._file
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None}
+
+    def __del__(self) -> None:
+        if (file := self.__dict__.get("_file")) is not None:
+            file.close()
+
+
+class ConcatExamples(Sequence[Example]):
+    """Several datasets, one after the other."""
+
+    def __init__(self, parts: Sequence[Sequence[Example]]) -> None:
+        self.parts = list(parts)
+        self._ends: list[int] = []
+        for part in self.parts:
+            self._ends.append(len(part) + (self._ends[-1] if self._ends else 0))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        part, at = self._find(index)
+        return part[at]
+
+    def place(self, index: int) -> str:
+        """Where an example stands, as messages name it."""
+        part, at = self._find(index)
+        return place_of(part, at)
+
+    def _find(self, index: int) -> tuple[Sequence[Example], int]:
+        at = range(len(self))[index]
+        number = bisect_right(self._ends, at)
+        return self.parts[number], at - (self._ends[number - 1] if number else 0)
+
+
+def place_of(examples: Sequence[Example], index: int) -> str:
+    """Where an example stands: file and line if its dataset knows them, else its number."""
+    place = getattr(examples, "place", None)
+    return str(place(index)) if callable(place) else f"example {index}"
+
+
+class _Scan:
+    """One pass over the lines that checks them, the media files block by block in threads."""
+
+    def __init__(self, name: str, base: str, *, check_media: bool, check_task: bool) -> None:
+        self.name, self.base, self.check_media, self.check_task = name, base, check_media, check_task
+        self.faults = Faults()
+        self.tasks: dict[str, TaskConfig | str] = {}
+
+    def run(self, lines: Iterator[tuple[int, bytes]]) -> None:
+        with ThreadPoolExecutor(THREADS) as pool:
+            paths: list[tuple[int, str]] = []
+            for number, line in lines:
+                try:
+                    example = parse_line(line, number, self.base)
+                    items = media_items(example)
+                    lack = self.lack(example) if self.check_task else None
+                    faults = [lack] if lack else []
+                except LineFaults as exc:
+                    faults, items = exc.faults, exc.items
+                for fault in faults:
+                    self.fault(number, fault)
+                if self.check_media:
+                    paths += [(number, item["path"]) for item in items]
+                if len(paths) >= BLOCK:
+                    self.media(paths, pool)
+                    paths = []
+            self.media(paths, pool)
+
+    def fault(self, number: int, message: str) -> None:
+        self.faults.add(f"{self.name}:{number}", message, order=number)
+
+    def lack(self, example: Example) -> str | None:
+        task = self.tasks.get(example.task)
+        if task is None:
+            try:
+                task = get_task(example.task)
+            except (SpeechLMMError, PydanticCustomError, ValidationError) as exc:
+                task = str(exc)
+            self.tasks[example.task] = task
+        return task if isinstance(task, str) else task.check(example)
+
+    def media(self, paths: list[tuple[int, str]], pool: ThreadPoolExecutor) -> None:
+        unique = list(dict.fromkeys(path for _, path in paths))
+        pieces = [unique[i : i + 256] for i in range(0, len(unique), 256)]
+        bad = {path: fault for piece in pool.map(_missing, pieces) for path, fault in piece}
+        for number, path in paths if bad else ():
+            if path in bad:
+                self.fault(number, bad[path])
+
+
+def _missing(paths: list[str]) -> list[tuple[str, str]]:
+    bad = []
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError) as exc:
+            reason = "does not exist" if isinstance(exc, FileNotFoundError) else f"cannot be read ({exc})"
+            bad.append((path, f"media file {path!r} {reason}"))
+            continue
+        if not stat.S_ISREG(status.st_mode):
+            bad.append((path, f"{path!r} is not a media file but a folder or a device"))
+        elif status.st_size == 0:
+            bad.append((path, f"media file {path!r} is empty"))
+    return bad
+
+
+def _stamp(file: IO[bytes]) -> tuple[int, int]:
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
