@@ -120,5 +120,3 @@ class ModelConfig(BaseModel):
         if isinstance(self.attn_implementation, str):
             return self.attn_implementation
         return self.attn_implementation.get(component, "auto")
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, field_validator
@@ -63,7 +64,7 @@ def weight_at(weight: float | Schedule, progress: float) -> float:
         return weight
     if progress <= weight[0][0]:
         return weight[0][1]
-    for (left, low), (right, high) in zip(weight, weight[1:], strict=False):
+    for (left, low), (right, high) in pairwise(weight):
         if progress < right:
             return low + (high - low) * (progress - left) / (right - left)
     return weight[-1][1]

@@ -1,0 +1,1 @@
+"""Saving and loading checkpoints, atomically and with their provenance."""

@@ -1,0 +1,219 @@
+"""Loading checkpoints strictly: no tensor missing, unexpected or of another shape."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from speechlmm_core.config import ModelConfig
+from speechlmm_core.errors import CheckpointError, MissingDependencyError
+
+if TYPE_CHECKING:
+    import torch
+
+    from speechlmm_core.model.speechlmm import SpeechLMM
+
+
+def resolve_model_path(path: str | Path) -> Path:
+    """The folder of a model path: one with `config.json`, or one that holds `model/`.
+
+    Raises:
+        CheckpointError: There is no checkpoint.
+    """
+    folder = Path(path).expanduser()
+    for candidate in (folder, folder / "model"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    if not folder.exists():
+        raise CheckpointError(f"no checkpoint at {str(path)!r}: the folder does not exist")
+    checkpoints = sorted(folder.glob("**/checkpoint-*/config.json"))
+    hint = f"; it holds {str(checkpoints[-1].parent)!r}, give that path to use it" if checkpoints else ""
+    raise CheckpointError(f"no checkpoint at {str(path)!r}: expected a config.json there or in its model/{hint}")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of a checkpoint's `config.json`.
+
+    Raises:
+        CheckpointError: It is not a SpeechLMM checkpoint.
+    """
+    file = folder / "config.json"
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as exc:
+        raise CheckpointError(f"cannot read {str(file)!r}: {exc}") from exc
+    if not isinstance(data, dict) or data.get("model_type") != "speechlmm" or "model" not in data:
+        got = data.get("model_type") if isinstance(data, dict) else type(data).__name__
+        raise CheckpointError(f"{str(file)!r} is not of a SpeechLMM checkpoint: got model_type {got!r}")
+    return data
+
+
+def read_model_config(folder: Path) -> ModelConfig:
+    """The typed model configuration of a checkpoint, without loading a weight.
+
+    Raises:
+        CheckpointError: A component's plugin is not installed (it names the distribution), or the config is invalid.
+    """
+    data = read_config(folder)
+    try:
+        return ModelConfig.model_validate(data["model"])
+    except ValidationError as exc:
+        raise CheckpointError(_explain(exc, data)) from exc
+
+
+def _explain(exc: ValidationError, data: dict[str, Any]) -> str:
+    providers: dict[str, Any] = (data.get("versions") or {}).get("components") or {}
+    lines: list[str] = []
+    for error in exc.errors():
+        place = ".".join(str(part) for part in error["loc"])
+        line = f"{place}: {error['msg']}"
+        provider = providers.get(place)
+        if error["type"] == "unknown_component" and provider and provider.get("distribution"):
+            name, number = provider["distribution"], provider["version"]
+            line += f"; it was saved with {name} {number}: pip install '{name}=={number}'"
+        lines.append(line)
+    return "the checkpoint's configuration does not fit what is installed: " + "; ".join(lines)
+
+
+def load_model(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str | None = None,
+    attn_implementation: str | None = None,
+    load_in_4bit: bool = False,
+    load_in_8bit: bool = False,
+) -> SpeechLMM:
+    """Loads a model in evaluation mode.
+
+    Args:
+        path: Model path.
+        dtype: Type of the parameters; "auto" for the saved one.
+        device: Where to put it; None for the CPU.
+        attn_implementation: Overrides the configuration's.
+        load_in_4bit: Quantise the language model's linear layers to 4 bits (bitsandbytes).
+        load_in_8bit: Quantise them to 8 bits.
+
+    Raises:
+        CheckpointError: The checkpoint is missing, incomplete or does not fit.
+        MissingDependencyError: Quantisation is asked for and bitsandbytes is not installed.
+    """
+    import torch
+
+    from speechlmm_core.model.hf_config import SpeechLMMConfig
+    from speechlmm_core.model.speechlmm import SpeechLMM, default_dtype
+
+    if load_in_4bit or load_in_8bit:
+        _require_bitsandbytes()
+    folder = resolve_model_path(path)
+    data = read_config(folder)
+    config = read_model_config(folder)
+    if attn_implementation not in (None, "auto"):
+        config = config.model_copy(update={"attn_implementation": attn_implementation})
+    if isinstance(dtype, str):
+        name = (data.get("dtype") or "float32") if dtype == "auto" else dtype
+        found = getattr(torch, name, None)
+        if not isinstance(found, torch.dtype):
+            raise CheckpointError(f"unknown dtype {name!r}; expected auto, float32, bfloat16 or float16")
+        dtype = found
+    with default_dtype(dtype):
+        shell = SpeechLMMConfig(model=config.model_dump(mode="json"), dtype=dtype, name_or_path=str(folder))
+        model = SpeechLMM(shell)
+    bases: dict[str, Any] = data.get("bases") or {}
+    if data.get("saved") == "trainable":
+        _load_bases(model, bases)
+    load_weights_into(model, folder, referred=set(bases))
+    if load_in_4bit or load_in_8bit:
+        from speechlmm_core.model.quantise import quantise
+
+        quantise(model.text_decoder.model, bits=4 if load_in_4bit else 8, compute_dtype=dtype)
+    return model.to(device=device or "cpu").eval()  # type: ignore[return-value]  # transformers types `to` loosely
+
+
+def _require_bitsandbytes() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("bitsandbytes") is None:
+        raise MissingDependencyError(
+            "loading in 4 or 8 bits needs bitsandbytes, which is not installed: pip install 'speechlmm-core[quant]'"
+        )
+
+
+def _load_bases(model: SpeechLMM, bases: dict[str, Any]) -> None:
+    from speechlmm_core.checkpoint.provenance import base_source
+
+    components = model.components()
+    for name, saved in bases.items():
+        now = base_source(saved["pretrained"])
+        if now["fingerprint"] != saved["fingerprint"]:
+            raise CheckpointError(
+                f"the base checkpoint {saved['pretrained']!r} of {name} is not the one that this checkpoint was "
+                f"trained on (fingerprint {now['fingerprint']}, expected {saved['fingerprint']}); restore that one"
+            )
+        components[name].load_base_weights()
+        model.base_sources[name] = saved
+
+
+def load_weights_into(model: SpeechLMM, folder: Path, *, referred: set[str]) -> None:
+    """Fills a model from a checkpoint's safetensors.
+
+    Args:
+        model: The model.
+        folder: The checkpoint.
+        referred: Components whose missing tensors come from base checkpoints, already loaded.
+
+    Raises:
+        CheckpointError: A tensor is missing, unexpected, or of another shape, or a file is damaged.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    from speechlmm_core.checkpoint.save import component_of, tied_aliases
+
+    aliases = tied_aliases(model)
+    targets = {key: value for key, value in model.state_dict(keep_vars=True).items() if key not in aliases}
+    seen: set[str] = set()
+    unexpected: list[str] = []
+    wrong: list[str] = []
+    for file in _weight_files(folder):
+        try:
+            with safe_open(file, framework="pt") as tensors, torch.no_grad():
+                for key in tensors.keys():  # noqa: SIM118  # not a mapping
+                    target = targets.get(aliases.get(key, key))
+                    if target is None:
+                        unexpected.append(key)
+                        continue
+                    tensor = tensors.get_tensor(key)
+                    if tensor.shape != target.shape:
+                        wrong.append(f"{key} (got {tuple(tensor.shape)}, expected {tuple(target.shape)})")
+                        continue
+                    target.copy_(tensor)
+                    seen.add(aliases.get(key, key))
+        except (SafetensorError, OSError) as exc:
+            raise CheckpointError(f"cannot read {str(file)!r}: {exc}; the file is damaged, save it again") from exc
+    missing = [key for key in targets if key not in seen and component_of(model, key) not in referred]
+    faults = [
+        f"{len(keys)} {what}: {', '.join(sorted(keys)[:5])}{', …' if len(keys) > 5 else ''}"
+        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
+        if keys
+    ]
+    if faults:
+        raise CheckpointError(f"the checkpoint {str(folder)!r} does not fit its configuration: {'; '.join(faults)}")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (json.JSONDecodeError, KeyError) as exc:
+            raise CheckpointError(f"cannot read {str(index)!r}: {exc}") from exc
+    else:
+        names = ["model.safetensors"]
+    for name in names:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"the checkpoint {str(folder)!r} is incomplete: {name} is missing")
+    return [folder / name for name in names]

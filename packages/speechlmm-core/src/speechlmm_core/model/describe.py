@@ -1,0 +1,82 @@
+"""What a model consists of, without loading a weight: the table that `plan` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from speechlmm_core.config import ModelConfig
+from speechlmm_core.model.freezing import freeze, set_trainable
+from speechlmm_core.model.hf_config import SpeechLMMConfig
+from speechlmm_core.model.speechlmm import SpeechLMM, default_dtype
+
+
+@dataclass(frozen=True)
+class ComponentDescription:
+    """One component of a model."""
+
+    name: str
+    class_name: str
+    source: str
+    """Base checkpoint, or `random`."""
+    num_parameters: int
+    num_trainable: int
+    dtype: str
+    num_bytes: int
+    attn_implementation: str
+    """What the component's attention runs on; empty where it has none."""
+
+
+def meta_model(config: ModelConfig, *, dtype: torch.dtype = torch.float32) -> SpeechLMM:
+    """The model on the meta device: all shapes, no memory.
+
+    Raises:
+        ConfigError: The components do not fit together.
+    """
+    with torch.device("meta"), default_dtype(dtype):
+        return SpeechLMM(SpeechLMMConfig(model=config.model_dump(mode="json"), dtype=dtype))
+
+
+def describe(
+    config: ModelConfig,
+    *,
+    freeze_modules: Sequence[str] = (),
+    trainable_modules: Sequence[str] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> list[ComponentDescription]:
+    """Describes every component, building on the meta device.
+
+    Args:
+        config: The model.
+        freeze_modules: Modules that will be frozen.
+        trainable_modules: The only modules that will be trained, where that is how they are given.
+        dtype: Type of the parameters.
+
+    Raises:
+        ConfigError: The components do not fit together, or a name matches no module.
+    """
+    model = meta_model(config, dtype=dtype)
+    if trainable_modules is None:
+        freeze(model, freeze_modules)
+    else:
+        set_trainable(model, trainable_modules)
+    rows: list[ComponentDescription] = []
+    for name, component in model.components().items():
+        parameters = list(component.parameters())
+        inner = getattr(component, "model", None)
+        attention = getattr(getattr(inner, "config", None), "_attn_implementation", None) or ""
+        rows.append(
+            ComponentDescription(
+                name=name,
+                class_name=type(component).__name__,
+                source=getattr(component.config, "pretrained", None) or "random",
+                num_parameters=sum(p.numel() for p in parameters),
+                num_trainable=sum(p.numel() for p in parameters if p.requires_grad),
+                dtype=", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters})),
+                num_bytes=sum(p.numel() * p.element_size() for p in parameters),
+                attn_implementation=attention,
+            )
+        )
+    return rows

@@ -1,0 +1,38 @@
+"""Quantising a language model's linear layers with bitsandbytes, after its weights are loaded."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+
+def quantise(model: nn.Module, *, bits: Literal[4, 8], compute_dtype: torch.dtype) -> None:
+    """Replaces every linear layer but the head; the weights are quantised when they move to their device.
+
+    Args:
+        model: The language model, in `compute_dtype`, on the CPU.
+        bits: 4 (NF4; Dettmers et al., 2023, arXiv 2305.14314) or 8 (LLM.int8; Dettmers et al., 2022, arXiv 2208.07339).
+        compute_dtype: Type in which products are computed.
+    """
+    import bitsandbytes as bnb
+
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    for name, layer in list(model.named_modules()):
+        if not isinstance(layer, nn.Linear) or layer is head:
+            continue
+        bias = layer.bias is not None
+        new: Any
+        if bits == 4:
+            new = bnb.nn.Linear4bit(
+                layer.in_features, layer.out_features, bias, compute_dtype=compute_dtype, quant_type="nf4"
+            )
+            new.weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
+        else:
+            new = bnb.nn.Linear8bitLt(layer.in_features, layer.out_features, bias, has_fp16_weights=False)
+            new.weight = bnb.nn.Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
+        if bias:
+            new.bias = nn.Parameter(layer.bias.data, requires_grad=False)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, new)

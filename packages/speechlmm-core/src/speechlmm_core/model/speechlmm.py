@@ -1,0 +1,293 @@
+"""The composite model: encoders, adapters, splice, text decoder and objectives.
+
+Shapes: B media, R rows, N tokens, T frames, D hidden, M supervised positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+
+from speechlmm_core.config import ModelConfig
+from speechlmm_core.errors import DataError
+from speechlmm_core.features import Features, Loss
+from speechlmm_core.interfaces.modules import Adapter, Component, Encoder, Objective, TextDecoder, empty_features
+from speechlmm_core.interfaces.objective import weight_at
+from speechlmm_core.model.hf_config import SpeechLMMConfig
+from speechlmm_core.model.outputs import SpeechLMMOutput
+from speechlmm_core.splice.gather import compact, splice
+from speechlmm_core.wiring import wire
+
+
+class SpeechLMM(PreTrainedModel, GenerationMixin):
+    """A speech language model put together from components.
+
+    Its towers are attributes by the names of the configuration: ``model.audio_encoder``, ``model.audio_adapter``,
+    ``model.text_decoder``; each has the network that does the work as ``.model``.
+    """
+
+    config_class = SpeechLMMConfig
+    config: SpeechLMMConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    text_decoder: TextDecoder
+
+    def __init__(self, config: SpeechLMMConfig) -> None:
+        super().__init__(config)
+        self.model_config: ModelConfig = config.parse()
+        contexts = wire(self.model_config).contexts
+        self.input_names: tuple[str, ...] = tuple(self.model_config.inputs)
+        for name, towers in self.model_config.inputs.items():
+            self.add_module(f"{name}_encoder", towers.encoder.build(contexts[f"{name}_encoder"]))
+            self.add_module(f"{name}_adapter", towers.adapter.build(contexts[f"{name}_adapter"]))
+        self.text_decoder = self.model_config.text_decoder.build(contexts["text_decoder"])
+        self.objectives = nn.ModuleDict()
+        for name, objective in self.model_config.all_objectives.items():
+            module = objective.build(contexts[f"objectives.{name}"])
+            module.name = name
+            self.objectives[name] = module
+        self.frozen_modules: tuple[str, ...] = ()
+        self.base_sources: dict[str, dict[str, Any]] = {}
+        self.ever_trainable: set[str] = set()
+        config._text_config = self.text_decoder.model.config
+        self.post_init()
+        self.generation_config = self.text_decoder.model.generation_config
+
+    @classmethod
+    def from_model_config(
+        cls, config: ModelConfig, *, load_base_weights: bool = True, dtype: torch.dtype = torch.float32
+    ) -> SpeechLMM:
+        """Builds a model from its typed configuration.
+
+        Args:
+            config: The components.
+            load_base_weights: Load the base checkpoints that components name; else all weights are random.
+            dtype: Type of the parameters.
+
+        Raises:
+            CheckpointError: A base checkpoint is missing or does not fit.
+        """
+        from speechlmm_core.checkpoint.provenance import base_source
+
+        with default_dtype(dtype):
+            model = cls(SpeechLMMConfig(model=config.model_dump(mode="json"), dtype=dtype))
+        if load_base_weights:
+            for name, component in model.components().items():
+                pretrained = getattr(getattr(component, "config", None), "pretrained", None)
+                if pretrained is not None:
+                    component.load_base_weights()
+                    model.base_sources[name] = base_source(pretrained)
+        return model
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> SpeechLMM:
+        """Loads a checkpoint strictly: no key may be missing, unexpected or of another shape.
+
+        Args:
+            pretrained_model_name_or_path: Folder with `config.json`, or one that holds `model/`.
+            *args: Not taken.
+            **kwargs: ``dtype`` (a torch dtype, or "auto" for the saved one), ``device``, ``attn_implementation``,
+                ``load_in_4bit``, ``load_in_8bit``.
+
+        Raises:
+            CheckpointError: The checkpoint is missing, incomplete or does not fit.
+        """
+        from speechlmm_core.checkpoint.load import load_model
+
+        if args:
+            raise TypeError(f"from_pretrained takes one positional argument, got {1 + len(args)}")
+        return load_model(pretrained_model_name_or_path, **kwargs)
+
+    def save_pretrained(  # type: ignore[override]  # narrower than the base on purpose: one safe format
+        self, save_directory: str | Path, *, save: Literal["full", "trainable"] = "full", **_: Any
+    ) -> None:
+        """Saves weights and configuration, atomically; the processor is saved by `SpeechLMMProcessor`.
+
+        Args:
+            save_directory: The folder.
+            save: `full` for every tensor; `trainable` for what was trained and references to frozen bases.
+        """
+        from speechlmm_core.checkpoint.save import save_weights
+
+        save_weights(self, Path(save_directory), save=save)
+
+    def components(self) -> dict[str, Component]:
+        """The components by name, objectives included as ``objectives.<name>``."""
+        found: dict[str, Component] = {}
+        for name in self.input_names:
+            found[f"{name}_encoder"] = self.encoder(name)
+            found[f"{name}_adapter"] = self.adapter(name)
+        found["text_decoder"] = self.text_decoder
+        for name, objective in self.objectives.items():
+            assert isinstance(objective, Component)
+            found[f"objectives.{name}"] = objective
+        return found
+
+    def encoder(self, name: str) -> Encoder:
+        """The encoder of an input."""
+        return self.get_submodule(f"{name}_encoder")  # type: ignore[return-value]  # built as one above
+
+    def adapter(self, name: str) -> Adapter:
+        """The adapter of an input."""
+        return self.get_submodule(f"{name}_adapter")  # type: ignore[return-value]  # built as one above
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # Components initialise themselves when they are built; a second initialisation would undo theirs.
+        return
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The text decoder's embedding table."""
+        return self.text_decoder.model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The text decoder's head."""
+        return self.text_decoder.model.get_output_embeddings()
+
+    def train(self, mode: bool = True) -> SpeechLMM:
+        """Sets the mode; frozen modules stay in evaluation mode, so that nothing in them drops out or drifts."""
+        super().train(mode)
+        for name in self.frozen_modules:
+            self.get_submodule(name).eval()
+        return self
+
+    def encode(self, media: Mapping[str, Mapping[str, Any]]) -> dict[str, Features]:
+        """Runs the encoders and adapters.
+
+        Args:
+            media: The batch's `media`.
+
+        Returns:
+            Stage outputs ``<input>_encoder`` and ``<input>_adapter`` of the inputs that the batch holds.
+
+        Raises:
+            DataError: The batch holds an input that the model has not.
+        """
+        unknown = [name for name in media if name not in self.input_names]
+        if unknown:
+            raise DataError(f"the batch holds {unknown!r}, but this model takes {list(self.input_names)!r}")
+        stages: dict[str, Features] = {}
+        for name in self.input_names:
+            if name not in media:
+                continue
+            encoder = self.encoder(name)
+            dtype = next((p.dtype for p in encoder.parameters() if p.is_floating_point()), torch.float32)
+            inputs = {
+                key: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+                for key, value in media[name]["inputs"].items()
+            }
+            features = encoder(inputs)
+            stages[f"{name}_encoder"] = features
+            stages[f"{name}_adapter"] = self.adapter(name)(features, media[name].get("target_lengths"))
+        return stages
+
+    def embed(self, batch: Mapping[str, Any], stages: Mapping[str, Features]) -> tuple[Tensor, Mapping[str, Any]]:
+        """The input embeddings (R, N, D) with the media spliced in, and the batch, compacted where that is needed."""
+        text = self.text_decoder.embed(batch["input_ids"])  # (R, N, D)
+        media: Mapping[str, Any] = batch.get("media", {})
+        features = [stages[f"{name}_adapter"] for name in self.input_names if name in media]
+        if not features:
+            features = [empty_features(text.shape[-1], device=text.device, dtype=text.dtype)]
+        features = [Features(f.values.to(text.dtype), f.lengths, f.extras) for f in features]
+        if "dynamic" in batch:
+            batch = compact(batch, features)
+        return splice(text, features, batch), batch
+
+    def forward(self, *, objective_weights: Mapping[str, float] | None = None, **batch: Any) -> SpeechLMMOutput:
+        """Runs the model over a batch that `SpeechLMMProcessor.collate` made.
+
+        Args:
+            objective_weights: Weights by objective; those not named, or of weight zero, are not computed. None for
+                the configured weights (at the end of their schedules).
+            **batch: See `speechlmm_core.splice.plan`.
+
+        Returns:
+            The losses, their weighted mean over this batch, and the stage outputs.
+        """
+        weights = self.resolve_weights(objective_weights)
+        stages = self.encode(batch.get("media", {}))
+        needed = {stage for name in weights for stage in self.objective(name).config.stages}
+        if "text_decoder" in needed or not weights:
+            embeds, batch = self.embed(batch, stages)
+            hidden = self.text_decoder(
+                embeds,
+                position_ids=batch["position_ids"],
+                attention_mask=batch.get("attention_mask"),
+                segments=batch.get("segments"),
+            )  # (R, N, D)
+            mask = batch.get("attention_mask")
+            lengths = torch.ones_like(batch["input_ids"]).sum(1) if mask is None else mask.sum(1)
+            stages["text_decoder"] = Features(hidden, lengths)
+        losses: dict[str, Loss] = {}
+        for name in weights:
+            objective = self.objective(name)
+            if all(stage in stages for stage in objective.config.stages):
+                losses[name] = objective(stages, batch, self.text_decoder)
+        return SpeechLMMOutput(loss=self._total(losses, weights, batch), losses=losses, stages=stages)
+
+    def resolve_weights(self, given: Mapping[str, float] | None) -> dict[str, float]:
+        """The objectives to compute, with their weights."""
+        if given is None:
+            given = {name: weight_at(o.weight, 1.0) for name, o in self.model_config.all_objectives.items()}
+        return {name: weight for name, weight in given.items() if weight > 0}
+
+    def objective(self, name: str) -> Objective:
+        """The objective called ``name``."""
+        return self.objectives[name]  # type: ignore[return-value]  # built as one above
+
+    def _total(
+        self, losses: Mapping[str, Loss], weights: Mapping[str, float], batch: Mapping[str, Any]
+    ) -> Tensor | None:
+        counts = batch.get("num_items", {})
+        terms = [weights[n] * loss.sum / max(counts[loss.unit], 1) for n, loss in losses.items() if loss.unit in counts]
+        return torch.stack(terms).sum() if terms else None
+
+    @torch.no_grad()
+    def generate(self, batch: Mapping[str, Any], **kwargs: Any) -> Tensor:  # type: ignore[override]  # takes a batch
+        """Generates answers with the language model's own `generate`.
+
+        Args:
+            batch: Collated with ``padding_side="left"`` and without packing.
+            **kwargs: Generation options of transformers (``max_new_tokens``, ``do_sample``, ``streamer``, …).
+
+        Returns:
+            (B, new tokens) ids, without the prompt, padded on the right.
+        """
+        stages = self.encode(batch.get("media", {}))
+        embeds, batch = self.embed(batch, stages)
+        ids: Tensor = batch["input_ids"]
+        out: Tensor = self.text_decoder.model.generate(
+            input_ids=ids, inputs_embeds=embeds, attention_mask=batch["attention_mask"], **kwargs
+        )
+        return out[:, ids.shape[1] :]
+
+
+def default_dtype(dtype: torch.dtype) -> Any:
+    """A context in which new parameters have ``dtype``."""
+    return _DefaultDtype(dtype) if dtype != torch.get_default_dtype() else nullcontext()
+
+
+class _DefaultDtype:
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def __enter__(self) -> None:
+        self.previous = torch.get_default_dtype()
+        torch.set_default_dtype(self.dtype)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_default_dtype(self.previous)
+
+
+AutoModel.register(SpeechLMMConfig, SpeechLMM, exist_ok=True)
+AutoModelForCausalLM.register(SpeechLMMConfig, SpeechLMM, exist_ok=True)

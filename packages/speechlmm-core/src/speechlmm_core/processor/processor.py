@@ -1,0 +1,241 @@
+"""The processor: chat messages with media in, the tensors of a batch out. It runs in data workers, on the CPU.
+
+Shapes: B media, R rows, N tokens, U target ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from speechlmm_core.chat.messages import Message
+from speechlmm_core.chat.tokenizer import ChatTokenizer, MediaPiece
+from speechlmm_core.config import InputConfig, ModelConfig
+from speechlmm_core.errors import DataError, MediaError
+from speechlmm_core.interfaces.objective import ObjectiveConfig
+from speechlmm_core.media.medium import Medium
+from speechlmm_core.processor.sample import ProcessedSample
+from speechlmm_core.splice.plan import build_layout, plan_batch
+
+MessageLike = Message | Mapping[str, Any]
+
+
+class SpeechLMMProcessor:
+    """Tokenises conversations, loads and preprocesses their media, and lays out batches.
+
+    Args:
+        config: The model's configuration.
+        tokenizer: The text decoder's tokenizer with its chat template.
+    """
+
+    def __init__(self, config: ModelConfig, tokenizer: ChatTokenizer) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.inputs: dict[str, InputConfig] = config.inputs
+        self._preprocessors = {name: towers.encoder.build_preprocessor() for name, towers in self.inputs.items()}
+        self._objectives: dict[str, ObjectiveConfig] = {
+            name: objective for name, objective in config.all_objectives.items() if objective.needs_transcript
+        }
+
+    @classmethod
+    def from_config(cls, config: ModelConfig) -> SpeechLMMProcessor:
+        """A processor for a new model."""
+        return cls(config, config.text_decoder.build_tokenizer())
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> SpeechLMMProcessor:
+        """The processor of a saved model.
+
+        Raises:
+            CheckpointError: The folder holds none.
+        """
+        from speechlmm_core.checkpoint.load import read_model_config, resolve_model_path
+
+        folder = resolve_model_path(path)
+        config = read_model_config(folder)
+        return cls(config, config.text_decoder.build_tokenizer(str(folder)))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Saves the tokenizer and the chat template; everything else follows from the model's configuration."""
+        self.tokenizer.save_pretrained(Path(folder))
+
+    def __call__(
+        self,
+        conversations: Sequence[Sequence[MessageLike]],
+        *,
+        with_answer: bool = False,
+        packed: bool = False,
+        padding_side: Literal["right", "left"] = "left",
+    ) -> dict[str, Any]:
+        """Makes a batch of conversations: `sample` for each, then `collate`."""
+        samples = [self.sample(messages, with_answer=with_answer) for messages in conversations]
+        return self.collate(samples, packed=packed, padding_side=padding_side)
+
+    def sample(self, messages: Sequence[MessageLike], *, with_answer: bool) -> ProcessedSample:
+        """Tokenises a conversation and loads its media.
+
+        Args:
+            messages: The conversation, the answer included or not.
+            with_answer: Whether the conversation ends with the answer (training), or a generation prompt follows.
+
+        Raises:
+            DataError: The messages do not fit the model.
+            MediaError: A medium cannot be used.
+        """
+        parsed = self._parse(messages, with_answer=with_answer)
+        pieces = self.tokenizer.encode_chat(parsed, add_generation_prompt=not with_answer)
+        items = [piece.item for piece in pieces if isinstance(piece, MediaPiece)]
+        media = [(item["type"], self.inputs[item["type"]].encoder.load(item)) for item in items]
+        num_frames = [self._num_frames(name, medium, item) for (name, medium), item in zip(media, items, strict=True)]
+        layout = build_layout(pieces, num_frames, self.tokenizer.pad_token_id)
+        return ProcessedSample(layout, media, self._targets(items))
+
+    def sizes(
+        self, messages: Sequence[MessageLike], num_samples: Sequence[int], *, with_answer: bool = True
+    ) -> tuple[int, int]:
+        """The size of a conversation, without loading its media; the batch plan rests on it.
+
+        Args:
+            messages: The conversation.
+            num_samples: Samples of each medium, in order of appearance, at its encoder's sampling rate.
+            with_answer: As for `sample`.
+
+        Returns:
+            Positions in the language model, and encoder frames of all media together.
+        """
+        parsed = self._parse(messages, with_answer=with_answer)
+        pieces = self.tokenizer.encode_chat(parsed, add_generation_prompt=not with_answer)
+        names = [piece.item["type"] for piece in pieces if isinstance(piece, MediaPiece)]
+        if len(names) != len(num_samples):
+            raise DataError(f"got the lengths of {len(num_samples)} media for messages that hold {len(names)}")
+        positions = sum(len(piece.ids) for piece in pieces if not isinstance(piece, MediaPiece))
+        frames = 0
+        for name, samples in zip(names, num_samples, strict=True):
+            encoder, adapter = self.inputs[name].encoder, self.inputs[name].adapter
+            encoded = encoder.output_lengths(samples)
+            frames += encoded
+            positions += adapter.max_output_lengths(encoded, encoder.frame_rate)
+        return positions, frames
+
+    def collate(
+        self,
+        samples: Sequence[ProcessedSample],
+        *,
+        packed: bool = False,
+        padding_side: Literal["right", "left"] = "right",
+    ) -> dict[str, Any]:
+        """Lays out a batch.
+
+        Args:
+            samples: Processed samples.
+            packed: Put all samples into one row, attention never crossing between them.
+            padding_side: `right` for training, `left` for generation; without meaning when packed.
+
+        Returns:
+            Nested dict of tensors, as `speechlmm_core.splice.plan` describes it.
+        """
+        present = [name for name in self.inputs if any(name == n for s in samples for n, _ in s.media)]
+        batch = plan_batch(
+            [sample.layout for sample in samples],
+            packed=packed,
+            padding_side=padding_side,
+            pad_token_id=self.tokenizer.pad_token_id,
+            input_order=present,
+        )
+        batch["media"] = {name: self._media(name, samples) for name in present}
+        counts: dict[str, int] = {"supervised_tokens": int(batch["supervised"]["ids"].numel())}
+        batch["targets"] = {}
+        for name, objective in self._objectives.items():
+            counts[f"{name}_targets"] = counts[f"{name}_infeasible"] = 0
+            stage_input = objective.stages[0].rpartition("_")[0]
+            if stage_input in present:
+                lengths = self._stage_lengths(objective.stages[0], batch["media"][stage_input])
+                targets = [target for sample in samples for target in sample.targets.get(name, ())]
+                batch["targets"][name] = _pad_targets(objective, targets, lengths, counts, name)
+        batch["num_items"] = counts
+        if all(media["exact"] for media in batch["media"].values()):
+            batch.pop("dynamic", None)
+        return batch
+
+    def _parse(self, messages: Sequence[MessageLike], *, with_answer: bool) -> list[Message]:
+        parsed = [m if isinstance(m, Message) else Message.model_validate(m) for m in messages]
+        if not parsed:
+            raise DataError("got no messages; expected at least one")
+        if with_answer and parsed[-1].role != "assistant":
+            raise DataError(f"expected the conversation to end with the assistant's answer, got {parsed[-1].role!r}")
+        for message in parsed:
+            for item in message.media:
+                if item["type"] not in self.inputs:
+                    known = ", ".join(self.inputs) or "only text"
+                    raise DataError(f"a message holds {item['type']!r}, but this model takes {known}")
+        return parsed
+
+    def _num_frames(self, name: str, medium: Medium, item: Mapping[str, Any]) -> int:
+        encoder, adapter = self.inputs[name].encoder, self.inputs[name].adapter
+        frames = encoder.output_lengths(medium.num_samples)
+        frames = adapter.max_output_lengths(frames, encoder.frame_rate)
+        if frames < 1:
+            raise MediaError(
+                f"{item.get('path', name)!r} is too short: {medium.num_samples} samples give no frame; "
+                f"expected at least one frame of {float(1 / encoder.frame_rate):.3f} s"
+            )
+        return frames
+
+    def _targets(self, items: Sequence[Mapping[str, Any]]) -> dict[str, list[list[int] | None]]:
+        found: dict[str, list[list[int] | None]] = {}
+        for name, objective in self._objectives.items():
+            stage_input = objective.stages[0].rpartition("_")[0]
+            found[name] = [
+                None
+                if item.get("transcript") is None
+                else objective.encode_transcript(item["transcript"], self.tokenizer)
+                for item in items
+                if item["type"] == stage_input
+            ]
+        return found
+
+    def _media(self, name: str, samples: Sequence[ProcessedSample]) -> dict[str, Any]:
+        media = [medium for sample in samples for n, medium in sample.media if n == name]
+        encoder, adapter = self.inputs[name].encoder, self.inputs[name].adapter
+        num_samples = torch.tensor([medium.num_samples for medium in media], dtype=torch.long)
+        frames = encoder.output_lengths(num_samples)
+        exact = adapter.output_lengths(frames, encoder.frame_rate)
+        lengths = adapter.max_output_lengths(frames, encoder.frame_rate)
+        return {
+            "inputs": self._preprocessors[name](media),
+            "num_frames": int(lengths.max()),
+            "lengths": lengths,
+            "encoder_lengths": frames,
+            "exact": exact is not None,
+        }
+
+    def _stage_lengths(self, stage: str, media: Mapping[str, Any]) -> Tensor:
+        return media["encoder_lengths"] if stage.endswith("_encoder") else media["lengths"]
+
+
+def _pad_targets(
+    objective: ObjectiveConfig,
+    targets: Sequence[Sequence[int] | None],
+    lengths: Tensor,
+    counts: dict[str, int],
+    name: str,
+) -> dict[str, Tensor]:
+    """Targets as a padded tensor; media without a transcript, or too short for it, are marked as not valid."""
+    ids = torch.zeros(len(targets), max((len(t) for t in targets if t), default=0), dtype=torch.long)  # (B, U)
+    target_lengths = torch.zeros(len(targets), dtype=torch.long)
+    valid = torch.zeros(len(targets), dtype=torch.bool)
+    for row, (target, frames) in enumerate(zip(targets, lengths.tolist(), strict=True)):
+        if not target:
+            continue
+        if objective.min_frames(list(target)) > frames:
+            counts[f"{name}_infeasible"] += 1
+            continue
+        ids[row, : len(target)] = torch.tensor(target)
+        target_lengths[row] = len(target)
+        valid[row] = True
+        counts[f"{name}_targets"] += len(target)
+    return {"ids": ids, "lengths": target_lengths, "valid": valid}
