@@ -1,0 +1,1 @@
+"""Attention over several samples packed into one row."""

@@ -1,0 +1,1 @@
+"""Losses that never hold a whole matrix of logits."""

@@ -1,0 +1,1 @@
+"""Connectionist temporal classification on the output of an encoder or an adapter."""
