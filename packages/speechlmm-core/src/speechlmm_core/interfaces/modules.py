@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from speechlmm_core.features import Features, Loss
@@ -135,8 +134,3 @@ class Objective(Component, ABC):
         """
 
     name: str = ""
-
-
-def empty_features(width: int, *, device: torch.device, dtype: torch.dtype) -> Features:
-    """Features of no media at all."""
-    return Features(torch.zeros(0, 0, width, device=device, dtype=dtype), torch.zeros(0, dtype=torch.long))

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from torch.nn import Parameter
+
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.registry import nearest
 
@@ -24,8 +26,8 @@ def freeze(model: SpeechLMM, names: Sequence[str]) -> None:
         ConfigError: A name matches no module.
     """
     frozen = [module for name in names for module in match(model, name)]
-    for parameter in model.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())  # quantised weights have no gradient to give
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(_can_train(model, name, parameter))
     for name in frozen:
         model.get_submodule(name).requires_grad_(False)
     _settle(model, frozen)
@@ -43,11 +45,16 @@ def set_trainable(model: SpeechLMM, names: Sequence[str]) -> None:
     """
     wanted = {module for name in names for module in match(model, name)}
     model.requires_grad_(False)
-    for name in wanted:
-        for parameter in model.get_submodule(name).parameters():
-            parameter.requires_grad_(parameter.is_floating_point())
+    for module in wanted:
+        for name, parameter in model.get_submodule(module).named_parameters():
+            parameter.requires_grad_(_can_train(model, f"{module}.{name}", parameter))
     frozen = [n for n, module in model.named_modules() if n and not any(p.requires_grad for p in module.parameters())]
     _settle(model, [name for name in frozen if not any(name.startswith(f"{w}.") for w in wanted)])
+
+
+def _can_train(model: SpeechLMM, name: str, parameter: Parameter) -> bool:
+    # Quantised weights have no gradient to give.
+    return parameter.is_floating_point() and name not in model.constants
 
 
 def _settle(model: SpeechLMM, frozen: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTr
 from speechlmm_core.config import ModelConfig
 from speechlmm_core.errors import DataError
 from speechlmm_core.features import Features, Loss
-from speechlmm_core.interfaces.modules import Adapter, Component, Encoder, Objective, TextDecoder, empty_features
+from speechlmm_core.interfaces.modules import Adapter, Component, Encoder, Objective, TextDecoder
 from speechlmm_core.interfaces.objective import weight_at
 from speechlmm_core.model.hf_config import SpeechLMMConfig
 from speechlmm_core.model.outputs import SpeechLMMOutput
@@ -60,6 +60,8 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
         self.frozen_modules: tuple[str, ...] = ()
         self.base_sources: dict[str, dict[str, Any]] = {}
         self.ever_trainable: set[str] = set()
+        # Some parameters are constants (Whisper's sinusoids): no choice of trainable modules reaches them.
+        self.constants = frozenset(name for name, p in self.named_parameters() if not p.requires_grad)
         config._text_config = self.text_decoder.model.config
         self.post_init()
         self.generation_config = self.text_decoder.model.generation_config
@@ -195,13 +197,12 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
         """The input embeddings (R, N, D) with the media spliced in, and the batch, compacted where that is needed."""
         text = self.text_decoder.embed(batch["input_ids"])  # (R, N, D)
         media: Mapping[str, Any] = batch.get("media", {})
-        features = [stages[f"{name}_adapter"] for name in self.input_names if name in media]
-        if not features:
-            features = [empty_features(text.shape[-1], device=text.device, dtype=text.dtype)]
-        features = [Features(f.values.to(text.dtype), f.lengths, f.extras) for f in features]
+        present = [name for name in self.input_names if name in media]
+        features = [stages[f"{name}_adapter"] for name in present]
         if "dynamic" in batch:
-            batch = compact(batch, features)
-        return splice(text, features, batch), batch
+            lengths = [None if media[name]["exact"] else stages[f"{name}_adapter"].lengths for name in present]
+            batch = compact(batch, lengths)
+        return splice(text, features, batch["splice"]), batch
 
     def forward(self, *, objective_weights: Mapping[str, float] | None = None, **batch: Any) -> SpeechLMMOutput:
         """Runs the model over a batch that `SpeechLMMProcessor.collate` made.

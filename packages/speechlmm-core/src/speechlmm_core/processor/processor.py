@@ -145,6 +145,7 @@ class SpeechLMMProcessor:
             padding_side=padding_side,
             pad_token_id=self.tokenizer.pad_token_id,
             input_order=present,
+            dynamic_inputs=[name for name in present if not self._is_exact(name)],
         )
         batch["media"] = {name: self._media(name, samples) for name in present}
         counts: dict[str, int] = {"supervised_tokens": int(batch["supervised"]["ids"].numel())}
@@ -157,8 +158,6 @@ class SpeechLMMProcessor:
                 targets = [target for sample in samples for target in sample.targets.get(name, ())]
                 batch["targets"][name] = _pad_targets(objective, targets, lengths, counts, name)
         batch["num_items"] = counts
-        if all(media["exact"] for media in batch["media"].values()):
-            batch.pop("dynamic", None)
         return batch
 
     def _parse(self, messages: Sequence[MessageLike], *, with_answer: bool) -> list[Message]:
@@ -203,15 +202,18 @@ class SpeechLMMProcessor:
         encoder, adapter = self.inputs[name].encoder, self.inputs[name].adapter
         num_samples = torch.tensor([medium.num_samples for medium in media], dtype=torch.long)
         frames = encoder.output_lengths(num_samples)
-        exact = adapter.output_lengths(frames, encoder.frame_rate)
         lengths = adapter.max_output_lengths(frames, encoder.frame_rate)
         return {
             "inputs": self._preprocessors[name](media),
             "num_frames": int(lengths.max()),
             "lengths": lengths,
             "encoder_lengths": frames,
-            "exact": exact is not None,
+            "exact": self._is_exact(name),
         }
+
+    def _is_exact(self, name: str) -> bool:
+        encoder, adapter = self.inputs[name].encoder, self.inputs[name].adapter
+        return adapter.output_lengths(1, encoder.frame_rate) is not None
 
     def _stage_lengths(self, stage: str, media: Mapping[str, Any]) -> Tensor:
         return media["encoder_lengths"] if stage.endswith("_encoder") else media["lengths"]
