@@ -1,0 +1,1 @@
+"""The adapter that passes frames through."""

@@ -1,0 +1,1 @@
+"""Frame stacking and a multi-layer perceptron."""

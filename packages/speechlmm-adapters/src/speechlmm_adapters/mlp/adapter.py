@@ -1,0 +1,64 @@
+"""Frame stacking and a multi-layer perceptron.
+
+Ma et al., 2024, "An Embarrassingly Simple Approach for LLM with Strong ASR Capacity" (arXiv:2402.08846), for frame
+stacking before a small perceptron.
+
+Shapes: B batch, T frames, D hidden, S stacked frames.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from speechlmm_adapters.padding import zero_padding
+from speechlmm_core.errors import ConfigError
+from speechlmm_core.features import Features
+from speechlmm_core.interfaces.modules import Adapter
+
+if TYPE_CHECKING:
+    from speechlmm_adapters.mlp.config import MLPAdapterConfig
+    from speechlmm_core.interfaces.context import BuildContext
+
+
+class MLPAdapter(Adapter):
+    """See `MLPAdapterConfig`; the perceptron is `.model`."""
+
+    config: MLPAdapterConfig
+
+    def __init__(self, config: MLPAdapterConfig, ctx: BuildContext) -> None:
+        """Builds the layers between the widths of the context.
+
+        Raises:
+            ConfigError: transformers knows no such activation.
+        """
+        super().__init__()
+        if config.activation not in ACT2FN:
+            raise ConfigError(f"unknown activation {config.activation!r}; expected one of {', '.join(sorted(ACT2FN))}")
+        self.config = config
+        width = ctx.input_size * config.stack
+        sizes = [width, *[config.hidden_size] * (config.num_layers - 1), ctx.output_size]
+        layers: list[nn.Module] = [nn.LayerNorm(width)] if config.layer_norm else []
+        for number, (size_in, size_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+            if number:
+                layers += [ACT2FN[config.activation], nn.Dropout(config.dropout)]
+            layers.append(nn.Linear(size_in, size_out))
+        self.model = nn.Sequential(*layers)
+        self.residual = nn.Linear(width, ctx.output_size, bias=False) if config.residual == "linear" else None
+
+    def forward(self, features: Features, target_lengths: Tensor | None = None) -> Features:
+        """Adapts (B, T, D_in) to (B, ceil(T / S), D_out); padding comes out as zeros."""
+        stack = self.config.stack
+        values = zero_padding(features.values, features.lengths)
+        batch, frames, width = values.shape
+        missing = -frames % stack
+        if missing:
+            values = nn.functional.pad(values, (0, 0, 0, missing))  # (B, T', D_in)
+        stacked = values.reshape(batch, (frames + missing) // stack, width * stack)  # (B, T_out, S * D_in)
+        adapted = self.model(stacked)  # (B, T_out, D_out)
+        if self.residual is not None:
+            adapted = adapted + self.residual(stacked)
+        lengths = -(-features.lengths // stack)
+        return Features(zero_padding(adapted, lengths), lengths)

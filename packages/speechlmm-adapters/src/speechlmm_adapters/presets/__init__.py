@@ -1,0 +1,1 @@
+"""Configuration presets of the adapters."""

@@ -1,0 +1,152 @@
+"""Loading published weights into a module, strictly and without unpickling code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from speechlmm_core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""Names under which checkpoints keep their weights, in the order in which they are looked for."""
+
+SHOWN = 5
+"""Names that an error message lists at most."""
+
+
+def load_weights(
+    module: nn.Module,
+    source: str | Path,
+    *,
+    prefixes: Sequence[str] = ("",),
+    ignore: Sequence[str] = (),
+    rename: Callable[[str], str] | None = None,
+) -> None:
+    """Copies a checkpoint's weights into a module.
+
+    Args:
+        module: Gets every one of its tensors from the checkpoint; they keep their dtype and device.
+        source: Folder, name under `$PRETRAINED_COMPONENTS`, or hub name.
+        prefixes: What may stand before the module's own names; the first that fits is cut off.
+        ignore: Beginnings of names that belong to other parts of the checkpoint.
+        rename: Turns an older name (without prefix) into today's.
+
+    Raises:
+        CheckpointError: There are no weights, or tensors are missing, superfluous or of another shape.
+    """
+    import torch
+
+    own = module.state_dict(keep_vars=True)
+    missing, unexpected, wrong = set(own), list[str](), list[str]()
+    for name, read in _tensors(weight_files(source)):
+        target = _target(name, own, prefixes, rename)
+        if target is None:
+            if not name.startswith(tuple(ignore)):
+                unexpected.append(name)
+            continue
+        tensor = read()
+        missing.discard(target)
+        if tensor.shape != own[target].shape:
+            wrong.append(f"{name} is {tuple(tensor.shape)}, expected {tuple(own[target].shape)}")
+            continue
+        with torch.no_grad():
+            own[target].copy_(tensor)
+    faults = [
+        f"{len(names)} tensors {what} ({', '.join(sorted(names)[:SHOWN])}{', …' if len(names) > SHOWN else ''})"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of the wrong shape", wrong))
+        if names
+    ]
+    if faults:
+        raise CheckpointError(
+            f"the weights of {str(source)!r} do not fit {type(module).__name__}: {'; '.join(faults)}; "
+            "check that the configuration's architecture is the checkpoint's"
+        )
+
+
+def weight_files(source: str | Path) -> list[Path]:
+    """The files that hold a checkpoint's weights, downloaded first if ``source`` is a hub name.
+
+    Raises:
+        CheckpointError: There are none.
+    """
+    from speechlmm_core.checkpoint.source import resolve_pretrained
+
+    place = resolve_pretrained(str(source))
+    for name in WEIGHT_FILES:
+        found = _file(place, name)
+        if found is None:
+            continue
+        if found.suffix != ".json":
+            return [found]
+        try:
+            shards = sorted(set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as exc:
+            raise CheckpointError(f"{str(found)!r} is not an index of weight files ({exc}); fetch it again") from exc
+        files = {shard: _file(place, shard) for shard in shards}
+        absent = [shard for shard, file in files.items() if file is None]
+        if absent:
+            raise CheckpointError(f"{str(source)!r} lacks {', '.join(absent)}, which {name} names; fetch it again")
+        return [file for file in files.values() if file is not None]
+    raise CheckpointError(f"{str(source)!r} holds no weights; expected one of {', '.join(WEIGHT_FILES)}")
+
+
+def _file(place: Path | str, name: str) -> Path | None:
+    if isinstance(place, Path):
+        path = place / name
+        # A shard's name comes from a file that others wrote; it may not lead out of the folder.
+        return path if path.is_file() and path.parent.resolve() == place.resolve() else None
+    from transformers.utils.hub import cached_file
+
+    try:
+        found = cached_file(place, name, _raise_exceptions_for_missing_entries=False)
+    except OSError as exc:
+        raise CheckpointError(
+            f"cannot fetch {name} of {place!r} from the hub ({exc}); "
+            "give a folder, or put it under $PRETRAINED_COMPONENTS"
+        ) from exc
+    return None if found is None else Path(found)
+
+
+def _tensors(files: Sequence[Path]) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """Each tensor's name and a way to read it; of safetensors files only what is asked for is read."""
+    import pickle
+
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    for file in files:
+        try:
+            if file.suffix == ".safetensors":
+                with safe_open(file, framework="pt") as handle:
+                    for name in handle.keys():  # noqa: SIM118 - not a mapping: it cannot be iterated itself
+                        yield name, lambda name=name, handle=handle: handle.get_tensor(name)
+            else:
+                content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+                if not isinstance(content, Mapping):
+                    raise CheckpointError(f"{str(file)!r} holds {type(content).__name__}, expected tensors by name")
+                for name, tensor in content.items():
+                    yield name, lambda tensor=tensor: tensor
+        except (SafetensorError, OSError, RuntimeError, pickle.UnpicklingError) as exc:
+            raise CheckpointError(f"{str(file)!r} cannot be read ({exc}); fetch it again") from exc
+
+
+def _target(
+    name: str, own: Mapping[str, Tensor], prefixes: Sequence[str], rename: Callable[[str], str] | None
+) -> str | None:
+    for prefix in prefixes:
+        if name.startswith(prefix):
+            short = name.removeprefix(prefix)
+            short = rename(short) if rename else short
+            if short in own:
+                return short
+    return None

@@ -1,0 +1,1 @@
+"""HuBERT's encoder of raw audio."""
