@@ -43,6 +43,6 @@ def list_components(kind: str | None = None) -> list[ComponentRow]:
             if entry.dist is None:
                 rows.add(ComponentRow(one, entry.name, "", ""))
             else:
-                summary = entry.dist.metadata.get("Summary") or ""
+                summary = str(entry.dist.metadata.json.get("summary", ""))
                 rows.add(ComponentRow(one, entry.name, entry.dist.name, entry.dist.version, summary))
     return sorted(rows, key=lambda row: (KINDS.index(row.kind), row.name, row.distribution, row.version))

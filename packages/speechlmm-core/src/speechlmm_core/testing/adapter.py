@@ -1,0 +1,226 @@
+"""The contract of an adapter.
+
+Shapes: B batch, T frames, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speechlmm_core.features import Features
+from speechlmm_core.interfaces.adapter import AdapterConfig, adapters
+from speechlmm_core.interfaces.context import BuildContext
+from speechlmm_core.interfaces.modules import Adapter
+from speechlmm_core.testing.checks import Check, assert_close, check, collect, run_all, select
+from speechlmm_core.testing.component import ComponentKit, lengths_agree, probe
+from speechlmm_core.testing.encoder import rows
+
+SIZES = (*range(18), 23, 31, 32, 33, 47, 64, 97)
+
+
+class AdapterKit(ComponentKit):
+    """The checks of an adapter."""
+
+    config: AdapterConfig
+
+    def __init__(self, config: AdapterConfig, ctx: BuildContext | None, unreached: Collection[str]) -> None:
+        super().__init__(config, adapters, unreached)
+        self._ctx = ctx
+
+    @property
+    def ctx(self) -> BuildContext:
+        """What the adapter is built with: another width out than in, where the adapter can change it."""
+        if self._ctx is not None:
+            return self._ctx
+        rate = Fraction(50)
+        ctx = BuildContext(input_size=12, output_size=16, frame_rate=rate, vocab_size=37)
+        if self.config.output_size(ctx) == ctx.output_size:
+            return ctx
+        return BuildContext(input_size=16, output_size=16, frame_rate=rate, vocab_size=37)
+
+    def make(self, config: AdapterConfig) -> Adapter:
+        """The adapter."""
+        return config.build(self.ctx)
+
+    def features(self, *lengths: int, seed: int = 0, padding: float = 0.0) -> Features:
+        """Random features of these lengths; each row's content depends on its place and the seed alone."""
+        values = torch.full((len(lengths), max(lengths, default=0), self.ctx.input_size), padding)
+        for row, length in enumerate(lengths):
+            generator = torch.Generator().manual_seed(1000 * seed + row)
+            values[row, :length] = torch.randn(length, self.ctx.input_size, generator=generator)
+        return Features(values, torch.tensor(lengths, dtype=torch.int64))
+
+    def output(self, module: Any, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The valid frames of three rows of different length."""
+        features = self.features(23, 11, 17)
+        return torch.cat(rows(module(Features(features.values.to(dtype), features.lengths))))  # (sum of lengths, D)
+
+    @check
+    def lengths_of_all_kinds(self) -> None:
+        """`output_lengths` gives the same for an int, an array and a tensor, never falls, and is never negative."""
+        rate, sizes = self.ctx.frame_rate, list(range(130))
+        bounds = [self.config.max_output_lengths(size, rate) for size in sizes]
+        assert all(type(one) is int for one in bounds), f"an int gives a {type(bounds[0]).__name__}"
+        array = self.config.max_output_lengths(np.array(sizes), rate)
+        tensor = self.config.max_output_lengths(torch.tensor(sizes), rate)
+        assert isinstance(array, np.ndarray), f"an array gives a {type(array).__name__}"
+        assert array.dtype.kind == "i", f"an array of int gives {array.dtype}"
+        assert isinstance(tensor, Tensor), f"a tensor gives a {type(tensor).__name__}"
+        assert tensor.dtype == torch.int64, f"a tensor of int64 gives {tensor.dtype}"
+        lengths_agree(array.tolist(), bounds, "array against int")
+        lengths_agree(tensor.tolist(), bounds, "tensor against int")
+        assert min(bounds) >= 0, f"negative: {min(bounds)}"
+        falls = [size for size in sizes[1:] if bounds[size] < bounds[size - 1]]
+        assert not falls, f"more frames in give fewer out at {falls[0]}"
+        exact = [self.config.output_lengths(size, rate) for size in sizes]
+        known = {one is not None for one in exact}
+        assert len(known) == 1, "`output_lengths` is None for some lengths and not for others"
+        if exact[0] is not None:
+            lengths_agree(bounds, exact, "`max_output_lengths` against the exact number")
+
+    @check
+    def frame_rate(self) -> None:
+        """`output_frame_rate` is a `Fraction` that agrees with `output_lengths` over many frames."""
+        rate = self.config.output_frame_rate(self.ctx.frame_rate)
+        assert isinstance(rate, Fraction), f"{rate!r} is a {type(rate).__name__}"
+        frames = self.config.output_lengths(100_000, self.ctx.frame_rate)
+        if frames is not None:
+            expected = float(100_000 * rate / self.ctx.frame_rate)
+            assert abs(frames - expected) <= max(2.0, 0.002 * expected), f"{frames} frames, expected {expected:.0f}"
+
+    @check
+    def declared_lengths(self) -> None:
+        """The frames that come out are as many as `output_lengths` says, or within its bound."""
+        module = self.built()
+        with torch.no_grad():
+            batch = module(self.features(*SIZES))
+            alone = [module(self.features(size)) for size in SIZES[1::5]]
+        bounds = [self.config.max_output_lengths(size, self.ctx.frame_rate) for size in SIZES]
+        if self.config.output_lengths(1, self.ctx.frame_rate) is None:
+            over = [
+                (size, int(got)) for size, got, most in zip(SIZES, batch.lengths, bounds, strict=True) if got > most
+            ]
+            assert not over, f"(frames in, frames out) beyond the bound: {over}"
+        else:
+            lengths_agree(batch.lengths, bounds, f"lengths for {list(SIZES)} frames")
+            lengths_agree([one.lengths[0] for one in alone], bounds[1::5], f"alone, lengths for {list(SIZES[1::5])}")
+        longest = int(batch.lengths.max())
+        assert batch.values.shape[1] >= longest, f"{batch.values.shape[1]} frames, lengths up to {longest}"
+        assert all(bool(row.isfinite().all()) for row in rows(batch)), "some frames are not finite"
+
+    @check
+    def output_form(self) -> None:
+        """The output is `Features` with values (B, T, output_size) in the input's dtype and int64 lengths (B,)."""
+        features = self.built()(self.features(9, 5))
+        assert isinstance(features, Features), f"got a {type(features).__name__}"
+        assert features.values.dim() == 3, f"values have {features.values.dim()} dimensions"
+        width, expected = features.values.shape[2], self.config.output_size(self.ctx)
+        assert width == expected, f"width {width}, expected {expected}"
+        assert features.values.dtype == torch.float32, f"values are {features.values.dtype}, expected float32"
+        assert features.lengths.dtype == torch.int64, f"lengths are {features.lengths.dtype}, expected int64"
+        assert features.lengths.shape == (2,), f"lengths have the shape {tuple(features.lengths.shape)}, expected (2,)"
+
+    @check
+    def padding_amount(self) -> None:
+        """A row's frames do not depend on how much it is padded, nor on its neighbours' content."""
+        module = self.built()
+        alone = rows(module(self.features(11)))[0]
+        for length in (11, 12, 19, 67):
+            assert_close(rows(module(self.features(11, length)))[0], alone, f"beside a row of {length} frames")
+
+    @check
+    def padding_content(self) -> None:
+        """What the padding of the input holds does not matter, even where it is not a number."""
+        module = self.built()
+        expected = rows(module(self.features(11, 67, 0)))
+        for value in (1.0, -1e4, float("nan")):
+            got = rows(module(self.features(11, 67, 0, padding=value)))
+            assert_close(torch.cat(got), torch.cat(expected), f"with {value:g} in the padding")
+
+    @check
+    def gradients_reach_inputs(self) -> None:
+        """Gradients reach each row's own frames, and not its padding."""
+        module = self.built()
+        features = self.features(23, 11, 0)
+        values = features.values.requires_grad_()
+        output = torch.cat(rows(module(features)))
+        assert output.requires_grad, "the output is detached from the input"
+        output.backward(probe(output))
+        assert values.grad is not None, "no gradient for the input"
+        assert bool(values.grad.isfinite().all()), "the gradient for the input is not finite"
+        for row, length in enumerate((23, 11)):
+            assert bool(values.grad[row, :length].any()), f"no gradient for row {row}"
+            assert not bool(values.grad[row, length:].any()), f"the padding of row {row} gets a gradient"
+
+    @check
+    def batch_order(self) -> None:
+        """Changing the order of the batch changes the order of the output, and nothing else."""
+        module, features, order = self.built(), self.features(11, 23, 17), [2, 0, 1]
+        expected = rows(module(features))
+        got = rows(module(Features(features.values[order], features.lengths[order])))
+        for position, source in enumerate(order):
+            assert_close(got[position], expected[source], f"row {source} at position {position}")
+
+    @check
+    def one_frame(self) -> None:
+        """A row of one frame, and a row of none, are adapted."""
+        module = self.built()
+        for lengths in ((1,), (0,), (1, 0, 5)):
+            features = module(self.features(*lengths))
+            assert len(features.lengths) == len(lengths), f"{len(features.lengths)} rows for {len(lengths)}"
+            assert all(bool(row.isfinite().all()) for row in rows(features)), f"not finite for lengths {lengths}"
+
+    @check
+    def empty_batch(self) -> None:
+        """A batch of no media gives no rows."""
+        features = self.built()(self.features())
+        assert features.values.shape[0] == 0, f"{features.values.shape[0]} rows"
+        expected = self.config.output_size(self.ctx)
+        assert features.values.shape[2] == expected, f"width {features.values.shape[2]}, expected {expected}"
+        assert features.lengths.shape == (0,), f"lengths have the shape {tuple(features.lengths.shape)}"
+
+    @check
+    def target_lengths(self) -> None:
+        """The transcripts' lengths may be given in training."""
+        features = self.build().train()(self.features(23, 11), torch.tensor([4, 2]))
+        assert all(bool(row.isfinite().all()) for row in rows(features)), "some frames are not finite"
+
+
+def adapter_checks(
+    config: AdapterConfig,
+    *,
+    ctx: BuildContext | None = None,
+    skip: Collection[str] = (),
+    unreached: Collection[str] = (),
+) -> list[Check]:
+    """The checks of an adapter's contract, to run one by one; nothing is built before a check is called.
+
+    Args:
+        config: A small configuration.
+        ctx: What the adapter is built with; small widths at 50 frames per second by default.
+        skip: Names of checks to leave out; say why beside it.
+        unreached: Ends of the names of parameters that only training reaches.
+    """
+    checks = collect(AdapterKit(config, ctx, unreached), f"adapter {config.type!r}")
+    return select(checks, skip)
+
+
+def adapter_contract(
+    config: AdapterConfig,
+    *,
+    ctx: BuildContext | None = None,
+    skip: Collection[str] = (),
+    unreached: Collection[str] = (),
+) -> None:
+    """Runs every check of an adapter's contract; the arguments are those of `adapter_checks`.
+
+    Raises:
+        AssertionError: The checks that fail, by name, with what was demanded and what was found.
+    """
+    run_all(adapter_checks(config, ctx=ctx, skip=skip, unreached=unreached))
