@@ -1,0 +1,1 @@
+"""Configuration presets of the core's components, as YAML files."""

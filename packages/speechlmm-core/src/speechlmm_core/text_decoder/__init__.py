@@ -1,0 +1,1 @@
+"""Text decoders: causal language models of transformers with their tokenizer and chat template."""

@@ -1,0 +1,156 @@
+"""Any causal language model of transformers as the composite's text decoder.
+
+Shapes: R rows, N positions, D hidden, V vocabulary, S segments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from difflib import get_close_matches
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from speechlmm_core.errors import ConfigError
+from speechlmm_core.interfaces.modules import TextDecoder
+
+if TYPE_CHECKING:
+    from speechlmm_core.interfaces.context import BuildContext
+    from speechlmm_core.text_decoder.config import CausalLMConfig
+
+# Still read by transformers 5, which turns them into `rope_parameters`.
+_LEGACY_KEYS = ("rope_theta", "rope_scaling", "partial_rotary_factor")
+
+
+class CausalLMDecoder(TextDecoder):
+    """A causal language model; `.model` is the transformers module with its head.
+
+    Args:
+        config: Which model.
+        ctx: What the composite knows; only the attention implementation matters.
+
+    Raises:
+        ConfigError: The configuration makes no causal language model that transformers knows.
+    """
+
+    config: CausalLMConfig
+
+    def __init__(self, config: CausalLMConfig, ctx: BuildContext) -> None:
+        super().__init__()
+        self.config = config
+        hf_config = build_hf_config(config)
+        attention = pick_attention(hf_config, ctx.attn_implementation)
+        try:
+            self.model = AutoModelForCausalLM.from_config(
+                hf_config, attn_implementation=attention, dtype=torch.get_default_dtype()
+            )
+        except (ImportError, ValueError) as exc:
+            raise ConfigError(f"cannot build the text decoder {config.model_type!r}: {exc}") from exc
+        head = self.model.get_output_embeddings()
+        if head is None or getattr(head, "bias", None) is not None:
+            raise ConfigError(f"text decoder {config.model_type!r} has no head that is a plain matrix; choose another")
+
+    @property
+    def embedding_weight(self) -> Tensor:
+        """(V, D) the embedding table."""
+        return self.model.get_input_embeddings().weight
+
+    @property
+    def output_weight(self) -> Tensor:
+        """(V, D) the language-model head; the embedding table itself where they are tied."""
+        return self.model.get_output_embeddings().weight
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Input embeddings (..., D) of token ids (...), scaled where the model scales them."""
+        return self.model.get_input_embeddings()(input_ids)  # (..., D)
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        *,
+        position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        segments: Mapping[str, Any] | None = None,
+    ) -> Tensor:
+        """Last hidden states, without the head and without a cache.
+
+        Args:
+            inputs_embeds: (R, N, D).
+            position_ids: (R, N) int64.
+            attention_mask: (R, N), 1 on valid positions; only where nothing is packed.
+            segments: Bounds of the samples that are packed into the one row: `cu_seqlens` (S+1,) int32 and
+                `lengths`; attention never crosses them.
+
+        Returns:
+            (R, N, D).
+        """
+        kwargs: dict[str, Any] = {"attention_mask": attention_mask}
+        context: Any = nullcontext()
+        if segments is not None:
+            from speechlmm_core.attention.packed import packed_attention
+
+            context = packed_attention(self.model)
+            kwargs = {"attention_mask": None, "segments": segments}
+        with context:
+            output = self.model.get_decoder()(
+                inputs_embeds=inputs_embeds, position_ids=position_ids, use_cache=False, **kwargs
+            )
+        return output.last_hidden_state  # (R, N, D)
+
+    def load_base_weights(self) -> None:
+        """Loads the base checkpoint's weights; nothing where the configuration names none.
+
+        Raises:
+            CheckpointError: A tensor is missing, left over, or has another shape.
+        """
+        if self.config.pretrained is None:
+            return
+        from speechlmm_core.text_decoder.weights import load_strictly
+
+        load_strictly(self.model, self.config.pretrained)
+
+
+def build_hf_config(config: CausalLMConfig) -> PreTrainedConfig:
+    """The transformers configuration, with every key checked.
+
+    Raises:
+        ConfigError: An unknown model type or key, or numbers that contradict each other.
+    """
+    model_type = config.model_type
+    if model_type not in CONFIG_MAPPING or CONFIG_MAPPING[model_type] not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        names = [str(name) for name in CONFIG_MAPPING if CONFIG_MAPPING[name] in MODEL_FOR_CAUSAL_LM_MAPPING]
+        near = get_close_matches(model_type, names, n=1)
+        raise ConfigError(
+            f"transformers has no causal language model of the type {model_type!r}"
+            f"{f'; did you mean {near[0]!r}?' if near else ''}"
+        )
+    cls = CONFIG_MAPPING[model_type]
+    known = {name for base in cls.__mro__ for name in getattr(base, "__annotations__", {})} | set(_LEGACY_KEYS)
+    known |= set(cls.attribute_map)
+    for key in config.model:
+        if key not in known and key != "model_type":
+            near = get_close_matches(key, sorted(known), n=1)
+            raise ConfigError(
+                f"unknown key {key!r} under the text decoder's `model:` for {model_type!r}"
+                f"{f'; did you mean {near[0]!r}?' if near else ''}"
+            )
+    numbers = {key: value for key, value in config.numbers.items() if key != "model_type"}
+    try:
+        return cls(**numbers)
+    except Exception as exc:  # transformers' strict dataclasses raise several errors of their own
+        raise ConfigError(f"the text decoder's `model:` makes no {model_type!r}: {exc}") from exc
+
+
+def pick_attention(hf_config: PreTrainedConfig, asked: str) -> str:
+    """Resolves `auto`: flash-attn on a GPU where it is installed, else SDPA, else eager."""
+    if asked != "auto":
+        return asked
+    cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(hf_config)]
+    if getattr(cls, "_supports_flash_attn", False) and torch.cuda.is_available() and find_spec("flash_attn"):
+        return "flash_attention_2"
+    return "sdpa" if getattr(cls, "_supports_sdpa", False) else "eager"
