@@ -60,6 +60,10 @@ class DataConfig(_Section):
     """Examples with less audio are left out of training."""
     max_duration_s: Annotated[float, Field(gt=0)] | None = None
     """Examples with more audio are left out of training."""
+    oversized: Literal["error", "alone"] = "error"
+    """What to do with an example that is longer than a budget: refuse it, or give it a micro-batch of its own."""
+    batch_window: Positive = 10_000
+    """Examples among which lengths are matched when micro-batches are filled."""
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
@@ -171,6 +175,10 @@ class TrainingConfig(_Overridable):
     """Steps between two evaluations by generation; null for none."""
     eval_samples: Positive = 32
     """Examples of `data.eval` that such an evaluation generates from; always the same ones."""
+    eval_max_new_tokens: Positive = 128
+    """Tokens of an answer at most, in such an evaluation."""
+    init_from: str | None = None
+    """Path of a trained model of the same components, whose weights training starts from."""
     report_to: list[Literal["tensorboard", "wandb"]] = Field(default_factory=lambda: ["tensorboard"])
     """Where figures go, beside `metrics.jsonl`."""
 

@@ -1,0 +1,87 @@
+"""The tables that `speechlmm-train plan` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from speechlmm_core.model.describe import describe
+
+from speechlmm_train.config import ResolvedStage, RunConfig
+
+_HEAD = ("COMPONENT", "CLASS", "SOURCE", "PARAMETERS", "TRAINABLE", "DTYPE", "BYTES", "ATTENTION")
+
+
+def component_table(config: RunConfig) -> Iterator[str]:
+    """A line for each component, and their sum; built on the meta device, so that no weight is loaded.
+
+    Raises:
+        ConfigError: The components do not fit together, or a name in `freeze_modules` matches no module.
+    """
+    stage = config.resolved_stages()[0]
+    rows = describe(
+        config.model,
+        freeze_modules=stage.training.freeze_modules,
+        trainable_modules=stage.trainable_modules,
+        dtype=torch.float32,
+    )
+    cells = [
+        (
+            row.name,
+            row.class_name,
+            row.source,
+            f"{row.num_parameters:,}",
+            f"{row.num_trainable:,}",
+            row.dtype or "-",
+            in_bytes(row.num_bytes),
+            row.attn_implementation or "-",
+        )
+        for row in rows
+    ]
+    parameters, trainable = sum(row.num_parameters for row in rows), sum(row.num_trainable for row in rows)
+    total = ("total", "", "", f"{parameters:,}", f"{trainable:,}", "", in_bytes(sum(row.num_bytes for row in rows)), "")
+    table = [_HEAD, *cells, total]
+    widths = [max(len(row[column]) for row in table) for column in range(len(_HEAD))]
+    for row in table:
+        pairs = zip(row, widths, _HEAD, strict=True)
+        yield "  ".join(cell.rjust(w) if head in _NUMBERS else cell.ljust(w) for cell, w, head in pairs).rstrip()
+
+
+_NUMBERS = ("PARAMETERS", "TRAINABLE", "BYTES")
+
+
+def stage_lines(config: RunConfig) -> Iterator[str]:
+    """A line for each stage: its steps, what is trained, and its batches."""
+    for stage in config.resolved_stages():
+        yield f"stage {stage.name}: {_steps(config, stage)}, {_trained(stage)}, {_size(stage)}"
+
+
+def _steps(config: RunConfig, stage: ResolvedStage) -> str:
+    return f"{config.training.num_epochs:g} epochs" if stage.max_steps is None else f"{stage.max_steps} steps"
+
+
+def _trained(stage: ResolvedStage) -> str:
+    if stage.trainable_modules is not None:
+        return f"trains {', '.join(stage.trainable_modules)}"
+    return f"freezes {', '.join(stage.training.freeze_modules) or 'nothing'}"
+
+
+def _size(stage: ResolvedStage) -> str:
+    training = stage.training
+    budgets = {
+        "tokens": training.token_budget,
+        "frames": training.frame_budget,
+        "examples": training.per_device_train_batch_size,
+    }
+    size = ", ".join(f"{value} {name}" for name, value in budgets.items() if value)
+    return f"{training.micro_batches_per_step} micro-batches of at most {size} a step"
+
+
+def in_bytes(count: int) -> str:
+    """A number of bytes with a unit."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

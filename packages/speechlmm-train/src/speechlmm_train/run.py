@@ -1,0 +1,187 @@
+"""Trains a model from a configuration: what `speechlmm-train run` and the demo do."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from speechlmm_core.checkpoint.atomic import atomic_folder, write_text
+from speechlmm_core.checkpoint.load import load_weights_into, resolve_model_path
+from speechlmm_core.checkpoint.save import save_model
+from speechlmm_core.errors import ConfigError
+from speechlmm_core.model.freezing import freeze, set_trainable
+from speechlmm_core.model.speechlmm import SpeechLMM
+from speechlmm_core.processor.processor import SpeechLMMProcessor
+
+from speechlmm_train.config import ResolvedStage, RunConfig
+from speechlmm_train.trainer.arguments import training_arguments
+from speechlmm_train.trainer.callbacks import Reporter, open_sinks
+from speechlmm_train.trainer.evaluation import EvaluationCallback
+from speechlmm_train.trainer.output_folder import REPORT, Checkpoint, OutputFolder
+from speechlmm_train.trainer.stage_data import StageData, open_stages
+from speechlmm_train.trainer.trainer import SpeechLMMTrainer, StageContext, guarded_save, seed_step
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS_STAGE = 2**31
+"""Stands for the stage number where the seed of the initial weights is drawn."""
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a run did."""
+
+    model_path: Path
+    steps: int
+    """Optimiser steps of all stages."""
+    seconds: float
+    """Wall-clock time of this process; a resumed run counts only its own."""
+    figures: dict[str, float] = field(default_factory=dict)
+    """The last figures that were logged."""
+
+
+def run(
+    config: RunConfig,
+    *,
+    plain: Mapping[str, Any] | None = None,
+    base: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> RunReport:
+    """Trains a model, stage after stage, and saves it.
+
+    Args:
+        config: The run.
+        plain: The composed configuration as it goes to `config.yaml`; `config` itself by default.
+        base: Folder where relative paths of manifests start; the working directory by default.
+        resume: Go on from the last whole checkpoint in the output folder, or start if there is none.
+        overwrite: Remove an earlier run from the output folder.
+        progress: Show a progress bar.
+
+    Raises:
+        ConfigError: The configuration does not fit together, or the output folder is not empty.
+        DataError: Data are wrong; every fault is reported before anything is trained.
+        CheckpointError: A checkpoint does not fit or cannot be saved.
+    """
+    started = time.perf_counter()
+    written = dict(plain) if plain is not None else config.model_dump(mode="json")
+    folder = OutputFolder(config.training.output_dir)
+    folder.check(resume=resume, overwrite=overwrite)
+    if resume:
+        folder.check_same(written)
+        if (done := folder.report()) is not None:
+            logger.warning("the run in %s is complete; nothing is left to train", folder.path)
+            return RunReport(folder.model_path, done["steps"], done["seconds"], done["figures"])
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    processor = SpeechLMMProcessor.from_config(config.model)
+    stages = open_stages(config, processor, base=base or Path.cwd(), world_size=world_size)
+    folder.prepare(overwrite=overwrite)
+    checkpoint = folder.last_checkpoint() if resume else None
+    folder.write_config(written)
+    done_steps = checkpoint.progress.total_step if checkpoint else 0
+    folder.cut_metrics(done_steps)
+    model = build_model(config, checkpoint)
+    total = sum(stage.max_steps for stage in stages)
+    sinks = open_sinks(list(config.training.report_to), folder.path, first_step=done_steps, config=written)
+    reporter = Reporter(sinks, total_steps=total, first_step=done_steps, progress=progress)
+    try:
+        state = _Run(config, stages, model, processor, folder, reporter, checkpoint)
+        for index in range(len(stages)):
+            state.stage(index)
+    finally:
+        reporter.close()
+    with guarded_save(folder.model_path), atomic_folder(folder.model_path) as temporary:
+        save_model(model, processor, temporary, save=config.training.save)
+    report = RunReport(folder.model_path, total, time.perf_counter() - started, reporter.last)
+    write_text(folder.path / REPORT, json.dumps({**asdict(report), "model_path": "model"}, indent=2) + "\n")
+    return report
+
+
+def build_model(config: RunConfig, checkpoint: Checkpoint | None) -> SpeechLMM:
+    """The model at the start of training: new weights, base checkpoints, `init_from`, or the checkpoint's.
+
+    Raises:
+        CheckpointError: A checkpoint is missing or does not fit.
+    """
+    seed_step(config.training.seed, WEIGHTS_STAGE, 0, 0)
+    model = SpeechLMM.from_model_config(config.model)
+    source: Path | None = checkpoint.path if checkpoint else None
+    if source is None and config.training.init_from is not None:
+        source = resolve_model_path(config.training.init_from)
+    if source is not None:
+        load_weights_into(model, source, referred=set(model.base_sources))
+    return model
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all stages of a run share."""
+
+    config: RunConfig
+    stages: list[StageData]
+    model: SpeechLMM
+    processor: SpeechLMMProcessor
+    folder: OutputFolder
+    reporter: Reporter
+    checkpoint: Checkpoint | None
+
+    def stage(self, index: int) -> None:
+        """Trains one stage, or what is left of it; nothing if the checkpoint lies beyond it."""
+        stage = self.stages[index]
+        settings = stage.settings
+        _freeze(self.model, settings)  # also for stages that are done: it records what has ever been trained
+        at = self.checkpoint.progress if self.checkpoint else None
+        if at is not None and (index < at.stage or (index == at.stage and at.step >= stage.max_steps)):
+            return
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            raise ConfigError(f"stage {settings.name!r} trains nothing; every part of the model is frozen")
+        here = self.checkpoint if at is not None and at.stage == index else None
+        start_step = here.progress.step if here else 0
+        trainer = self._trainer(index, start_step)
+        if settings.training.eval_steps and stage.evaluation is not None:
+            trainer.add_callback(EvaluationCallback(trainer, stage.evaluation, settings.training))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*pin_memory.*")  # no GPU: nothing to pin, and nothing lost
+            trainer.train(resume_from_checkpoint=str(here.path) if here else None)
+
+    def _trainer(self, index: int, start_step: int) -> SpeechLMMTrainer:
+        stage = self.stages[index]
+        settings, training = stage.settings, stage.settings.training
+        args = training_arguments(
+            settings, output_dir=str(self.folder.path), max_steps=stage.max_steps, world_size=stage.world_size
+        )
+        weights = {name: objective.weight for name, objective in self.config.model.all_objectives.items()}
+        context = StageContext(
+            index=index,
+            name=settings.name,
+            first_total_step=sum(earlier.max_steps for earlier in self.stages[:index]),
+            weights={**weights, **settings.objectives},
+            lr_groups=training.lr_groups,
+            save=training.save,
+            save_total_limit=training.save_total_limit,
+            seed=training.seed,
+        )
+        return SpeechLMMTrainer(
+            model=self.model,
+            args=args,
+            processor=self.processor,
+            batches=stage.batches(start_step, rank=args.process_index),
+            stage=context,
+            folder=self.folder,
+            reporter=self.reporter,
+        )
+
+
+def _freeze(model: SpeechLMM, stage: ResolvedStage) -> None:
+    if stage.trainable_modules is not None:
+        set_trainable(model, stage.trainable_modules)
+    else:
+        freeze(model, stage.training.freeze_modules)

@@ -1,0 +1,70 @@
+"""Turns a stage's configuration into transformers' `TrainingArguments`."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from speechlmm_core.errors import ConfigError
+from transformers import TrainingArguments
+
+from speechlmm_train.config import ResolvedStage
+
+
+def use_bf16(wanted: bool | str) -> bool:
+    """Whether to train in bf16; `auto` where a GPU supports it (on a CPU it is slower for small models)."""
+    if wanted == "auto":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return bool(wanted)
+
+
+def training_arguments(stage: ResolvedStage, *, output_dir: str, max_steps: int, world_size: int) -> TrainingArguments:
+    """The arguments of a stage.
+
+    Raises:
+        ConfigError: A value is not one that `TrainingArguments` takes.
+    """
+    training = stage.training
+    if training.micro_batches_per_step % world_size:
+        raise ConfigError(
+            f"training.micro_batches_per_step: got {training.micro_batches_per_step}; expected a multiple of the "
+            f"{world_size} processes"
+        )
+    values: dict[str, Any] = {
+        "output_dir": output_dir,
+        "max_steps": max_steps,
+        "seed": training.seed,
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": training.lr_scheduler_type,
+        "warmup_steps": training.warmup_steps,
+        "weight_decay": training.weight_decay,
+        "adam_beta1": training.adam_beta1,
+        "adam_beta2": training.adam_beta2,
+        "max_grad_norm": training.max_grad_norm,
+        "gradient_accumulation_steps": training.micro_batches_per_step // world_size,
+        "gradient_checkpointing": training.gradient_checkpointing,
+        "bf16": use_bf16(training.bf16),
+        "dataloader_num_workers": training.num_workers,
+        "logging_strategy": "steps",
+        "logging_steps": training.logging_steps,
+        "save_strategy": "steps" if training.save_steps else "no",
+        "save_steps": training.save_steps or 500,
+        "eval_strategy": "no",
+        "report_to": [],
+        "ignore_data_skip": True,
+        "remove_unused_columns": False,
+        "average_tokens_across_devices": False,
+        "disable_tqdm": True,
+        "log_level": "warning",
+        # A NaN must be seen, and the filter reads the loss back from the device at every micro-batch.
+        "logging_nan_inf_filter": False,
+        **training.extras,
+    }
+    try:
+        with warnings.catch_warnings():
+            # `bf16` beside a GPU that is not there, and fields on their way out, are not this user's concern.
+            warnings.simplefilter("ignore")
+            return TrainingArguments(**values)
+    except (TypeError, ValueError, ImportError) as exc:
+        raise ConfigError(f"training: {' '.join(str(exc).split())}") from exc

@@ -1,0 +1,129 @@
+"""Where a training's figures go: `metrics.jsonl`, TensorBoard, Weights & Biases, and the progress bar."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+from speechlmm_core.errors import MissingDependencyError
+from tqdm import tqdm
+
+from speechlmm_train.trainer.output_folder import METRICS
+
+
+class Sink(Protocol):
+    """Takes figures."""
+
+    def write(self, step: int, stage: str, figures: dict[str, float]) -> None:
+        """Takes the figures of a step of the whole run."""
+
+    def close(self) -> None:
+        """Finishes writing."""
+
+
+class JsonlSink:
+    """One JSON object a line in `metrics.jsonl`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = (folder / METRICS).open("a", encoding="utf-8")
+
+    def write(self, step: int, stage: str, figures: dict[str, float]) -> None:
+        """Appends a line and hands it to the system."""
+        self._file.write(json.dumps({"step": step, "stage": stage, **figures}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+class TensorBoardSink:
+    """Scalars in `tensorboard/`."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+
+    def write(self, step: int, stage: str, figures: dict[str, float]) -> None:
+        """Adds scalars."""
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes the events."""
+        self._writer.close()
+
+
+class WandbSink:
+    """A run at Weights & Biases."""
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        try:
+            import wandb  # pyright: ignore[reportMissingImports]  # an extra
+        except ImportError as exc:
+            raise MissingDependencyError(
+                "training.report_to names 'wandb', which is not installed: pip install 'speechlmm-train[wandb]'"
+            ) from exc
+        self._run = wandb.init(dir=str(folder), name=folder.name, config=config, resume="allow")
+
+    def write(self, step: int, stage: str, figures: dict[str, float]) -> None:
+        """Logs a step."""
+        self._run.log(dict(figures), step=step)
+
+    def close(self) -> None:
+        """Ends the run there."""
+        self._run.finish()
+
+
+class Reporter:
+    """Hands figures to every sink, and shows them in a progress bar."""
+
+    def __init__(self, sinks: list[Sink], *, total_steps: int, first_step: int, progress: bool) -> None:
+        self.sinks = sinks
+        self.last: dict[str, float] = {}
+        self._bar = tqdm(
+            total=total_steps, initial=first_step, disable=not progress, unit="step", dynamic_ncols=True, leave=True
+        )
+
+    def log(self, step: int, stage: str, figures: dict[str, float]) -> None:
+        """Takes figures of a step; the bar shows the losses."""
+        self.last.update(figures)
+        for sink in self.sinks:
+            sink.write(step, stage, figures)
+        losses = {name.removeprefix("train/"): f"{value:.3f}" for name, value in figures.items() if _is_loss(name)}
+        if losses:
+            self._bar.set_postfix(losses, refresh=False)
+
+    def step(self, stage: str) -> None:
+        """Moves the bar on by one step."""
+        self._bar.set_description(stage, refresh=False)
+        self._bar.update()
+
+    def close(self) -> None:
+        """Closes the sinks and the bar."""
+        self._bar.close()
+        for sink in self.sinks:
+            sink.close()
+
+
+NOT_LOSSES = frozenset({"train/lr", "train/grad_norm", "train/audio_seconds_per_second", "train/tokens_per_second"})
+
+
+def _is_loss(name: str) -> bool:
+    return name.startswith("train/") and name not in NOT_LOSSES
+
+
+def open_sinks(report_to: list[str], folder: Path, *, first_step: int, config: dict[str, Any]) -> list[Sink]:
+    """Opens what `training.report_to` names, beside `metrics.jsonl`.
+
+    Raises:
+        MissingDependencyError: Weights & Biases is asked for and not installed.
+    """
+    sinks: list[Sink] = []
+    if "wandb" in report_to:
+        sinks.append(WandbSink(folder, config))
+    if "tensorboard" in report_to:
+        sinks.append(TensorBoardSink(folder, first_step))
+    return [JsonlSink(folder), *sinks]

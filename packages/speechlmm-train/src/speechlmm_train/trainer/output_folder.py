@@ -1,0 +1,188 @@
+"""A run's output folder: who may write to it, which checkpoint to go on from.
+
+``{config.yaml, metrics.jsonl, tensorboard/, checkpoint-N/, model/, train_report.json}``; N counts the optimiser steps
+of all stages.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from speechlmm_core.checkpoint.atomic import write_text
+from speechlmm_core.errors import CheckpointError, ConfigError
+
+logger = logging.getLogger(__name__)
+
+PROGRESS = "progress.json"
+OPTIMIZER = "optimizer.pt"
+CONFIG, METRICS, REPORT = "config.yaml", "metrics.jsonl", "train_report.json"
+_OURS = (CONFIG, METRICS, REPORT, "tensorboard", "model", "evaluations")
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_LEFT_OVER = re.compile(
+    r"\.(checkpoint-\d+|model|config\.yaml|metrics\.jsonl|train_report\.json)\.[0-9a-f]{8}\.(tmp|old)"
+)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a checkpoint stands in a run."""
+
+    stage: int
+    """Index of the stage."""
+    stage_name: str
+    step: int
+    """Steps done within the stage."""
+    total_step: int
+    """Steps done in all stages."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint of a run."""
+
+    path: Path
+    progress: Progress
+
+
+class OutputFolder:
+    """The output folder of a run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+
+    @property
+    def model_path(self) -> Path:
+        """Where the trained model goes."""
+        return self.path / "model"
+
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Checks that the run may write to the folder, touching nothing.
+
+        Raises:
+            ConfigError: It holds something, and neither `resume` nor `overwrite` says what to do about that.
+        """
+        if resume and overwrite:
+            raise ConfigError("give either --resume or --overwrite, not both")
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"training.output_dir {str(self.path)!r} is a file; expected a folder")
+        if not resume and not overwrite and self.path.is_dir() and any(self.path.iterdir()):
+            raise ConfigError(
+                f"training.output_dir {str(self.path)!r} is not empty; go on with --resume, or start anew with "
+                "--overwrite"
+            )
+
+    def prepare(self, *, overwrite: bool) -> None:
+        """Makes the folder, and removes what a killed run left half written and, on request, all of an earlier run.
+
+        Raises:
+            ConfigError: The folder cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise ConfigError(f"training.output_dir {str(self.path)!r} cannot be made: {exc.strerror}") from exc
+        for entry in list(self.path.iterdir()):
+            ours = entry.name in _OURS or _CHECKPOINT.fullmatch(entry.name)
+            if _LEFT_OVER.fullmatch(entry.name) or (overwrite and ours):
+                _remove(entry)
+
+    def write_config(self, plain: dict[str, Any]) -> None:
+        """Writes the composed configuration, from which the run can be repeated."""
+        write_text(self.path / CONFIG, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+
+    def check_same(self, plain: dict[str, Any]) -> None:
+        """Checks that the run to go on with is the one that was begun.
+
+        Raises:
+            ConfigError: The model or the stages differ.
+        """
+        file = self.path / CONFIG
+        if not file.is_file():
+            return
+        old = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        changed = [key for key in sorted({*old, *plain}) if old.get(key) != plain.get(key)]
+        stages = [[stage.get("name") for stage in one.get("stages") or []] for one in (old, plain)]
+        if "model" in changed or stages[0] != stages[1]:
+            what = "model" if "model" in changed else "stages"
+            raise ConfigError(
+                f"--resume: `{what}:` differs from that of the run in {str(self.path)!r} (see its {CONFIG}); go on "
+                "with the same configuration, or choose another training.output_dir"
+            )
+        if changed:
+            logger.warning("resuming with a changed configuration (%s)", ", ".join(changed))
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """The whole checkpoints, oldest first; torn ones are passed over with a warning."""
+        found: list[Checkpoint] = []
+        for folder in self.path.glob("checkpoint-*"):
+            if not _CHECKPOINT.fullmatch(folder.name):
+                continue
+            progress = _read_progress(folder)
+            if progress is None:
+                logger.warning("%s is not a whole checkpoint and is passed over", folder)
+            else:
+                found.append(Checkpoint(folder, progress))
+        return sorted(found, key=lambda checkpoint: checkpoint.progress.total_step)
+
+    def last_checkpoint(self) -> Checkpoint | None:
+        """The newest whole checkpoint.
+
+        Raises:
+            CheckpointError: There are checkpoints, but none is whole.
+        """
+        found = self.checkpoints()
+        if not found and any(_CHECKPOINT.fullmatch(entry.name) for entry in self.path.iterdir()):
+            raise CheckpointError(f"no checkpoint in {str(self.path)!r} is whole; start anew with --overwrite")
+        return found[-1] if found else None
+
+    def rotate(self, limit: int | None) -> None:
+        """Removes the oldest checkpoints beyond ``limit``."""
+        for checkpoint in self.checkpoints()[: -limit if limit else None] if limit else []:
+            shutil.rmtree(checkpoint.path, ignore_errors=True)
+
+    def cut_metrics(self, total_step: int) -> None:
+        """Drops the metrics of steps after ``total_step``, which will be done again."""
+        file = self.path / METRICS
+        if file.is_file():
+            lines = file.read_text(encoding="utf-8").splitlines()
+            write_text(file, "".join(f"{line}\n" for line in lines if _step_of(line) <= total_step))
+
+    def report(self) -> dict[str, Any] | None:
+        """What a finished run reported, or None."""
+        file = self.path / REPORT
+        if not (file.is_file() and (self.model_path / "config.json").is_file()):
+            return None
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except json.JSONDecodeError:
+            return None
+
+
+def _read_progress(folder: Path) -> Progress | None:
+    if not (folder / "config.json").is_file() or not (folder / OPTIMIZER).is_file():
+        return None
+    try:
+        return Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # a line cut off by a kill
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry, ignore_errors=True)
+    else:
+        entry.unlink(missing_ok=True)

@@ -1,0 +1,269 @@
+"""A thin subclass of transformers' Trainer: our batches, our losses, our checkpoints.
+
+What it changes: batches come from the batch plan, from the right step on; every loss is divided by its own global
+count; random numbers are a function of (seed, stage, step, rank), so that a resumed run draws the same dropout as an
+uninterrupted one; checkpoints are written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from speechlmm_core.checkpoint.atomic import atomic_folder
+from speechlmm_core.checkpoint.load import load_weights_into
+from speechlmm_core.checkpoint.save import save_model
+from speechlmm_core.errors import CheckpointError, ConfigError
+from speechlmm_core.interfaces.objective import Schedule, weight_at
+from speechlmm_core.model.speechlmm import SpeechLMM
+from speechlmm_core.processor.processor import SpeechLMMProcessor
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from speechlmm_train.trainer.callbacks import Reporter
+from speechlmm_train.trainer.output_folder import PROGRESS, OutputFolder, Progress
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a trainer must know about the stage that it runs."""
+
+    index: int
+    name: str
+    first_total_step: int
+    """Steps that earlier stages have done."""
+    weights: Mapping[str, float | Schedule]
+    """Weights of the objectives."""
+    lr_groups: Mapping[str, float] = field(default_factory=dict)
+    save: str = "full"
+    save_total_limit: int | None = None
+    seed: int = 0
+
+
+class SpeechLMMTrainer(Trainer):
+    """Trains one stage.
+
+    Args:
+        model: The model, frozen as the stage wants it.
+        args: Its arguments.
+        processor: Saved beside the weights.
+        batches: This rank's micro-batches, from the step on that the stage starts or goes on with.
+        stage: The stage.
+        folder: The output folder.
+        reporter: Where figures go.
+        callbacks: Further callbacks.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        *,
+        model: SpeechLMM,
+        args: TrainingArguments,
+        processor: SpeechLMMProcessor,
+        batches: Iterable[dict[str, Any]],
+        stage: StageContext,
+        folder: OutputFolder,
+        reporter: Reporter,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        super().__init__(model=model, args=args, callbacks=callbacks)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_Step(reporter, stage.name))
+        self.processor = processor
+        self.batches = batches
+        self.stage = stage
+        self.folder = folder
+        self.reporter = reporter
+        self._counts: dict[str, int] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._steps = 0
+        self._seconds = self._tokens = 0.0
+        self._since = time.perf_counter()
+
+    @property
+    def total_step(self) -> int:
+        """Steps done in all stages."""
+        return self.stage.first_total_step + self.state.global_step
+
+    def get_train_dataloader(self) -> Any:
+        """This rank's micro-batches; not prepared by accelerate, which would shard them a second time."""
+        return _Endless(self.batches)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], None]:
+        """Fetches a step's micro-batches, counts what their losses are divided by, and seeds the step."""
+        batches = [next(epoch_iterator) for _ in range(num_batches)]
+        self._counts = self._global_counts(batches)
+        self._measure(batches)
+        seed_step(self.stage.seed, self.stage.index, self.state.global_step, self.args.process_index)
+        return batches, None
+
+    def _global_counts(self, batches: list[dict[str, Any]]) -> dict[str, int]:
+        units = sorted({unit for batch in batches for unit in batch["num_items"]})
+        counts = torch.tensor([sum(batch["num_items"].get(unit, 0) for batch in batches) for unit in units])
+        if self.args.world_size > 1:
+            counts = self.accelerator.reduce(counts.to(self.args.device), "sum")
+        return dict(zip(units, counts.tolist(), strict=True))
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The weighted sum of the losses, each divided by its count over the whole step and all ranks."""
+        progress = self.state.global_step / max(self.state.max_steps, 1)
+        weights = {name: weight_at(weight, progress) for name, weight in self.stage.weights.items()}
+        outputs = model(objective_weights=weights, **inputs)
+        total: Tensor | None = None
+        for name, loss in outputs.losses.items():
+            mean = loss.sum / max(self._counts.get(loss.unit, 0), 1)
+            self._sums[name] = self._sums.get(name, torch.zeros_like(mean.detach())) + mean.detach()
+            term = weights[name] * mean
+            total = term if total is None else total + term
+        if total is None:
+            raise ConfigError(
+                f"stage {self.stage.name!r}: no objective applies to its data (weights: "
+                f"{', '.join(f'{name} {value:g}' for name, value in weights.items())})"
+            )
+        # Gradients are averaged over the ranks, but the counts are already global.
+        scaled = total * self.args.world_size
+        return (scaled, outputs) if return_outputs else scaled
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimiser, with a group for each learning rate in `lr_groups`."""
+        if self.optimizer is None and self.stage.lr_groups:
+            target = model or self.model
+            assert target is not None
+            cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args)
+            self.optimizer = cls(self._groups(target), **kwargs)
+        return super().create_optimizer(model)
+
+    def _groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        decays = set(self.get_decay_parameter_names(model))
+        prefixes = sorted(self.stage.lr_groups, key=len, reverse=True)
+        groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                prefix = next((p for p in prefixes if name == p or name.startswith(f"{p}.")), "")
+                groups.setdefault((prefix, name in decays), []).append(parameter)
+        unused = [prefix for prefix in prefixes if not any(key[0] == prefix for key in groups)]
+        if unused:
+            raise ConfigError(f"lr_groups: nothing is trained in {', '.join(map(repr, unused))}")
+        return [
+            {
+                "params": parameters,
+                "weight_decay": self.args.weight_decay if decay else 0.0,
+                "lr": self.stage.lr_groups.get(prefix, self.args.learning_rate),
+            }
+            for (prefix, decay), parameters in groups.items()
+        ]
+
+    def _measure(self, batches: list[dict[str, Any]]) -> None:
+        inputs = self.processor.inputs
+        for batch in batches:
+            for name, media in batch["media"].items():
+                self._seconds += int(media["encoder_lengths"].sum()) / float(inputs[name].encoder.frame_rate)
+            mask = batch.get("attention_mask")
+            self._tokens += batch["input_ids"].numel() if mask is None else int(mask.sum())
+        self._steps += 1
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Hands every loss under its own name, the rates and the speed to the reporter."""
+        if "loss" not in logs:  # transformers' summary at the end of training
+            return
+        steps, seconds = max(self._steps, 1), max(time.perf_counter() - self._since, 1e-9)
+        figures = {
+            "train/loss": logs["loss"] / self.args.world_size,
+            **{f"train/{name}": float(total) / steps for name, total in self._sums.items()},
+            "train/lr": logs["learning_rate"],
+            "train/audio_seconds_per_second": self._seconds * self.args.world_size / seconds,
+            "train/tokens_per_second": self._tokens * self.args.world_size / seconds,
+        }
+        if "grad_norm" in logs:
+            figures["train/grad_norm"] = logs["grad_norm"]
+        self.reporter.log(self.total_step, self.stage.name, figures)
+        self._sums, self._steps, self._seconds, self._tokens = {}, 0, 0.0, 0.0
+        self._since = time.perf_counter()
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        target = self.folder.path / f"checkpoint-{self.total_step}"
+        if not self.args.should_save:
+            return
+        with guarded_save(target), atomic_folder(target) as temporary:
+            assert isinstance(self.model, SpeechLMM)
+            save_model(self.model, self.processor, temporary, save="trainable" if self.stage.save != "full" else "full")
+            self._save_optimizer_and_scheduler(str(temporary))
+            self._save_scaler(str(temporary))
+            self.state.save_to_json(str(temporary / "trainer_state.json"))
+            progress = Progress(self.stage.index, self.stage.name, self.state.global_step, self.total_step)
+            (temporary / PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
+        self.folder.rotate(self.stage.save_total_limit)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        assert isinstance(self.model, SpeechLMM)
+        load_weights_into(self.model, Path(resume_from_checkpoint), referred=set(self.model.base_sources))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Nothing to load: every step is seeded by itself."""
+
+
+class _Endless:
+    """Micro-batches without a length, so that the trainer counts steps and not epochs."""
+
+    def __init__(self, batches: Iterable[dict[str, Any]]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.batches)
+
+
+class _Step(TrainerCallback):
+    """Moves the progress bar."""
+
+    def __init__(self, reporter: Reporter, stage: str) -> None:
+        self.reporter = reporter
+        self.stage = stage
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """After each optimiser step."""
+        self.reporter.step(self.stage)
+
+
+def seed_step(seed: int, stage: int, step: int, rank: int) -> None:
+    """Seeds every generator for one step of one rank."""
+    value = int(np.random.SeedSequence([seed, stage, step, rank]).generate_state(1)[0])
+    random.seed(value)
+    np.random.seed(value)
+    torch.manual_seed(value)
+
+
+@contextmanager
+def guarded_save(target: Path) -> Iterator[None]:
+    """Words what goes wrong while saving; what was saved before stays valid.
+
+    Raises:
+        CheckpointError: The disk is full or read-only.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as exc:  # torch and safetensors word a full disk in their own way
+        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc).splitlines()[0]
+        raise CheckpointError(
+            f"cannot save {str(target)!r}: {reason}; earlier checkpoints are still valid: free some space and go on "
+            "with --resume"
+        ) from exc
