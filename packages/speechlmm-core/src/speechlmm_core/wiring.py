@@ -66,6 +66,9 @@ def wire(config: ModelConfig) -> Wiring:
                     f"but this model has: {', '.join(stage_sizes)}"
                 )
         contexts[f"objectives.{name}"] = BuildContext(
-            output_size=width, vocab_size=vocab, stage_sizes=dict(stage_sizes)
+            output_size=width,
+            vocab_size=vocab,
+            stage_sizes=dict(stage_sizes),
+            encode=lambda text: decoder.build_tokenizer().encode(text),
         )
     return Wiring(contexts, stage_sizes)

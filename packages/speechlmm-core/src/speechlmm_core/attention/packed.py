@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from speechlmm_core.attention.segments import attend_segments
@@ -61,16 +60,15 @@ def check_family(model: nn.Module) -> None:
 
 
 @contextmanager
-def packed_attention(model: nn.Module, segments: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Runs a transformers model on one packed row.
+def packed_attention(model: nn.Module) -> Iterator[None]:
+    """Lets a transformers model take one packed row, given as ``model(..., segments=segments)`` within the context.
+
+    Pass no attention mask and `use_cache=False`. `segments` are the batch's: `cu_seqlens` (S+1,) int32, and `lengths`,
+    the same as Python integers. Recomputed layers (gradient checkpointing) use the packed attention too, also after
+    the context has ended.
 
     Args:
         model: A causal language model, or its body.
-        segments: The batch's `segments`: `cu_seqlens` (S+1,) int32 and `lengths`, the same as Python integers.
-
-    Yields:
-        Keyword arguments for the model's forward; pass no attention mask beside them. Recomputed layers (gradient
-        checkpointing) use the packed attention too, also after the context has ended.
 
     Raises:
         ConfigError: The family cannot take packed batches.
@@ -91,14 +89,7 @@ def packed_attention(model: nn.Module, segments: Mapping[str, Any]) -> Iterator[
         module.__dict__["_gradient_checkpointing_func"] = _recompute_packed(function, configs)
     _EXPECTED.append(seen)
     try:
-        yield {
-            "cu_seq_lens_q": segments["cu_seqlens"],
-            "cu_seq_lens_k": segments["cu_seqlens"],
-            "max_length_q": max(segments["lengths"], default=0),
-            "max_length_k": max(segments["lengths"], default=0),
-            "segment_lengths": segments["lengths"],
-            "use_cache": False,
-        }
+        yield
     finally:
         _EXPECTED.remove(seen)
         for module, function in checkpointed:
@@ -185,8 +176,7 @@ def packed_attention_forward(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     is_causal: bool | None = None,
-    segment_lengths: list[int] | None = None,
-    cu_seq_lens_q: Tensor | None = None,
+    segments: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of transformers' interface over one packed row.
@@ -203,8 +193,7 @@ def packed_attention_forward(
         softcap: Scores z become ``softcap * tanh(z / softcap)``.
         s_aux: (H,) score of a head's sink, which takes weight and gives nothing (gpt-oss).
         is_causal: By default what the layer says.
-        segment_lengths: Lengths of the samples.
-        cu_seq_lens_q: (S+1,) int32 bounds of the samples.
+        segments: Bounds of the samples: `cu_seqlens` (S+1,) int32 and `lengths`.
         **kwargs: What else a family passes; what would change the result is refused.
 
     Returns:
@@ -214,8 +203,9 @@ def packed_attention_forward(
         ConfigError: Something that cannot be honoured.
     """
     family = type(module).__name__
-    if segment_lengths is None:
+    if segments is None:
         raise ConfigError(f"{family} did not hand the segments on to its attention; train it with `packing: false`")
+    segment_lengths: list[int] = segments["lengths"]
     refused = [name for name in ("position_bias", "head_mask", "block_mask") if kwargs.get(name) is not None]
     if attention_mask is not None:
         refused.append("attention_mask")
@@ -235,9 +225,17 @@ def packed_attention_forward(
     longest = max(segment_lengths, default=0)
     window = sliding_window if sliding_window is not None and sliding_window < longest else None
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    if query.is_cuda and s_aux is None and cu_seq_lens_q is not None:
+    if query.is_cuda and s_aux is None:
         out = attend_varlen(
-            query, key, value, cu_seq_lens_q, longest, scale=scale, dropout=dropout, window=window, softcap=softcap
+            query,
+            key,
+            value,
+            segments["cu_seqlens"],
+            longest,
+            scale=scale,
+            dropout=dropout,
+            window=window,
+            softcap=softcap,
         )
         if out is not None:
             return out, None

@@ -79,21 +79,24 @@ def attend_segments(
 def _attend(query: Tensor, key: Tensor, value: Tensor, options: _Options) -> Tensor:
     n, window = query.shape[2], options.window
     if window is None or n <= window:
-        return _attend_block(query, key, value, 0, 0, options)
+        return _attend_block(query, key, value, options)
     block = max(window, MIN_BLOCK)
     out: list[Tensor] = []
     for start in range(0, n, block):
         stop, first = min(start + block, n), max(0, start - window + 1)
         out.append(
             _attend_block(
-                query[:, :, start:stop], key[:, :, first:stop], value[:, :, first:stop], start, first, options
+                query[:, :, start:stop], key[:, :, first:stop], value[:, :, first:stop], options, offsets=(start, first)
             )
         )
     return torch.cat(out, dim=2)  # (G, H, n, D)
 
 
-def _attend_block(query: Tensor, key: Tensor, value: Tensor, start: int, first: int, options: _Options) -> Tensor:
-    """(G, H, Q, D): queries from position `start` on, keys from `first` on."""
+def _attend_block(
+    query: Tensor, key: Tensor, value: Tensor, options: _Options, *, offsets: tuple[int, int] = (0, 0)
+) -> Tensor:
+    """(G, H, Q, D) for queries and keys that start at these positions of their segments."""
+    start, first = offsets
     Q, J = query.shape[2], key.shape[2]
     window = options.window if options.window is not None and options.window < start + Q else None
     explicit = options.softcap is not None or options.sinks is not None

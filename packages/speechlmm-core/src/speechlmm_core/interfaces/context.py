@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -25,3 +26,5 @@ class BuildContext:
     """`auto`, or one of the implementations of transformers (`eager`, `sdpa`, `flash_attention_2`)."""
     stage_sizes: dict[str, int] = field(default_factory=dict)
     """Widths of the named stage outputs (`audio_encoder`, `audio_adapter`, `text_decoder`): objectives use them."""
+    encode: Callable[[str], Sequence[int]] | None = None
+    """Token ids of a text under the text decoder's tokenizer, for a component that names a token."""

@@ -77,7 +77,7 @@ def compact(batch: Mapping[str, Any], lengths: Sequence[Tensor | None]) -> dict[
     if dynamic is None:
         return dict(batch)
     base: Tensor = batch["splice"]["base"]
-    R, N = base.shape
+    N = base.shape[1]
     keep = dynamic["sample"] >= 0  # (R, N)
     for j in dynamic["inputs"]:
         actual = lengths[j]

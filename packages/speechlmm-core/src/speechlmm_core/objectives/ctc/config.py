@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import unicodedata
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -110,7 +111,7 @@ class CTCObjectiveConfig(ObjectiveConfig):
 
     def min_frames(self, target: list[int]) -> int:
         """One frame a token, and one blank between equal neighbours."""
-        return len(target) + sum(left == right for left, right in zip(target, target[1:], strict=False))
+        return len(target) + sum(left == right for left, right in pairwise(target))
 
     def build(self, ctx: BuildContext) -> CTCObjective:
         """The module with its head.
