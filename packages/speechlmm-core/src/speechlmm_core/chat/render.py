@@ -10,6 +10,7 @@ import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from speechlmm_core.chat.messages import Message
@@ -96,7 +97,7 @@ class ChatRenderer:
             add_generation_prompt=add_generation_prompt,
             **self.variables,
         )
-        return rendered[0], [tuple(span) for span in spans[0]]
+        return rendered[0], [(int(first), int(last)) for first, last in spans[0]]
 
     def _probe_trim(self, role: str) -> tuple[bool, bool]:
         mark = self._mark(0)
@@ -130,7 +131,7 @@ class ChatRenderer:
         cuts = {0, len(rendered), *(edge for span in spans for edge in span)}
         cuts.update(edge for match in sentinels.values() for edge in match.span())
         edges = sorted(cuts)
-        for start, end in zip(edges, edges[1:], strict=False):
+        for start, end in pairwise(edges):
             supervised = any(first <= start < last for first, last in spans)
             if start not in sentinels:
                 yield Part(rendered[start:end], supervised)

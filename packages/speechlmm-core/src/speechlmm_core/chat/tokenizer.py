@@ -14,6 +14,7 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +69,7 @@ class ChatTokenizer:
         self._backend: Tokenizer = tokenizer.backend_tokenizer  # pyright: ignore[reportAttributeAccessIssue]
         self._check_tokens()
         self._reserved = self._reserved_ids()
-        self._control = set(self._reserved.values()) - {tokenizer.unk_token_id}
+        self._control = {number for number in self._reserved.values() if number != tokenizer.unk_token_id}
         self._renderer = ChatRenderer(template, template_name, tokenizer.special_tokens_map)
         self._make_aliases()
         self.stop_token_ids = self._stop_ids()
@@ -178,7 +179,7 @@ class ChatTokenizer:
                 add(self._names.sub(lambda match: self._aliases[match[0]], part.text), part.supervised, -1)
             else:
                 cuts = [0, *sorted(b - place for b in breaks if place < b < place + len(part.text)), len(part.text)]
-                for i, (start, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
+                for i, (start, end) in enumerate(pairwise(cuts)):
                     if i:
                         add(self._breaker, part.supervised, -1)
                     add(part.text[start:end], part.supervised, place + start)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from speechlmm_core.checkpoint.source import fetch_pretrained
 from speechlmm_core.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def load_weights(
     """Copies a checkpoint's weights into a module.
 
     Args:
-        module: Gets every one of its tensors from the checkpoint; they keep their dtype and device.
+        module: Gets every one of its tensors from the checkpoint; they keep their dtype and device. Of tensors that
+            the module ties, the checkpoint needs only one, and may not hold different ones.
         source: Folder, name under `$PRETRAINED_COMPONENTS`, or hub name.
         prefixes: What may stand before the module's own names; the first that fits is cut off.
         ignore: Beginnings of names that belong to other parts of the checkpoint.
@@ -48,6 +50,7 @@ def load_weights(
 
     own = module.state_dict(keep_vars=True)
     missing, unexpected, wrong = set(own), list[str](), list[str]()
+    loaded: dict[int, str] = {}
     for name, read in _tensors(weight_files(source)):
         target = _target(name, own, prefixes, rename)
         if target is None:
@@ -59,11 +62,16 @@ def load_weights(
         if tensor.shape != own[target].shape:
             wrong.append(f"{name} is {tuple(tensor.shape)}, expected {tuple(own[target].shape)}")
             continue
+        tied = loaded.setdefault(id(own[target]), name)
+        if tied != name and not torch.equal(own[target], tensor.to(own[target])):
+            wrong.append(f"{name} differs from {tied}, to which the model ties it")
+            continue
         with torch.no_grad():
             own[target].copy_(tensor)
+    missing = {name for name in missing if id(own[name]) not in loaded}
     faults = [
         f"{len(names)} tensors {what} ({', '.join(sorted(names)[:SHOWN])}{', …' if len(names) > SHOWN else ''})"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of the wrong shape", wrong))
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of the wrong shape or value", wrong))
         if names
     ]
     if faults:
@@ -77,22 +85,19 @@ def weight_files(source: str | Path) -> list[Path]:
     """The files that hold a checkpoint's weights, downloaded first if ``source`` is a hub name.
 
     Raises:
-        CheckpointError: There are none.
+        CheckpointError: There are none, or they cannot be fetched.
     """
-    from speechlmm_core.checkpoint.source import resolve_pretrained
-
-    place = resolve_pretrained(str(source))
     for name in WEIGHT_FILES:
-        found = _file(place, name)
+        found = checkpoint_file(source, name)
         if found is None:
             continue
         if found.suffix != ".json":
             return [found]
         try:
             shards = sorted(set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as exc:
+        except (ValueError, KeyError, TypeError, AttributeError) as exc:
             raise CheckpointError(f"{str(found)!r} is not an index of weight files ({exc}); fetch it again") from exc
-        files = {shard: _file(place, shard) for shard in shards}
+        files = {shard: checkpoint_file(source, shard) for shard in shards}
         absent = [shard for shard, file in files.items() if file is None]
         if absent:
             raise CheckpointError(f"{str(source)!r} lacks {', '.join(absent)}, which {name} names; fetch it again")
@@ -100,21 +105,17 @@ def weight_files(source: str | Path) -> list[Path]:
     raise CheckpointError(f"{str(source)!r} holds no weights; expected one of {', '.join(WEIGHT_FILES)}")
 
 
-def _file(place: Path | str, name: str) -> Path | None:
-    if isinstance(place, Path):
-        path = place / name
-        # A shard's name comes from a file that others wrote; it may not lead out of the folder.
-        return path if path.is_file() and path.parent.resolve() == place.resolve() else None
-    from transformers.utils.hub import cached_file
+def checkpoint_file(source: str | Path, name: str) -> Path | None:
+    """A file of a checkpoint, downloaded first if ``source`` is a hub name; None where it has no such file.
 
-    try:
-        found = cached_file(place, name, _raise_exceptions_for_missing_entries=False)
-    except OSError as exc:
-        raise CheckpointError(
-            f"cannot fetch {name} of {place!r} from the hub ({exc}); "
-            "give a folder, or put it under $PRETRAINED_COMPONENTS"
-        ) from exc
-    return None if found is None else Path(found)
+    Raises:
+        CheckpointError: There is no such checkpoint, or it cannot be fetched.
+    """
+    # A shard's name comes from a file that others wrote; it may not lead out of the folder.
+    if Path(name).name != name:
+        raise CheckpointError(f"{str(source)!r} names the weight file {name!r}, expected a plain file name")
+    path = fetch_pretrained(str(source), [name]) / name
+    return path if path.is_file() else None
 
 
 def _tensors(files: Sequence[Path]) -> Iterator[tuple[str, Callable[[], Tensor]]]:

@@ -113,8 +113,25 @@ class TextDecoder(Component, ABC):
         """(V, D) the language-model head."""
 
     @abstractmethod
-    def forward(self, inputs_embeds: Tensor, **kwargs: Any) -> Tensor:
-        """Last hidden states (R, N, D); see `speechlmm_core.text_decoder` for the keyword arguments."""
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        *,
+        position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        segments: Mapping[str, Any] | None = None,
+    ) -> Tensor:
+        """Last hidden states, without the head and without a cache.
+
+        Args:
+            inputs_embeds: (R, N, D).
+            position_ids: (R, N) int64.
+            attention_mask: (R, N), 1 on valid positions; only where nothing is packed.
+            segments: Bounds of the samples that are packed into the one row; attention never crosses them.
+
+        Returns:
+            (R, N, D).
+        """
 
 
 class Objective(Component, ABC):

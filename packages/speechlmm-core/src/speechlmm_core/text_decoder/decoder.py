@@ -6,7 +6,6 @@ Shapes: R rows, N positions, D hidden, V vocabulary, S segments.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,12 @@ if TYPE_CHECKING:
 
 # Still read by transformers 5, which turns them into `rope_parameters`.
 _LEGACY_KEYS = ("rope_theta", "rope_scaling", "partial_rotary_factor")
+
+# Fields that make logits more than hidden states times the head, which the chunked loss computes.
+_LOGIT_KEYS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+
+# How transformers marks tensors that `_init_weights` is to leave alone.
+_MARK = "_is_hf_initialized"
 
 
 class CausalLMDecoder(TextDecoder):
@@ -54,6 +59,13 @@ class CausalLMDecoder(TextDecoder):
         head = self.model.get_output_embeddings()
         if head is None or getattr(head, "bias", None) is not None:
             raise ConfigError(f"text decoder {config.model_type!r} has no head that is a plain matrix; choose another")
+        for key in _LOGIT_KEYS:
+            value = getattr(hf_config.get_text_config(), key, None)
+            if value not in (None, 1.0):
+                raise ConfigError(
+                    f"text decoder {config.model_type!r} changes its logits by {key}={value!r}, which the chunked loss "
+                    "does not do; choose another model, or one without it"
+                )
 
     @property
     def embedding_weight(self) -> Tensor:
@@ -89,17 +101,16 @@ class CausalLMDecoder(TextDecoder):
         Returns:
             (R, N, D).
         """
-        kwargs: dict[str, Any] = {"attention_mask": attention_mask}
-        context: Any = nullcontext()
-        if segments is not None:
+        body = self.model.get_decoder()
+        if segments is None:
+            output = body(
+                inputs_embeds=inputs_embeds, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
+            )
+        else:
             from speechlmm_core.attention.packed import packed_attention
 
-            context = packed_attention(self.model)
-            kwargs = {"attention_mask": None, "segments": segments}
-        with context:
-            output = self.model.get_decoder()(
-                inputs_embeds=inputs_embeds, position_ids=position_ids, use_cache=False, **kwargs
-            )
+            with packed_attention(self.model, segments) as kwargs:
+                output = body(inputs_embeds=inputs_embeds, position_ids=position_ids, **kwargs)
         return output.last_hidden_state  # (R, N, D)
 
     def load_base_weights(self) -> None:
@@ -110,9 +121,37 @@ class CausalLMDecoder(TextDecoder):
         """
         if self.config.pretrained is None:
             return
-        from speechlmm_core.text_decoder.weights import load_strictly
+        from speechlmm_core.checkpoint.weights import load_weights
 
-        load_strictly(self.model, self.config.pretrained)
+        own = self.model.state_dict(keep_vars=True)
+        prefix = f"{self.model.base_model_prefix}."
+        layers = range(getattr(self.model.config.get_text_config(), "num_hidden_layers", 0))
+        load_weights(
+            self.model,
+            self.config.pretrained,
+            # A checkpoint of the base model, saved without the head, lacks the prefix.
+            rename=lambda name: prefix + name if name not in own and prefix + name in own else name,
+            # Written by early versions of transformers, and recomputed by all.
+            ignore=[f"{prefix}layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in layers],
+        )
+
+    def reset_buffers(self) -> None:
+        """Recomputes the rotary frequencies and other buffers that are not saved."""
+        for module in self.model.modules():
+            fresh = module._non_persistent_buffers_set
+            if not fresh:
+                continue
+            # transformers initialises a module as a whole; the mark keeps its saved tensors as they are.
+            tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            before = {name: getattr(tensor, _MARK, False) for name, tensor in tensors}
+            for name, tensor in tensors:
+                setattr(tensor, _MARK, name not in fresh)
+            try:
+                with torch.no_grad():
+                    self.model._init_weights(module)
+            finally:
+                for name, tensor in tensors:
+                    setattr(tensor, _MARK, before[name])
 
 
 def build_hf_config(config: CausalLMConfig) -> PreTrainedConfig:
