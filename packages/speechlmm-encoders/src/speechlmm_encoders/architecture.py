@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from speechlmm_core.checkpoint.source import read_json_config
 from speechlmm_core.errors import CheckpointError
 
 Size = Annotated[int, Field(ge=1)]
@@ -34,8 +35,6 @@ def architecture_of(data: Any, cls: type[A]) -> Any:
     """
     if not isinstance(data, dict) or data.get("model") is not None or not data.get("pretrained"):
         return data
-    from speechlmm_core.checkpoint.source import read_json_config
-
     published = read_json_config(data["pretrained"])
     return {**data, "model": {key: published[key] for key in cls.model_fields if key in published}}
 
@@ -46,8 +45,6 @@ def check_architecture(inline: Architecture, pretrained: str) -> None:
     Raises:
         CheckpointError: They differ; the message names the keys.
     """
-    from speechlmm_core.checkpoint.source import read_json_config
-
     published = read_json_config(pretrained)
     wrong = [
         f"{key} is {value!r} here and {published[key]!r} there"

@@ -19,15 +19,19 @@ class IdentityAdapterConfig(AdapterConfig):
     type: Literal["identity"] = "identity"
 
     def output_lengths(self, num_frames: Length, frame_rate: Fraction) -> Length:
+        """The exact number of frames that come out."""
         return num_frames
 
     def output_frame_rate(self, frame_rate: Fraction) -> Fraction:
+        """Frames per second that come out."""
         return frame_rate
 
     def output_size(self, ctx: BuildContext) -> int:
+        """The encoder's width."""
         return ctx.input_size
 
     def build(self, ctx: BuildContext) -> IdentityAdapter:
+        """The module, randomly initialised."""
         from speechlmm_adapters.identity.adapter import IdentityAdapter
 
         return IdentityAdapter(self)

@@ -8,6 +8,7 @@ Shapes: B batch, T frames, D hidden, S stacked frames.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class MLPAdapter(Adapter):
         width = ctx.input_size * config.stack
         sizes = [width, *[config.hidden_size] * (config.num_layers - 1), ctx.output_size]
         layers: list[nn.Module] = [nn.LayerNorm(width)] if config.layer_norm else []
-        for number, (size_in, size_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        for number, (size_in, size_out) in enumerate(pairwise(sizes)):
             if number:
                 layers += [ACT2FN[config.activation], nn.Dropout(config.dropout)]
             layers.append(nn.Linear(size_in, size_out))

@@ -35,12 +35,15 @@ class MLPAdapterConfig(AdapterConfig):
     """Dropout after each activation."""
 
     def output_lengths(self, num_frames: Length, frame_rate: Fraction) -> Length:
+        """The exact number of frames that come out."""
         return ceil_div(num_frames, self.stack)
 
     def output_frame_rate(self, frame_rate: Fraction) -> Fraction:
+        """Frames per second that come out."""
         return frame_rate / self.stack
 
     def build(self, ctx: BuildContext) -> MLPAdapter:
+        """The module, randomly initialised."""
         from speechlmm_adapters.mlp.adapter import MLPAdapter
 
         return MLPAdapter(self, ctx)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -30,6 +30,10 @@ HOP_LENGTH = 160
 
 class WhisperArchitecture(Architecture):
     """The numbers of a Whisper encoder, called as in transformers' `WhisperConfig`; by default whisper-large-v3's."""
+
+    training_only: ClassVar[frozenset[str]] = frozenset(
+        {"dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "init_std"}
+    )
 
     num_mel_bins: Size = 128
     """Mel bins M of the input."""
@@ -99,10 +103,12 @@ class WhisperBase(EncoderConfig):
 
     @property
     def sampling_rate(self) -> int:
+        """16 kHz."""
         return SAMPLING_RATE
 
     @property
     def hidden_size(self) -> int:
+        """Width D of the frames."""
         return self.architecture.d_model
 
     @property
@@ -112,6 +118,7 @@ class WhisperBase(EncoderConfig):
 
     @property
     def frame_rate(self) -> Fraction:
+        """Frames per second."""
         return Fraction(SAMPLING_RATE, self.hop)
 
     def conv_lengths(self, num_mel_frames: Length) -> tuple[Length, Length]:
@@ -124,6 +131,7 @@ class WhisperBase(EncoderConfig):
         return self.conv_lengths(ceil_div(num_samples, HOP_LENGTH))[1]
 
     def output_lengths(self, num_samples: Length) -> Length:
+        """Frames of so many samples of audio."""
         return self.audio_frames(num_samples)
 
 
@@ -166,6 +174,7 @@ class WhisperEncoderConfig(WhisperBase):
         )
 
     def output_lengths(self, num_samples: Length) -> Length:
+        """Frames of so many samples of audio."""
         frames = self.audio_frames(num_samples)
         if not self.keep_padding:
             return frames
@@ -174,11 +183,13 @@ class WhisperEncoderConfig(WhisperBase):
         return whole * (frames > 0)
 
     def build_preprocessor(self) -> WhisperPreprocessor:
+        """Makes log-mel features in the data worker."""
         from speechlmm_encoders.whisper.preprocessor import WhisperPreprocessor
 
         return WhisperPreprocessor(self)
 
     def build(self, ctx: BuildContext) -> WhisperEncoder:
+        """The module, randomly initialised."""
         from speechlmm_encoders.whisper.encoder import WhisperEncoder
 
         return WhisperEncoder(self, ctx)
@@ -217,11 +228,13 @@ class UnrestrictedWhisperEncoderConfig(WhisperBase):
         )
 
     def build_preprocessor(self) -> UnrestrictedWhisperPreprocessor:
+        """Makes log-mel features in the data worker."""
         from speechlmm_encoders.whisper.preprocessor import UnrestrictedWhisperPreprocessor
 
         return UnrestrictedWhisperPreprocessor(self)
 
     def build(self, ctx: BuildContext) -> UnrestrictedWhisperEncoder:
+        """The module, randomly initialised."""
         from speechlmm_encoders.whisper.encoder import UnrestrictedWhisperEncoder
 
         return UnrestrictedWhisperEncoder(self, ctx)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -31,17 +31,16 @@ if TYPE_CHECKING:
 class WhisperEncoderBase(Encoder):
     """The network and its weights; the two encoders differ in what they feed it."""
 
+    config: WhisperBase
+    model: Any
+    """Transformers' `WhisperEncoder`."""
+
     def __init__(self, config: WhisperBase, ctx: BuildContext) -> None:
         super().__init__()
         self.config = config
-        self.whisper = config
-        numbers = config.architecture
-        self.model = TransformersWhisperEncoder(
-            WhisperConfig(
-                **numbers.model_dump(),
-                attn_implementation=resolve_attention(ctx.attn_implementation),
-            )
-        )
+        options: dict[str, Any] = config.architecture.model_dump()
+        options["attn_implementation"] = resolve_attention(ctx.attn_implementation)
+        self.model = TransformersWhisperEncoder(WhisperConfig(**options))
         convolutions = (self.model.conv1, self.model.conv2)
         for convolution, stride in zip(convolutions, config.conv_strides, strict=True):
             convolution.stride = (stride,)
@@ -55,7 +54,7 @@ class WhisperEncoderBase(Encoder):
         from speechlmm_core.checkpoint.weights import load_weights
         from speechlmm_encoders.architecture import check_architecture
 
-        check_architecture(self.whisper.architecture, self.config.pretrained)
+        check_architecture(self.config.architecture, self.config.pretrained)
         load_weights(
             self.model,
             self.config.pretrained,
@@ -75,7 +74,7 @@ class WhisperEncoderBase(Encoder):
         """
         model = self.model
         values = features.to(model.conv1.weight.dtype)
-        first, second = self.whisper.conv_lengths(lengths)
+        first, second = self.config.conv_lengths(lengths)
         # A convolution sees zeros beyond the end of a clip that is alone, and so must it in a batch.
         values = _zero_beyond(values, lengths)
         values = _zero_beyond(nn.functional.gelu(model.conv1(values)), first)  # (B, D, T)
@@ -95,7 +94,7 @@ class WhisperEncoderBase(Encoder):
         if num_frames > table.shape[0]:
             more = sinusoids(table.shape[0], num_frames, table.shape[1], table.device).to(table.dtype)
             table = torch.cat([table, more])
-        return table[:num_frames] * self.whisper.position_scale
+        return table[:num_frames] * self.config.position_scale
 
     def _empty(self, features: Tensor, num_frames: int) -> Features:
         width = self.config.hidden_size
@@ -140,7 +139,7 @@ class UnrestrictedWhisperEncoder(WhisperEncoderBase):
 
 
 def sinusoids(start: int, stop: int, width: int, device: torch.device) -> Tensor:
-    """(``stop`` - ``start``, D) rows of Whisper's sinusoidal positions: sines in the first half, cosines in the second."""
+    """(``stop`` - ``start``, D) rows of Whisper's positions: sines in the first half, cosines in the second."""
     half = width // 2
     timescales = torch.exp(torch.arange(half, device=device) * (-math.log(10_000) / max(half - 1, 1)))
     angles = torch.arange(start, stop, device=device)[:, None] * timescales[None, :]  # (T, D / 2)
