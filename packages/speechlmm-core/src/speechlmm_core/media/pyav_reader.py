@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import av
 import av.error
@@ -145,7 +145,7 @@ class PyAVReader:
 
 
 def _mono(frame: AudioFrame) -> Block:
-    values = frame.to_ndarray()  # (C, L) where planar, (1, L * C) where interleaved
+    values: np.ndarray[Any, Any] = frame.to_ndarray()  # (C, L) where planar, (1, L * C) where interleaved
     channels = frame.layout.nb_channels
     if not frame.format.is_planar:
         values = values.reshape(-1, channels).T  # (C, L)

@@ -36,12 +36,14 @@ class SoundFileReader:
         try:
             self._file.seek(position)
             while position < last:
-                block = self._file.read(min(BLOCK_SAMPLES, last - position), dtype="float32", always_2d=True)  # (L, C)
+                block: Block = self._file.read(
+                    min(BLOCK_SAMPLES, last - position), dtype="float32", always_2d=True
+                )  # (L, C)
                 skip = max(0, first - position)
                 position += len(block)
                 if not len(block):
                     return
-                mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)  # (L,)
+                mono: Block = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)  # (L,)
                 if skip < len(mono):
                     yield mono[skip:]
         except soundfile.LibsndfileError as exc:

@@ -1,0 +1,1 @@
+"""The demo: a speech LLM trained and shown on a synthetic corpus."""
