@@ -109,8 +109,10 @@ class CausalLMDecoder(TextDecoder):
         else:
             from speechlmm_core.attention.packed import packed_attention
 
-            with packed_attention(self.model, segments) as kwargs:
-                output = body(inputs_embeds=inputs_embeds, position_ids=position_ids, **kwargs)
+            with packed_attention(self.model):
+                output = body(
+                    inputs_embeds=inputs_embeds, position_ids=position_ids, segments=segments, use_cache=False
+                )
         return output.last_hidden_state  # (R, N, D)
 
     def load_base_weights(self) -> None:
