@@ -1,0 +1,1 @@
+"""Tasks: how an example becomes a chat."""

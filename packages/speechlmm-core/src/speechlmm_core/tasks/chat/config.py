@@ -1,0 +1,55 @@
+"""Whole conversations. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from speechlmm_core.errors import DataError
+from speechlmm_core.interfaces.task import TaskConfig
+
+if TYPE_CHECKING:
+    from speechlmm_core.chat.messages import Message
+    from speechlmm_core.data.example import Example
+
+
+class ChatTaskConfig(TaskConfig):
+    """Conversations as the manifest gives them; media carry their own `transcript` where they have one."""
+
+    type: Literal["chat"] = "chat"
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics that score the task."""
+        return ("wer", "cer")
+
+    def prompts(self, language: str = "en") -> list[str]:
+        """None: the prompts are in the conversations."""
+        return []
+
+    def check(self, example: Example) -> str | None:
+        """What an example lacks for this task, or None when it has everything."""
+        if not example.messages:
+            return "task 'chat' needs `messages`, got none"
+        if not any(message.role == "assistant" for message in example.messages):
+            return "task 'chat' needs an assistant's message to learn from, got none"
+        if example.messages[-1].role != "assistant":
+            return f"task 'chat' needs a last message of the assistant's, got one of {example.messages[-1].role!r}"
+        return None
+
+    def messages(self, example: Example, *, draw: int = 0, with_answer: bool = True) -> list[Message]:
+        """The example's conversation.
+
+        Args:
+            example: The example.
+            draw: Without meaning here.
+            with_answer: Whether a last message of the assistant's is kept or left to the model.
+
+        Raises:
+            DataError: The example has no messages.
+        """
+        if not example.messages:
+            raise DataError(f"example {example.id!r}: task 'chat' needs `messages`, got none")
+        found = list(example.messages)
+        if not with_answer and found[-1].role == "assistant":
+            found.pop()
+        return found

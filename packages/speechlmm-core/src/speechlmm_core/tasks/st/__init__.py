@@ -1,0 +1,1 @@
+"""Speech translation: audio in one language in, text in another out."""
