@@ -23,7 +23,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -188,7 +188,7 @@ def _checked(text: str) -> str:
     """Checks one override and lets its key be new where no file names it."""
     try:
         override = OverridesParser.create().parse_override(text)
-    except OverrideParseException as exc:
+    except HydraException as exc:
         raise ConfigError(f"{text!r} is not an override; expected key=value, +key=value or ~key") from exc
     if override.is_sweep_override():
         raise ConfigError(f"{text!r} gives several values to one key; write a list as key=[a,b]")

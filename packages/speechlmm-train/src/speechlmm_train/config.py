@@ -5,6 +5,7 @@ What is not listed here but is a field of transformers' `TrainingArguments` may 
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -152,7 +153,7 @@ class TrainingConfig(_Overridable):
     micro_batches_per_step: Positive = 1
     """Micro-batches in the global batch of a step, over all processes."""
     freeze_modules: list[str] = Field(default_factory=list)
-    """Parts of the model that are not trained, by module name."""
+    """Parts of the model that are not trained: module names (`audio_encoder`) or globs (`*_encoder`)."""
     lr_groups: dict[str, float] = Field(default_factory=dict)
     """Learning rates of parts of the model by module name."""
     packed: bool = True
@@ -284,7 +285,7 @@ class RunConfig(_Section):
 
         def check(place: str, names: list[str]) -> None:
             for name in names:
-                if name.split(".")[0] not in parts:
+                if not any(fnmatchcase(part, name.split(".")[0]) for part in parts):
                     hint = nearest(name, parts)
                     faults.append(f"{place}: the model has no part {name!r}{hint} (parts: {', '.join(parts)})")
 

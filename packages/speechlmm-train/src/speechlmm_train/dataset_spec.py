@@ -24,13 +24,19 @@ def read_dataset_spec(path: Path) -> tuple[list[Any], list[Any]]:
         raise DataError(f"data.data_config_path {str(path)!r} cannot be read: {' '.join(str(exc).split())}") from exc
     if not isinstance(content, dict) or not set(content) <= {"train", "eval"} or not content.get("train"):
         raise DataError(f"{path}: expected `train:` (and `eval:`) with lists of manifests or datasets")
-    rooted = {key: [_rooted(entry, path.parent) for entry in entries or []] for key, entries in content.items()}
+    rooted = {key: [_rooted(entry, path.parent) for entry in _listed(entries)] for key, entries in content.items()}
     try:
         data = DataConfig.model_validate(rooted)
     except ValidationError as exc:
         first = exc.errors()[0]
         raise DataError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from exc
     return list(data.train), list(data.eval)
+
+
+def _listed(entries: Any) -> list[Any]:
+    if entries is None:
+        return []
+    return entries if isinstance(entries, list) else [entries]
 
 
 def _rooted(entry: Any, folder: Path) -> Any:

@@ -1,0 +1,204 @@
+"""Composition: Hydra's grammar, installed groups, and what a user's mistake is answered with.
+
+Components and presets are made by the tests: this package's tests run without the plugin packages.
+"""
+
+import textwrap
+from typing import Literal
+
+import pytest
+from speechlmm_core.errors import ConfigError
+from speechlmm_core.interfaces.decoder import DecoderConfig, decoders
+from speechlmm_train.compose import compose_config, compose_plain
+
+
+class ComposedDecoderConfig(DecoderConfig):
+    type: Literal["test.composed"] = "test.composed"
+    width: int = 8
+
+    @property
+    def hidden_size(self):
+        return self.width
+
+    @property
+    def vocab_size(self):
+        return 16
+
+    def build_tokenizer(self, path=None):
+        raise RuntimeError("a configuration is checked without building anything")
+
+    def build(self, ctx):
+        raise RuntimeError("a configuration is checked without building anything")
+
+
+decoders.register(ComposedDecoderConfig)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A user's folder of configurations, with a preset in a group that no package ships."""
+    root = tmp_path_factory.mktemp("conf")
+    files = {
+        "model/text_decoder/wide.yaml": "type: test.composed\nwidth: 32\n",
+        "model/sounds_encoder/nobody.yaml": "type: nobody\n",
+        "training_setting/slow.yaml": "# @package _global_\ntraining:\n  learning_rate: 1.0e-6\n",
+        "mine.yaml": """
+            defaults:
+              - pretrain
+              - override model/text_decoder: wide
+              - _self_
+            data:
+              train: [from_yaml.jsonl]
+            stages:
+              - {name: first, max_steps: 3, learning_rate: 1.0e-3}
+              - {name: second, max_steps: 4, trainable_modules: [text_decoder]}
+        """,
+    }
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(textwrap.dedent(text))
+    return root
+
+
+NEEDED = ["data.train=[a.jsonl]", "training.output_dir=out", "training.max_steps=5", "model/text_decoder=wide"]
+
+
+def wrong(folder, *overrides, name="pretrain"):
+    with pytest.raises(ConfigError) as caught:
+        compose_config(name, overrides, config_dir=folder)
+    return str(caught.value)
+
+
+def test_a_group_of_the_user_needs_no_plus(folder):
+    config = compose_config("pretrain", NEEDED, config_dir=folder).config
+    assert config.model.text_decoder.width == 32
+    assert config.data.train[0].path == "a.jsonl"
+    assert config.training.max_steps == 5
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("training.weight_decay=0.5", 0.5),
+        ("+training.weight_decay=0.5", 0.5),
+        ("++training.weight_decay=0.5", 0.5),
+    ],
+)
+def test_a_new_key_with_and_without_plus(folder, override, expected):
+    assert compose_config("pretrain", [*NEEDED, override], config_dir=folder).config.training.weight_decay == expected
+
+
+def test_lists_dicts_and_deletion(folder):
+    overrides = [
+        *NEEDED,
+        "data.eval=[b.jsonl,{type: jsonl, path: c.jsonl}]",
+        "training.lr_groups={text_decoder: 1e-3}",
+        "~training.lr_scheduler_type",
+    ]
+    config = compose_config("pretrain", overrides, config_dir=folder).config
+    assert [entry.path for entry in config.data.eval] == ["b.jsonl", "c.jsonl"]
+    assert config.training.lr_groups == {"text_decoder": 1e-3}
+    assert config.training.lr_scheduler_type == "cosine"
+
+
+def test_a_training_setting_overrides_the_configuration(folder):
+    config = compose_config("pretrain", [*NEEDED, "training_setting=slow"], config_dir=folder).config
+    assert config.training.learning_rate == 1e-6
+    shipped = compose_plain("pretrain", [*NEEDED, "training_setting=adapter_only"], config_dir=folder)
+    assert shipped["training"]["save"] == "trainable"
+
+
+def test_stages_from_yaml(folder):
+    config = compose_config("mine", ["training.output_dir=out"], config_dir=folder).config
+    assert config.data.train[0].path == "from_yaml.jsonl"
+    assert [(stage.name, stage.max_steps) for stage in config.stages] == [("first", 3), ("second", 4)]
+    first, second = config.resolved_stages()
+    assert (first.training.learning_rate, second.training.learning_rate) == (1e-3, 1e-4)
+    assert second.trainable_modules == ["text_decoder"]
+
+
+def test_finetune_starts_from_pretrain(folder):
+    plain = compose_plain("finetune", NEEDED, config_dir=folder)
+    assert plain["training"]["learning_rate"] == 2e-5
+    assert plain["training"]["freeze_modules"] == ["*_encoder"]
+
+
+def test_every_missing_value_and_every_wrong_key_at_once(folder):
+    message = wrong(folder, "data.trian=x")
+    assert "data.train: missing; give it as data.train=<value>" in message
+    assert "training.output_dir: missing" in message
+    assert "model.text_decoder: missing; choose a preset with model/text_decoder=<name>" in message
+    assert "data.trian: unknown key 'trian'; did you mean 'train'?" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("model/text_decoder=wiide", "unknown preset model/text_decoder=wiide; did you mean 'wide'?"),
+        ("model/text_decodr=wide", "unknown group 'model/text_decodr'; did you mean 'model/text_decoder'?"),
+        ("model.text_decoder.widht=3", "model.text_decoder.widht: unknown key 'widht'; did you mean 'width'?"),
+        ("model.text_decoder.width=wide", "model.text_decoder.width: got 'wide'; input should be a valid integer"),
+        ("model.text_decoder.type=test.composd", "unknown decoder 'test.composd'; did you mean 'test.composed'?"),
+        ("model.audio_encodr={type: x}", "unknown key 'audio_encodr'; did you mean 'audio_encoder'?"),
+        ("training.max_step=3", "unknown key 'max_step'; did you mean 'max_steps'?"),
+        ("training.lr_scheduler_kwarg={}", "did you mean 'lr_scheduler_kwargs'?"),
+        ("training.gradient_accumulation_steps=2", "use micro_batches_per_step"),
+        ("training.freeze_modules=[text_decodr]", "the model has no part 'text_decodr'; did you mean 'text_decoder'?"),
+        ("training.lr_groups={audio: 1}", "training.lr_groups: the model has no part 'audio'"),
+        ("training.num_epochs=2", "give either max_steps or num_epochs"),
+        ("+training.token_budget=5 ", None),
+        ("data.data_config_path=spec.yaml", "give either train/eval or data_config_path"),
+        ("training.max_steps=1,2", "gives several values to one key"),
+        ("hydra.job.name=x", "takes no `hydra` settings"),
+        ("nonsense", "is not an override"),
+        ("=3", "is not an override"),
+        ("~training.nothing", "nothing"),
+        ("training.seed=${training.nothing}", "nothing"),
+    ],
+)
+def test_a_mistake_is_named(folder, override, expected):
+    if expected is None:
+        compose_config("pretrain", [*NEEDED, override], config_dir=folder)
+        return
+    message = wrong(folder, *NEEDED, override)
+    assert expected in message
+    assert "\n" not in message
+
+
+def test_unknown_configuration_name(folder):
+    assert "did you mean 'pretrain'?" in wrong(folder, name="pretran")
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    assert "is not a folder" in wrong(tmp_path / "nowhere", *NEEDED)
+
+
+def test_import_file_registers_components(folder, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        textwrap.dedent(
+            """
+            from typing import Literal
+            from speechlmm_core.interfaces.objective import ObjectiveConfig, objectives
+
+            @objectives.register
+            class Config(ObjectiveConfig):
+                type: Literal["test.imported"] = "test.imported"
+
+                @property
+                def stages(self):
+                    return ("text_decoder",)
+
+                def build(self, ctx):
+                    raise RuntimeError
+            """
+        )
+    )
+    overrides = [*NEEDED, "model.objectives.own={type: test.imported, weight: 0.5}"]
+    config = compose_config("pretrain", overrides, config_dir=folder, imports=[file]).config
+    assert config.model.objectives["own"].weight == 0.5
+    file.write_text("1 / 0")
+    with pytest.raises(ConfigError, match="ZeroDivisionError"):
+        compose_config("pretrain", overrides, config_dir=folder, imports=[file])
+    with pytest.raises(ConfigError, match="expected a Python file"):
+        compose_config("pretrain", overrides, config_dir=folder, imports=[tmp_path / "no.py"])

@@ -1,0 +1,67 @@
+"""Error rates against hand-made alignments and a naive edit distance."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from speechlmm_train.metrics.wer import CERConfig, WERConfig, normalise
+
+
+def distance(a, b):
+    """Levenshtein distance, row by row."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        previous, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (x != y))
+    return row[-1]
+
+
+def test_counts_by_hand():
+    values = WERConfig().compute(["the cat sat down", "go"], ["the bat sat", "go now now"])
+    assert values == {
+        "wer": 4 / 5,
+        "wer_words": 5,
+        "wer_substitutions": 1,
+        "wer_deletions": 1,
+        "wer_insertions": 2,
+    }
+
+
+words = st.lists(st.sampled_from(["a", "bb", "c", "dog"]), max_size=6).map(" ".join)
+
+
+@given(st.lists(st.tuples(words, words), min_size=1, max_size=5))
+def test_the_rate_is_all_errors_over_all_words(pairs):
+    references, hypotheses = zip(*pairs, strict=True)
+    wrong = sum(distance(r.split(), h.split()) for r, h in pairs)
+    total = sum(len(r.split()) for r in references)
+    expected = wrong / total if total else float(wrong > 0)
+    assert WERConfig().compute(references, hypotheses)["wer"] == pytest.approx(expected)
+    wrong = sum(distance(r, h) for r, h in pairs)
+    total = sum(len(r) for r in references)
+    expected = wrong / total if total else float(wrong > 0)
+    assert CERConfig().compute(references, hypotheses)["cer"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Hello,  World!", "hello world"),
+        ("don\u2019t 'quote' rock'n'roll", "don't quote rock'n'roll"),
+        ("Größe_x", "grösse x"),
+        ("ﬁne", "fine"),
+        ("…", ""),
+    ],
+)
+def test_normalisation(text, expected):
+    assert normalise(text) == expected
+
+
+def test_normalisation_can_be_left_out():
+    assert WERConfig(normalise=False).compute(["A b"], ["a b"])["wer"] == 0.5
+    assert WERConfig().compute(["A b."], ["a b"])["wer"] == 0
+
+
+def test_as_many_of_both():
+    with pytest.raises(ValueError, match="got 1 references and 2 hypotheses"):
+        WERConfig().compute(["a"], ["a", "b"])
