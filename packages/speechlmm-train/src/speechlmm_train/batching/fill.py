@@ -22,9 +22,9 @@ class Budget:
     """What a micro-batch may hold; padding counts."""
 
     tokens: float
-    """Positions of the language model: their sum if packed, else examples × longest."""
+    """Positions of the language model: their sum if packed, else examples times the longest."""
     frames: float
-    """Frames of the encoders: examples × longest."""
+    """Frames of the encoders: examples times the longest."""
     packed: bool = True
     batch_size: int | None = None
     """A fixed number of examples in place of the budgets."""

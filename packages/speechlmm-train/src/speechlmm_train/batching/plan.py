@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
 from speechlmm_core.errors import ConfigError, DataError
+
 from speechlmm_train.batching.draw import draws, permutation
 from speechlmm_train.batching.fill import Budget, fill
 
@@ -52,14 +52,15 @@ class Epoch:
     @classmethod
     def of(cls, batches: Sequence[NDArray[np.int64]]) -> Epoch:
         """The table of these micro-batches."""
-        return cls(np.concatenate(batches), np.cumsum([len(batch) for batch in batches]))
+        return cls(np.concatenate(batches), np.cumsum([len(batch) for batch in batches], dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.ends)
 
     def batch(self, number: int) -> list[int]:
         """The examples of a micro-batch."""
-        return self.order[self.ends[number - 1] if number else 0 : self.ends[number]].tolist()
+        start = int(self.ends[number - 1]) if number else 0
+        return self.order[start : int(self.ends[number])].tolist()
 
 
 class BatchPlan:
@@ -68,9 +69,9 @@ class BatchPlan:
     Args:
         positions: (N,) positions of the language model that each example takes.
         frames: (N,) encoder output frames of each example.
-        token_budget: Positions in a micro-batch: their sum if ``packed``, else examples × longest.
-        frame_budget: Encoder frames in a micro-batch, padding included: examples × longest. By default 1.15 times
-            the frames that a full token budget holds on average: enough room for padding to fill the token budget.
+        token_budget: Positions in a micro-batch: their sum if ``packed``, else examples times the longest.
+        frame_budget: Encoder frames in a micro-batch, padding included: examples times the longest. By default 1.15
+            times the frames that a full token budget holds on average: enough room to fill the token budget.
         batch_size: A fixed number of examples in a micro-batch, in place of the budgets.
         micro_batches_per_step: G, the global batch.
         seed: Seed of every shuffle.

@@ -1,0 +1,218 @@
+"""What each example takes of a model: positions, encoder frames, seconds. Read from file headers, once.
+
+The batch plan is computed from these numbers, so they must not be too small. The `duration` of a manifest is rounded
+and not used. A header is read once: its numbers are kept in the user's cache by the file's path, size and time.
+Imports no torch (an input that is no audio is loaded to be measured, which does).
+
+Shapes: N examples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speechlmm_core.chat.messages import Message
+from speechlmm_core.config import InputConfig, ModelConfig
+from speechlmm_core.data.chats import chat_of, task_of, wordings
+from speechlmm_core.data.example import Example
+from speechlmm_core.data.faults import Faults
+from speechlmm_core.data.header_cache import HeaderCache, cache_folder
+from speechlmm_core.data.jsonl.reader import ConcatExamples, place_of
+from speechlmm_core.errors import DataError, MediaError, SpeechLMMError
+
+logger = logging.getLogger(__name__)
+
+BLOCK = 4096
+THREADS = 8
+
+
+class Sizer(Protocol):
+    """What of the processor is needed here."""
+
+    config: ModelConfig
+    inputs: dict[str, InputConfig]
+    tokenizer: Any
+
+    def sizes(
+        self, messages: Sequence[Message], num_samples: Sequence[int], *, with_answer: bool = True
+    ) -> tuple[int, int]:
+        """Positions and encoder frames of a conversation."""
+        ...
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What the examples of a dataset take."""
+
+    positions: NDArray[np.int64]
+    """(N,) positions in the language model, with the longest wording of the prompt."""
+    frames: NDArray[np.int64]
+    """(N,) encoder output frames."""
+    seconds: NDArray[np.float64]
+    """(N,) seconds of media."""
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+def measure(examples: Sequence[Example], processor: Sizer, *, cache: Path | None = None) -> Lengths:
+    """Measures every example.
+
+    Args:
+        examples: The examples.
+        processor: The model's processor.
+        cache: Folder where numbers are kept between runs; the user's cache folder by default.
+
+    Raises:
+        DataError: Media are unreadable or too short, or examples do not fit the model: all are counted, the first
+            listed.
+    """
+    faults = Faults()
+    parts = examples.parts if isinstance(examples, ConcatExamples) else [examples]
+    measured: list[Lengths] = []
+    for part in parts:
+        try:
+            measured.append(_Measurement(part, processor, cache or cache_folder()).run())
+        except DataError as exc:
+            faults.extend(exc)
+    faults.raise_if_any()
+    return Lengths(
+        *(np.concatenate([getattr(one, name) for one in measured]) for name in ("positions", "frames", "seconds"))
+    )
+
+
+class _Measurement:
+    """The measurement of one dataset."""
+
+    def __init__(self, examples: Sequence[Example], processor: Sizer, folder: Path) -> None:
+        self.examples, self.processor = examples, processor
+        source = getattr(examples, "path", None)
+        self.source = Path(source).absolute() if source is not None else None
+        self.folder = folder
+        self.headers = HeaderCache.open(folder, str(self.source) if self.source else None)
+        self.faults = Faults()
+        self.longest: dict[tuple[str, str | None, str | None], int] = {}
+
+    def run(self) -> Lengths:
+        count = len(self.examples)
+        lengths = Lengths(np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros(count))
+        num_samples = self.num_samples(lengths.seconds)
+        self.headers.save()
+        self.faults.raise_if_any()
+        stored = self.stored_sizes(num_samples)
+        if stored is not None and stored.is_file():
+            try:
+                sizes = np.load(stored, allow_pickle=False)
+                if sizes.shape == (2, count) and sizes.dtype == np.int64:
+                    return Lengths(sizes[0], sizes[1], lengths.seconds)
+            except (OSError, ValueError) as exc:
+                logger.info("cannot read %s: %s", stored, exc)
+        for index in range(count):
+            try:
+                lengths.positions[index], lengths.frames[index] = self.size(self.examples[index], num_samples[index])
+            except DataError as exc:
+                self.faults.add(place_of(self.examples, index), str(exc), order=index)
+        self.faults.raise_if_any()
+        if stored is not None:
+            HeaderCache.store(stored, np.stack([lengths.positions, lengths.frames]))
+        return lengths
+
+    def num_samples(self, seconds: NDArray[np.float64]) -> list[tuple[int, ...]]:
+        """Samples of each example's media at their encoders' rates."""
+        found: list[tuple[int, ...]] = []
+        with ThreadPoolExecutor(THREADS) as pool:
+            for start in range(0, len(self.examples), BLOCK):
+                indices = range(start, min(start + BLOCK, len(self.examples)))
+                chats = [self.media(index) for index in indices]
+                paths = {str(i["path"]) for items in chats for i in items if "path" in i and self.is_audio(i)}
+                self.headers.read(sorted(paths), pool)
+                for index, items in zip(indices, chats, strict=True):
+                    samples: list[int] = []
+                    for item in items:
+                        try:
+                            samples.append(self.length(item))
+                            seconds[index] += samples[-1] / self.processor.inputs[item["type"]].encoder.sampling_rate
+                        except SpeechLMMError as exc:
+                            self.faults.add(place_of(self.examples, index), str(exc), order=index)
+                    found.append(tuple(samples))
+        return found
+
+    def media(self, index: int) -> list[Mapping[str, Any]]:
+        """The media of an example's chat that the model takes."""
+        try:
+            messages = chat_of(self.examples[index])
+        except DataError as exc:
+            self.faults.add(place_of(self.examples, index), str(exc), order=index)
+            return []
+        items = [item for message in messages for item in message.media]
+        known = ", ".join(self.processor.inputs) or "only text"
+        for item in items:
+            if item["type"] not in self.processor.inputs:
+                text = f"the example holds {item['type']!r}, but this model takes {known}"
+                self.faults.add(place_of(self.examples, index), text, order=index)
+        return [item for item in items if item["type"] in self.processor.inputs]
+
+    def is_audio(self, item: Mapping[str, Any]) -> bool:
+        return self.processor.inputs[item["type"]].encoder.modality == "audio"
+
+    def length(self, item: Mapping[str, Any]) -> int:
+        """Samples of a medium at its encoder's rate.
+
+        Raises:
+            MediaError: It cannot be used, or gives no frame.
+        """
+        towers = self.processor.inputs[item["type"]]
+        encoder = towers.encoder
+        if self.is_audio(item):
+            samples = self.headers.length(item, encoder.sampling_rate)
+        else:
+            samples = encoder.load(dict(item)).num_samples
+        frames = towers.adapter.max_output_lengths(encoder.output_lengths(samples), encoder.frame_rate)
+        if frames < 1:
+            seconds = samples / encoder.sampling_rate
+            raise MediaError(f"{item.get('path')}: {seconds:.3f} s are too short, the model makes no frame of them")
+        return samples
+
+    def size(self, example: Example, num_samples: tuple[int, ...]) -> tuple[int, int]:
+        """Positions and frames with the longest wording of the example's prompt."""
+        key = (example.task, example.source_language, example.target_language)
+        if key not in self.longest:
+            sizes = [
+                self.processor.sizes(chat_of(example, draw=number), num_samples)[0]
+                for number in range(wordings(task_of(example.task)))
+            ]
+            self.longest[key] = int(np.argmax(sizes))
+        return self.processor.sizes(chat_of(example, draw=self.longest[key]), num_samples)
+
+    def stored_sizes(self, num_samples: list[tuple[int, ...]]) -> Path | None:
+        """Where the sizes are kept: named after everything that they depend on."""
+        if self.source is None:
+            return None
+        status = self.source.stat()
+        names = sorted({self.examples[index].task for index in range(len(self.examples))})
+        digest = hashlib.blake2b(digest_size=16)
+        for part in (
+            f"{self.source}\0{status.st_size}\0{status.st_mtime_ns}",
+            json.dumps(num_samples),
+            self.processor.config.model_dump_json(),
+            json.dumps([[name, task_of(name).prompts()] for name in names]),
+            _tokenizer_text(self.processor.tokenizer),
+        ):
+            digest.update(part.encode() + b"\0")
+        return self.folder / f"sizes-{digest.hexdigest()}.npy"
+
+
+def _tokenizer_text(tokenizer: Any) -> str:
+    """Everything that decides how text becomes tokens."""
+    backend = tokenizer.tokenizer.backend_tokenizer
+    return f"{tokenizer.template}\0{backend.to_str()}"

@@ -1,0 +1,175 @@
+"""Reads a rank's micro-batches in the order of the batch plan, in worker processes.
+
+A worker loads, tokenises and collates a whole micro-batch; the plan stays in the main process. What comes out depends
+on the plan and nothing else: not on the number of workers, nor on the step at which the loader starts.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from speechlmm_core.chat.messages import Message
+from speechlmm_core.data.chats import chat_of
+from speechlmm_core.data.example import Example
+from speechlmm_core.data.jsonl.reader import place_of
+from speechlmm_core.errors import DataError, MediaError, SpeechLMMError
+from torch.utils.data import DataLoader, Dataset
+
+from speechlmm_train.batching.draw import draw
+from speechlmm_train.batching.plan import BatchPlan, MicroBatch
+
+Batch = dict[str, Any]
+
+
+class Collating(Protocol):
+    """What of the processor is needed here."""
+
+    def sample(self, messages: Sequence[Message], *, with_answer: bool) -> Any:
+        """Loads and tokenises a conversation."""
+        ...
+
+    def collate(self, samples: Sequence[Any], *, packed: bool = False) -> Batch:
+        """Lays out a batch."""
+        ...
+
+
+class TrainingBatches:
+    """A rank's micro-batches from a step on, without end.
+
+    It shards by itself and must not go through `accelerator.prepare`, which would shard it again.
+
+    Args:
+        examples: The dataset.
+        processor: Loads, tokenises and collates.
+        plan: Which examples come when.
+        indices: (N,) the plan's example numbers as numbers of the dataset, where some examples were left out.
+        rank: This process.
+        world_size: Number of processes.
+        start_step: First step; nothing is replayed to get there.
+        num_workers: Worker processes; 0 to load in this one.
+        prefetch_factor: Micro-batches that each worker prepares ahead.
+        pin_memory: Whether batches are copied to page-locked memory; by default where there is a GPU.
+
+    Raises:
+        ConfigError: The number of ranks does not divide the micro-batches of a step.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        processor: Collating,
+        plan: BatchPlan,
+        *,
+        indices: Sequence[int] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        start_step: int = 0,
+        num_workers: int = 0,
+        prefetch_factor: int = 2,
+        pin_memory: bool | None = None,
+    ) -> None:
+        plan.check_world_size(world_size)
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must lie in 0..{world_size - 1}, got {rank}")
+        self.plan = plan
+        self.rank, self.world_size, self.start_step = rank, world_size, start_step
+        self.num_workers, self.prefetch_factor = num_workers, prefetch_factor
+        self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
+        self._dataset = _MicroBatches(examples, processor, plan.seed, plan.budget.packed, indices)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yields micro-batches.
+
+        Raises:
+            MediaError: A medium cannot be loaded; names the example and its place in the manifest.
+            DataError: An example cannot be used; likewise.
+        """
+        loader = DataLoader(
+            self._dataset,
+            sampler=_Rank(self.plan, self.rank, self.world_size, self.start_step),
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=self.num_workers,
+            prefetch_factor=self.prefetch_factor if self.num_workers else None,
+            pin_memory=self.pin_memory,
+            worker_init_fn=_start_worker,
+            # Of its own, so that the workers' seed is not drawn from the generator that training uses.
+            generator=torch.Generator().manual_seed(self.plan.seed),
+            # Forked workers share the dataset's memory and import nothing anew; they never touch a GPU.
+            multiprocessing_context="fork" if self.num_workers and sys.platform == "linux" else None,
+        )
+        if self.num_workers:
+            # Read by the Rust tokenizers after a fork; without it they warn of what workers do not do.
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
+            batches = iter(loader)
+        for batch in batches:
+            if isinstance(batch, SpeechLMMError):
+                raise batch
+            yield batch
+
+    def steps(self) -> Iterator[list[Batch]]:
+        """Yields the rank's micro-batches of one step at a time."""
+        batches = iter(self)
+        while True:
+            yield [next(batches) for _ in range(self.plan.micro_batches_per_step // self.world_size)]
+
+
+class _Rank:
+    """The places in the plan that a rank takes."""
+
+    def __init__(self, plan: BatchPlan, rank: int, world_size: int, start_step: int) -> None:
+        self.plan, self.rank, self.world_size, self.step = plan, rank, world_size, start_step
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        step = self.step
+        while True:
+            yield from self.plan.rank(step, self.rank, self.world_size)
+            step += 1
+
+
+class _MicroBatches(Dataset[Any]):
+    """Loads whole micro-batches."""
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        processor: Collating,
+        seed: int,
+        packed: bool,
+        indices: Sequence[int] | None,
+    ) -> None:
+        self.examples, self.processor, self.seed, self.packed = examples, processor, seed, packed
+        self.indices = indices
+
+    def __getitem__(self, batch: MicroBatch) -> Batch | SpeechLMMError:
+        # An error travels as a value: raised in a worker, it would come out wrapped in that worker's traceback.
+        try:
+            return self.processor.collate([self._sample(batch.epoch, i) for i in batch.indices], packed=self.packed)
+        except SpeechLMMError as exc:
+            return exc
+
+    def _sample(self, epoch: int, number: int) -> Any:
+        index = number if self.indices is None else int(self.indices[number])
+        example = self.examples[index]
+        try:
+            messages = chat_of(example, draw=draw(self.seed, epoch, index))
+            return self.processor.sample(messages, with_answer=True)
+        except SpeechLMMError as exc:
+            kind = MediaError if isinstance(exc, MediaError) else DataError
+            raise kind(f"{place_of(self.examples, index)}: example {example.id!r}: {exc}") from exc
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(worker: int) -> None:
+    # Workers run beside each other; more threads each would only take turns on the same cores.
+    torch.set_num_threads(1)
