@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from speechlmm_core.checkpoint.source import fetch_pretrained
 from speechlmm_core.config import ModelConfig
 from speechlmm_core.errors import CheckpointError, MissingDependencyError
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def resolve_model_path(path: str | Path) -> Path:
-    """The folder of a model path: one with `config.json`, or one that holds `model/`.
+    """The folder of a model path: one with `config.json`, or one that holds `model/`, or a name on the hub.
 
     Raises:
         CheckpointError: There is no checkpoint.
@@ -28,6 +29,8 @@ def resolve_model_path(path: str | Path) -> Path:
         if (candidate / "config.json").is_file():
             return candidate
     if not folder.exists():
+        if str(path).count("/") == 1 and not str(path).startswith(("~", ".", "/")) and not folder.parent.exists():
+            return fetch_pretrained(str(path), ["*.json", "*.safetensors", "*.jinja", "tokenizer*"])
         raise CheckpointError(f"no checkpoint at {str(path)!r}: the folder does not exist")
     checkpoints = sorted(folder.glob("**/checkpoint-*/config.json"))
     hint = f"; it holds {str(checkpoints[-1].parent)!r}, give that path to use it" if checkpoints else ""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from speechlmm_core.checkpoint.source import resolve_pretrained
+from speechlmm_core.checkpoint.weights import weight_files
 from speechlmm_core.config import ModelConfig
-from speechlmm_core.errors import CheckpointError
 from speechlmm_core.registry import ComponentConfig, Registry
 
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 SAMPLE_BYTES = 1 << 16
 NUM_SAMPLES = 16
 
@@ -44,21 +43,19 @@ def _provider(kind: str, component: ComponentConfig) -> dict[str, str | None]:
 
 
 def base_source(pretrained: str) -> dict[str, Any]:
-    """The name and fingerprint of a base checkpoint."""
-    return {"pretrained": pretrained, "fingerprint": fingerprint(resolve_pretrained(pretrained))}
-
-
-def fingerprint(folder: Path) -> str:
-    """A quick fingerprint of a checkpoint: names, sizes and evenly spread samples of its weight files.
-
-    A full hash of a 70-billion-parameter checkpoint takes minutes; samples tell different weights apart all the same.
+    """The name and fingerprint of a base checkpoint.
 
     Raises:
-        CheckpointError: The folder holds no weights.
+        CheckpointError: There is no such checkpoint, or it holds no weights.
     """
-    files = [folder] if folder.is_file() else sorted(f for f in folder.iterdir() if f.suffix in WEIGHT_SUFFIXES)
-    if not files:
-        raise CheckpointError(f"{str(folder)!r} holds no weights; expected *.safetensors or *.bin")
+    return {"pretrained": pretrained, "fingerprint": fingerprint(weight_files(pretrained))}
+
+
+def fingerprint(files: Sequence[Path]) -> str:
+    """A quick fingerprint of weight files: their names, sizes and evenly spread samples of what they hold.
+
+    A full hash of a 70-billion-parameter checkpoint takes minutes; samples tell different weights apart all the same.
+    """
     digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size

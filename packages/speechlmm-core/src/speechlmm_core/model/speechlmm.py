@@ -109,6 +109,9 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
 
         if args:
             raise TypeError(f"from_pretrained takes one positional argument, got {1 + len(args)}")
+        # What the Auto classes hand over beside the user's arguments; the configuration is read again, strictly.
+        for key in ("config", "revision", "adapter_kwargs", "kernel_config", "trust_remote_code"):
+            kwargs.pop(key, None)
         return load_model(pretrained_model_name_or_path, **kwargs)
 
     def save_pretrained(  # type: ignore[override]  # narrower than the base on purpose: one safe format
