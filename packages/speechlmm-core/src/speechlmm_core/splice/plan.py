@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from speechlmm_core.errors import DataError
 
@@ -90,7 +92,7 @@ def build_layout(pieces: Sequence[TextLike | MediaLike], num_frames: Sequence[in
     Raises:
         DataError: The number of media differs from the number of placeholders, or a length is negative.
     """
-    items = [piece.item for piece in pieces if hasattr(piece, "item")]  # pyright: ignore[reportAttributeAccessIssue]
+    items: list[dict[str, Any]] = [cast(MediaLike, piece).item for piece in pieces if hasattr(piece, "item")]
     if len(items) != len(num_frames):
         raise DataError(
             f"got {len(num_frames)} media for {len(items)} placeholders in the messages; give each placeholder "
@@ -112,8 +114,9 @@ def build_layout(pieces: Sequence[TextLike | MediaLike], num_frames: Sequence[in
             frame.append(np.arange(n, dtype=np.int32))
             seen += 1
         else:
-            ids.append(np.asarray(piece.ids, dtype=np.int64))  # pyright: ignore[reportAttributeAccessIssue]
-            supervised.append(np.asarray(piece.supervised, dtype=np.bool_))  # pyright: ignore[reportAttributeAccessIssue]
+            text = cast(TextLike, piece)
+            ids.append(np.asarray(text.ids, dtype=np.int64))
+            supervised.append(np.asarray(text.supervised, dtype=np.bool_))
             medium.append(np.full(len(ids[-1]), -1, dtype=np.int32))
             frame.append(np.zeros(len(ids[-1]), dtype=np.int32))
     return SampleLayout(
@@ -197,8 +200,6 @@ def plan_batch(
     Raises:
         DataError: No samples, or a medium of an input that the model does not have.
     """
-    import torch
-
     if not samples:
         raise DataError("got an empty batch; a batch needs at least one sample")
     lengths = np.array([sample.num_positions for sample in samples], dtype=np.int64)  # (S,)
@@ -210,10 +211,10 @@ def plan_batch(
     shift = np.zeros_like(lengths) if padding_side == "right" else N - lengths
     flat = np.arange(total) if packed else sample * N + within + shift[sample]  # (total,)
 
-    def spread(values: npt.NDArray[Any], fill: int) -> torch.Tensor:
+    def spread(values: npt.NDArray[Any], fill: int) -> Tensor:
         grid = np.full(R * N, fill, dtype=np.int64)
         grid[flat] = values
-        return torch.from_numpy(grid.reshape(R, N))  # (R, N)
+        return _tensor(grid.reshape(R, N))  # (R, N)
 
     media = _number_media(samples, input_order, R * N)
     medium = np.concatenate([one.medium for one in samples])
@@ -222,7 +223,7 @@ def plan_batch(
     number = np.where(is_media, medium + media.first[sample], -1)  # (total,)
     base = np.arange(R * N)
     base[flat[is_media]] = media.start[number[is_media]] + frame[is_media]
-    splice: dict[str, Any] = {"base": torch.from_numpy(base.reshape(R, N)), "num_frames": media.max_frames}
+    splice: dict[str, Any] = {"base": _tensor(base.reshape(R, N)), "num_frames": media.max_frames}
     splice["exact"] = [name not in dynamic_inputs for name in input_order]
     if additive is not None and any(one is not None for one in additive):
         splice["additive"] = spread(_additive_rows(additive, samples, media), media.num_rows)
@@ -234,13 +235,13 @@ def plan_batch(
         "position_ids": spread(within, 0),
         "splice": splice,
         "supervised": {
-            "positions": torch.from_numpy(flat[target] - 1),  # (M,)
-            "ids": torch.from_numpy(input_ids[target]),  # (M,)
+            "positions": _tensor(flat[target] - 1),  # (M,)
+            "ids": _tensor(input_ids[target]),  # (M,)
         },
     }
     if packed:
         bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        plan["segments"] = {"cu_seqlens": torch.from_numpy(bounds), "lengths": lengths.tolist()}
+        plan["segments"] = {"cu_seqlens": _tensor(bounds), "lengths": lengths.tolist()}
     else:
         plan["attention_mask"] = spread(np.ones(total, dtype=np.int64), 0)
     if any(name in dynamic_inputs for name in set(input_order)):
@@ -257,6 +258,10 @@ def plan_batch(
             "pad_token_id": pad_token_id,
         }
     return plan
+
+
+def _tensor(values: npt.NDArray[Any]) -> Tensor:
+    return torch.as_tensor(values)
 
 
 def _additive_rows(additive: Sequence[AdditiveLayout | None], samples: Sequence[SampleLayout], media: _Media) -> Int64:
