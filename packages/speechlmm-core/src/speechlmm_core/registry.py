@@ -56,6 +56,11 @@ class Registry(Generic[C]):
         Registry.by_kind[kind] = self
 
     @property
+    def loaded(self) -> dict[str, type[C]]:
+        """The classes registered by hand or imported so far, by name; the dictionary itself, for tests to replace."""
+        return self._classes
+
+    @property
     def group(self) -> str:
         """Entry-point group that plugins of this kind use."""
         return f"speechlmm.{self.kind}"

@@ -19,7 +19,9 @@ from speechlmm_core.interfaces.context import BuildContext
 from speechlmm_core.interfaces.modules import Adapter
 from speechlmm_core.testing.checks import Check, assert_close, check, collect, run_all, select
 from speechlmm_core.testing.component import ComponentKit, lengths_agree, probe
+from speechlmm_core.testing.composite import DECODER_WIDTH
 from speechlmm_core.testing.encoder import rows
+from speechlmm_core.testing.toy import ToyEncoderConfig
 
 SIZES = (*range(18), 23, 31, 32, 33, 47, 64, 97)
 
@@ -47,6 +49,22 @@ class AdapterKit(ComponentKit):
     def make(self, config: AdapterConfig) -> Adapter:
         """The adapter."""
         return config.build(self.ctx)
+
+    @property
+    def place(self) -> str:
+        """The adapter of the input `audio`."""
+        return "audio_adapter"
+
+    def towers(self) -> dict[str, Any]:
+        """The adapter behind an encoder of the width that it takes."""
+        widening = self.ctx.input_size != self.ctx.output_size
+        return {"audio_encoder": ToyEncoderConfig(width=48 if widening else DECODER_WIDTH), self.place: self.config}
+
+    def composite_output(self, module: Any) -> Tensor:
+        """The valid frames of two rows of the toy encoder's width."""
+        width = self.towers()["audio_encoder"].width
+        values = torch.randn(2, 23, width, generator=torch.Generator().manual_seed(0))
+        return torch.cat(rows(module(Features(values, torch.tensor([23, 11])))))  # (sum of lengths, D)
 
     def features(self, *lengths: int, seed: int = 0, padding: float = 0.0) -> Features:
         """Random features of these lengths; each row's content depends on its place and the seed alone."""

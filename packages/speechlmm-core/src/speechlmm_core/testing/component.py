@@ -17,6 +17,7 @@ from torch import Tensor
 from speechlmm_core.interfaces.modules import Component
 from speechlmm_core.registry import ComponentConfig, Registry
 from speechlmm_core.testing.checks import assert_same, check
+from speechlmm_core.testing.composite import new_model, saved_and_loaded, tiny_model_config
 
 IMPORT_PROBE = """
 import importlib, sys
@@ -45,6 +46,19 @@ class ComponentKit(ABC):
     @abstractmethod
     def make(self, config: Any) -> Component:
         """Builds the module from a configuration."""
+
+    @property
+    @abstractmethod
+    def place(self) -> str:
+        """Where the component stands in `towers`."""
+
+    @abstractmethod
+    def towers(self) -> dict[str, Any]:
+        """The component and those that it needs beside it, as keys of a `ModelConfig`."""
+
+    def composite_output(self, module: Any) -> Tensor:
+        """What the module computes when it was built for `towers`."""
+        return self.output(module)
 
     @abstractmethod
     def output(self, module: Any, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -91,9 +105,11 @@ class ComponentKit(ABC):
         name = type(self.config).__module__
         if name == "__main__":
             return
+        # The working folder stays out: a test's own module must not be found there as a namespace package.
+        path = [folder for folder in sys.path if folder and folder != os.getcwd()]
         done = subprocess.run(
-            [sys.executable, "-c", IMPORT_PROBE, name],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            [sys.executable, "-P", "-c", IMPORT_PROBE, name],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
             capture_output=True,
             text=True,
             check=False,
@@ -182,8 +198,55 @@ class ComponentKit(ABC):
         assert got.shape == expected.shape, f"shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
         assert got.dtype == self.low_precision, f"{got.dtype}, expected {self.low_precision}"
         assert bool(got.isfinite().all()), "the output is not finite"
-        off = float((got.float() - expected.float()).norm() / expected.float().norm().clamp(min=1e-6))
+        got, expected = got.detach().float(), expected.detach().float()
+        off = float((got - expected).norm() / expected.norm().clamp(min=1e-6))
         assert off <= 0.1, f"differs from fp32 by {off:.1%} in norm (allowed: 10 %)"
+
+    @check
+    def built_in_bfloat16(self) -> None:
+        """Built where bfloat16 is the default dtype, as `from_pretrained` does, the module computes the same."""
+        source, previous = self.built(), torch.get_default_dtype()
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            target = self.make(self.config).eval()
+        finally:
+            torch.set_default_dtype(previous)
+        wrong = [name for name, value in target.named_parameters() if value.dtype != torch.bfloat16]
+        assert not wrong, f"{wrong[:3]} are not bfloat16"
+        target.load_state_dict(source.state_dict())
+        got, expected = self.output(target, torch.bfloat16).detach().float(), self.output(source).detach().float()
+        off = float((got - expected).norm() / expected.norm().clamp(min=1e-6))
+        assert off <= 0.1, f"differs from fp32 by {off:.1%} in norm (allowed: 10 %)"
+
+    @check
+    def pretrained_equals_constructor(self) -> None:
+        """Saved in a model and loaded by `from_pretrained`, the component has every parameter and buffer as before."""
+        with tiny_model_config(self.towers()) as config:
+            before, after = (model.components()[self.place] for model in saved_and_loaded(config))
+        tensors = dict(after.named_parameters()) | dict(after.named_buffers())
+        for name, value in [*before.named_parameters(), *before.named_buffers()]:
+            assert name in tensors, f"{name!r} is missing"
+            assert_same(tensors[name], value, f"{name!r} after loading")
+        assert_same(self.composite_output(after), self.composite_output(before), "the output after loading")
+
+    @check
+    def frozen_in_a_model(self) -> None:
+        """Frozen by `freeze_modules`, the component stays in eval mode, without gradients, while the model trains."""
+        from speechlmm_core.model.freezing import freeze
+
+        with tiny_model_config(self.towers()) as config:
+            model = new_model(config)
+        freeze(model, [self.place])
+        model.train()
+        component = model.components()[self.place]
+        active = [name or "the component itself" for name, one in component.named_modules() if one.training]
+        assert not active, f"{active[:3]} are in training mode"
+        moved = [name for name, value in component.named_parameters() if value.requires_grad]
+        assert not moved, f"{moved[:3]} still want gradients"
+        buffers = {name: value.clone() for name, value in component.named_buffers()}
+        assert_same(self.composite_output(component), self.composite_output(component), "a second call")
+        for name, value in component.named_buffers():
+            assert_same(value, buffers[name], f"buffer {name!r} after the forward pass")
 
 
 def probe(like: Tensor, seed: int = 0) -> Tensor:

@@ -22,6 +22,7 @@ from speechlmm_core.interfaces.modules import Encoder
 from speechlmm_core.media.medium import Medium
 from speechlmm_core.testing.checks import Check, assert_close, check, collect, run_all, select
 from speechlmm_core.testing.component import ComponentKit, lengths_agree, probe
+from speechlmm_core.testing.toy import ToyAdapterConfig
 
 MediumFactory = Callable[[int, int], Medium]
 
@@ -33,8 +34,11 @@ class EncoderKit(ComponentKit):
 
     config: EncoderConfig
 
-    def __init__(self, config: EncoderConfig, medium: MediumFactory | None, unreached: Collection[str]) -> None:
+    def __init__(
+        self, config: EncoderConfig, medium: MediumFactory | None, margin: int, unreached: Collection[str]
+    ) -> None:
         super().__init__(config, encoders, unreached)
+        self.margin = margin
         self.medium = medium or self._noise
 
     def _noise(self, num_samples: int, seed: int) -> Medium:
@@ -53,6 +57,15 @@ class EncoderKit(ComponentKit):
     def make(self, config: EncoderConfig) -> Encoder:
         """The encoder."""
         return config.build(BuildContext())
+
+    @property
+    def place(self) -> str:
+        """The input is called like its modality."""
+        return f"{self.config.modality}_encoder"
+
+    def towers(self) -> dict[str, Any]:
+        """The encoder with a projection."""
+        return {self.place: self.config, f"{self.config.modality}_adapter": ToyAdapterConfig()}
 
     def encode(self, module: Encoder, media: Sequence[Medium]) -> Features:
         """Encodes media as the composite does."""
@@ -170,9 +183,12 @@ class EncoderKit(ComponentKit):
         filled = dict(inputs)
         for name, dim in self._time_dims(inputs).items():
             filled[name] = inputs[name].clone()
-            for row, length in enumerate(inputs["lengths"].tolist()):
-                filled[name][row].narrow(dim - 1, length, inputs[name].shape[dim] - length).fill_(value)
+            for row, start in enumerate(self._padding_starts(inputs, dim, name)):
+                filled[name][row].narrow(dim - 1, start, inputs[name].shape[dim] - start).fill_(value)
         return filled
+
+    def _padding_starts(self, inputs: Mapping[str, Tensor], dim: int, name: str) -> list[int]:
+        return [min(length + self.margin, inputs[name].shape[dim]) for length in inputs["lengths"].tolist()]
 
     @check
     def gradients_reach_inputs(self) -> None:
@@ -188,8 +204,8 @@ class EncoderKit(ComponentKit):
         for name, dim in dims.items():
             gradient = inputs[name].grad
             assert gradient is not None, f"no gradient for {name!r}"
-            for row, length in enumerate(inputs["lengths"].tolist()):
-                own, padding = gradient[row].split([length, gradient.shape[dim] - length], dim - 1)
+            for row, start in enumerate(self._padding_starts(inputs, dim, name)):
+                own, padding = gradient[row].split([start, gradient.shape[dim] - start], dim - 1)
                 assert bool(own.isfinite().all()), f"the gradient for {name!r} is not finite"
                 assert bool(own.abs().sum() > 0), f"no gradient for row {row} of {name!r}"
                 assert not bool(padding.any()), f"the padding of row {row} of {name!r} gets a gradient"
@@ -236,6 +252,7 @@ def encoder_checks(
     config: EncoderConfig,
     *,
     medium: MediumFactory | None = None,
+    margin: int = 0,
     skip: Collection[str] = (),
     unreached: Collection[str] = (),
 ) -> list[Check]:
@@ -244,10 +261,12 @@ def encoder_checks(
     Args:
         config: A small configuration with random weights.
         medium: Makes a medium from (number of samples, seed); noise by default, for audio.
+        margin: Steps after a row's length in the preprocessor's output that still hold content (the tail of a
+            spectrogram's window).
         skip: Names of checks to leave out; say why beside it.
         unreached: Ends of the names of parameters that only training reaches (a masking embedding, say).
     """
-    checks = collect(EncoderKit(config, medium, unreached), f"encoder {config.type!r}")
+    checks = collect(EncoderKit(config, medium, margin, unreached), f"encoder {config.type!r}")
     return select(checks, skip)
 
 
@@ -255,6 +274,7 @@ def encoder_contract(
     config: EncoderConfig,
     *,
     medium: MediumFactory | None = None,
+    margin: int = 0,
     skip: Collection[str] = (),
     unreached: Collection[str] = (),
 ) -> None:
@@ -263,4 +283,4 @@ def encoder_contract(
     Raises:
         AssertionError: The checks that fail, by name, with what was demanded and what was found.
     """
-    run_all(encoder_checks(config, medium=medium, skip=skip, unreached=unreached))
+    run_all(encoder_checks(config, medium=medium, margin=margin, skip=skip, unreached=unreached))

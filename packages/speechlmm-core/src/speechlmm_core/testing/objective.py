@@ -18,7 +18,7 @@ from speechlmm_core.interfaces.modules import Objective
 from speechlmm_core.interfaces.objective import ObjectiveConfig, objectives, weight_at
 from speechlmm_core.testing.checks import Check, assert_close, check, collect, run_all, select
 from speechlmm_core.testing.component import ComponentKit
-from speechlmm_core.testing.toy import ToyTextDecoder, ToyTokenizer
+from speechlmm_core.testing.toy import ToyAdapterConfig, ToyEncoderConfig, ToyTextDecoder, ToyTokenizer
 
 NAME = "tested"
 VOCAB, WIDTH, ENCODER_WIDTH, TOKENS = 37, 16, 12, 9
@@ -50,9 +50,30 @@ class ObjectiveKit(ComponentKit):
         """The objective."""
         sizes = {stage: ENCODER_WIDTH if stage.endswith("_encoder") else WIDTH for stage in self.config.stages}
         sizes["text_decoder"] = WIDTH
-        module = config.build(BuildContext(output_size=WIDTH, vocab_size=VOCAB, stage_sizes=sizes))
+        module = config.build(
+            BuildContext(output_size=WIDTH, vocab_size=VOCAB, stage_sizes=sizes, encode=self.tokenizer.encode)
+        )
         module.name = NAME
         return module
+
+    @property
+    def place(self) -> str:
+        """The objective's name in the composite."""
+        return f"objectives.{NAME}"
+
+    def towers(self) -> dict[str, Any]:
+        """The objective with every input whose stages it reads."""
+        found: dict[str, Any] = {"objectives": {NAME: self.config}}
+        for stage in self.config.stages:
+            if stage != "text_decoder":
+                name = stage.rpartition("_")[0]
+                found |= {f"{name}_encoder": ToyEncoderConfig(), f"{name}_adapter": ToyAdapterConfig()}
+        return found
+
+    def composite_output(self, module: Any) -> Tensor:
+        """All parameters and buffers: the widths of a model are others than those of the kit's stages."""
+        tensors = [value.detach().float().flatten() for value in module.state_dict().values()]
+        return torch.cat(tensors) if tensors else torch.zeros(0)
 
     def decoder(self) -> ToyTextDecoder:
         """The text decoder beside it, always the same."""
