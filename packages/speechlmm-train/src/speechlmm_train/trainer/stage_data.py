@@ -1,0 +1,142 @@
+"""What each stage is trained on: its examples, their sizes and the batch plan. All faults come up before training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from speechlmm_core.data.example import Example
+from speechlmm_core.data.faults import Faults
+from speechlmm_core.data.lengths import Lengths, measure
+from speechlmm_core.data.spec import ConcatExamples, open_datasets
+from speechlmm_core.errors import DataError
+from speechlmm_core.processor.processor import SpeechLMMProcessor
+
+from speechlmm_train.batching.loader import TrainingBatches
+from speechlmm_train.batching.plan import BatchPlan
+from speechlmm_train.config import DataConfig, ResolvedStage, RunConfig
+
+
+@dataclass(frozen=True)
+class StageData:
+    """A stage with its data."""
+
+    settings: ResolvedStage
+    processor: SpeechLMMProcessor
+    examples: Sequence[Example]
+    indices: NDArray[np.int64]
+    """Examples that take part."""
+    plan: BatchPlan
+    evaluation: Sequence[Example] | None
+    max_steps: int
+    world_size: int
+
+    def batches(self, start_step: int, *, rank: int) -> TrainingBatches:
+        """A rank's micro-batches from a step on."""
+        return TrainingBatches(
+            self.examples,
+            self.processor,
+            self.plan,
+            indices=self.indices.tolist(),
+            rank=rank,
+            world_size=self.world_size,
+            start_step=start_step,
+            num_workers=self.settings.training.num_workers,
+        )
+
+
+@dataclass(frozen=True)
+class _Opened:
+    train: ConcatExamples
+    lengths: Lengths
+    evaluation: ConcatExamples | None
+
+
+def open_stages(config: RunConfig, processor: SpeechLMMProcessor, *, base: Path, world_size: int) -> list[StageData]:
+    """Opens and measures the data of all stages, each dataset once.
+
+    Args:
+        config: The run.
+        processor: Measures examples, and later makes batches of them.
+        base: Folder where relative paths start.
+        world_size: Number of processes.
+
+    Raises:
+        DataError: Data are wrong; the faults of all stages together.
+        ConfigError: The sizes of a stage contradict each other.
+    """
+    settings = config.resolved_stages()
+    faults = Faults()
+    opened: dict[str, _Opened] = {}
+    for stage in settings:
+        key = stage.data.model_dump_json(include=_SOURCES)
+        if key not in opened:
+            try:
+                opened[key] = _open(stage.data.opened(base), processor, base)
+            except DataError as exc:
+                faults.extend(exc)
+    faults.raise_if_any()
+    stages: list[StageData] = []
+    for index, stage in enumerate(settings):
+        own = opened[stage.data.model_dump_json(include=_SOURCES)]
+        stages.append(_plan(stage, own, processor, epochs=config.training.num_epochs, index=index, ranks=world_size))
+    return stages
+
+
+_SOURCES = {"train", "eval", "data_config_path"}
+
+
+def _open(data: DataConfig, processor: SpeechLMMProcessor, base: Path) -> _Opened:
+    faults = Faults()
+    train = evaluation = None
+    try:
+        train = open_datasets(data.train, base)
+    except DataError as exc:
+        faults.extend(exc)
+    try:
+        evaluation = open_datasets(data.eval, base) if data.eval else None
+    except DataError as exc:
+        faults.extend(exc)
+    faults.raise_if_any()
+    assert train is not None
+    return _Opened(train, measure(train, processor), evaluation)
+
+
+def _plan(
+    stage: ResolvedStage, own: _Opened, processor: SpeechLMMProcessor, *, epochs: float | None, index: int, ranks: int
+) -> StageData:
+    indices = _within(stage, own.lengths)
+    training, data = stage.training, stage.data
+    plan = BatchPlan(
+        own.lengths.positions[indices],
+        own.lengths.frames[indices],
+        token_budget=training.token_budget,
+        frame_budget=training.frame_budget,
+        batch_size=training.per_device_train_batch_size,
+        micro_batches_per_step=training.micro_batches_per_step,
+        seed=int(np.random.SeedSequence([training.seed, index]).generate_state(1)[0]),
+        window=data.batch_window,
+        packed=training.packed,
+        oversized=data.oversized,
+        place=lambda number: own.train.place(int(indices[number])),
+    )
+    plan.check_world_size(ranks)
+    steps = stage.max_steps if stage.max_steps is not None else math.ceil((epochs or 1) * plan.epoch_steps(0))
+    return StageData(stage, processor, own.train, indices, plan, own.evaluation, steps, ranks)
+
+
+def _within(stage: ResolvedStage, lengths: Lengths) -> NDArray[np.int64]:
+    """Examples whose audio is neither too short nor too long; text alone always takes part."""
+    data = stage.data
+    longest = math.inf if data.max_duration_s is None else data.max_duration_s
+    kept = (lengths.frames == 0) | ((lengths.seconds >= data.min_duration_s) & (lengths.seconds <= longest))
+    if not kept.any():
+        raise DataError(
+            f"stage {stage.name!r}: none of the {len(lengths)} examples lies between {data.min_duration_s:g} and "
+            f"{longest:g} s; they last {lengths.seconds.min():.2f} to {lengths.seconds.max():.2f} s"
+        )
+    return np.flatnonzero(kept)
