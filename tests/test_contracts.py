@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from speechlmm_core.components import list_components
 from speechlmm_core.interfaces.adapter import adapters
 from speechlmm_core.interfaces.encoder import encoders

@@ -5,13 +5,14 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
+from torch import nn
+
 from speechlmm_core.features import Features
 from speechlmm_core.interfaces.adapter import AdapterConfig
 from speechlmm_core.interfaces.context import BuildContext
 from speechlmm_core.interfaces.modules import Adapter
 from speechlmm_core.lengths import ceil_div
 from speechlmm_core.testing import adapter_checks, adapter_contract
-from torch import nn
 
 
 class StackAdapter(Adapter):

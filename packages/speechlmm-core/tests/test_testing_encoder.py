@@ -6,11 +6,12 @@ from typing import Annotated, Any, ClassVar, Literal
 import pytest
 import torch
 from pydantic import Field
+from torch import nn
+
 from speechlmm_core.features import Features, length_mask
 from speechlmm_core.interfaces.encoder import EncoderConfig
 from speechlmm_core.interfaces.modules import Encoder, Preprocessor
 from speechlmm_core.testing import encoder_checks, encoder_contract
-from torch import nn
 
 HOP, WIDTH = 160, 8
 
