@@ -1,0 +1,175 @@
+"""Base weights from every layout that checkpoints are published in."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import HubertConfig, HubertForCTC, WhisperConfig, WhisperForConditionalGeneration
+
+from speechlmm_core.errors import CheckpointError
+from speechlmm_core.interfaces.context import BuildContext
+from speechlmm_core.interfaces.encoder import encoders
+
+WHISPER = {
+    "num_mel_bins": 16,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
+    "max_source_positions": 50,
+}
+WHISPER_REST = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 8, "vocab_size": 20}
+WHISPER_REST |= {"max_target_positions": 4, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+HUBERT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "conv_dim": [16] * 7,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 2,
+    "do_stable_layer_norm": True,
+    "feat_extract_norm": "layer",
+    "conv_bias": True,
+}
+
+
+def random_weights(model):
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def whisper(tmp_path_factory):
+    """The same encoder in every layout."""
+    root = tmp_path_factory.mktemp("whisper")
+    whole = random_weights(WhisperForConditionalGeneration(WhisperConfig(**WHISPER, **WHISPER_REST)))
+    whole.save_pretrained(root / "generation")
+    whole.model.save_pretrained(root / "model")
+    whole.model.encoder.save_pretrained(root / "encoder")
+    whole.model.encoder.save_pretrained(root / "sharded", max_shard_size="20KB")
+    assert (root / "sharded" / "model.safetensors.index.json").exists()
+    (root / "pickled").mkdir()
+    torch.save(whole.state_dict(), root / "pickled" / "pytorch_model.bin")
+    (root / "pickled" / "config.json").write_text((root / "generation" / "config.json").read_text())
+    return root, whole.model.encoder
+
+
+@pytest.fixture(scope="module")
+def hubert(tmp_path_factory):
+    root = tmp_path_factory.mktemp("hubert")
+    ctc = random_weights(HubertForCTC(HubertConfig(**HUBERT, vocab_size=8, mask_time_prob=0.05)))
+    ctc.save_pretrained(root / "ctc")
+    ctc.hubert.save_pretrained(root / "model")
+    (root / "old").mkdir()
+    names = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+    old = {re.sub("|".join(names), lambda found: names[found[0]], key): v for key, v in ctc.state_dict().items()}
+    assert "hubert.encoder.pos_conv_embed.conv.weight_g" in old
+    torch.save(old, root / "old" / "pytorch_model.bin")
+    (root / "old" / "config.json").write_text((root / "ctc" / "config.json").read_text())
+    return root, ctc.hubert
+
+
+def load(data):
+    encoder = encoders.validate(data).build(BuildContext())
+    encoder.load_base_weights()
+    return encoder
+
+
+@pytest.mark.parametrize("kind", ["whisper", "whisper_unrestricted"])
+@pytest.mark.parametrize("layout", ["generation", "model", "encoder", "sharded", "pickled"])
+def test_whisper(whisper, layout, kind):
+    root, published = whisper
+    encoder = load({"type": kind, "pretrained": str(root / layout)})
+    assert encoder.config.hidden_size == 32
+    own = encoder.model.state_dict()
+    assert own.keys() == published.state_dict().keys()
+    for name, tensor in published.state_dict().items():
+        assert torch.equal(own[name], tensor), name
+
+
+@pytest.mark.parametrize("spec_augment", [False, True])
+@pytest.mark.parametrize("layout", ["ctc", "model", "old"])
+def test_hubert(hubert, layout, spec_augment):
+    root, published = hubert
+    encoder = load({"type": "hubert", "pretrained": str(root / layout), "apply_spec_augment": spec_augment})
+    own = encoder.model.state_dict()
+    assert set(published.state_dict()) - set(own) == (set() if spec_augment else {"masked_spec_embed"})
+    for name, tensor in own.items():
+        assert torch.equal(tensor, published.state_dict()[name]), name
+
+
+def test_by_the_name_below_the_root_of_components(whisper, monkeypatch):
+    root, _ = whisper
+    monkeypatch.setenv("PRETRAINED_COMPONENTS", str(root))
+    assert load({"type": "whisper", "pretrained": "encoder"}).config.model.encoder_layers == 2
+
+
+def test_numbers_from_the_checkpoint_are_kept_in_the_configuration(whisper, monkeypatch):
+    """A saved configuration builds the module where the base checkpoint is not at hand."""
+    root, _ = whisper
+    config = encoders.validate({"type": "whisper_unrestricted", "pretrained": str(root / "encoder")})
+    saved = {**config.model_dump(mode="json"), "pretrained": "nobody/nothing"}
+    again = encoders.validate(saved)
+    assert again.model == config.model
+    again.build(BuildContext())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("num_mel_bins", 17), ("encoder_layers", 3), ("max_source_positions", 60), ("d_model", 64)]
+)
+def test_numbers_that_disagree_with_the_checkpoint(whisper, key, value):
+    root, _ = whisper
+    with pytest.raises(CheckpointError, match=rf"{key} is {value} here and {WHISPER[key]} there"):
+        load({"type": "whisper", "pretrained": str(root / "encoder"), "model": {**WHISPER, key: value}})
+
+
+def test_dropout_may_differ_from_the_checkpoint(whisper):
+    root, _ = whisper
+    load({"type": "whisper", "pretrained": str(root / "encoder"), "model": {**WHISPER, "dropout": 0.1}})
+
+
+def test_normalisation_that_disagrees_with_the_checkpoint(hubert, tmp_path):
+    root, _ = hubert
+    for file in (root / "model").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_normalize": False}))
+    with pytest.raises(CheckpointError, match="do_normalize False, and the configuration says True"):
+        load({"type": "hubert", "pretrained": str(tmp_path)})
+    load({"type": "hubert", "pretrained": str(tmp_path), "do_normalize": False})
+
+
+def test_a_tensor_too_few_and_one_too_many(whisper, tmp_path):
+    root, _ = whisper
+    for file in (root / "encoder").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["adapter.weight"] = tensors.pop("conv1.bias")
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"missing \(conv1\.bias\).*unexpected \(adapter\.weight\)"):
+        load({"type": "whisper", "pretrained": str(tmp_path)})
+
+
+def test_no_such_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match="no folder"):
+        encoders.validate({"type": "whisper", "pretrained": str(tmp_path / "nothing")})
+
+
+def test_transformers_reads_what_the_encoder_saves(whisper, tmp_path):
+    root, published = whisper
+    encoder = load({"type": "whisper", "pretrained": str(root / "generation")})
+    encoder.model.save_pretrained(tmp_path)
+    again = load({"type": "whisper", "pretrained": str(tmp_path)})
+    assert torch.equal(again.model.conv1.weight, published.conv1.weight)
+
+
+def test_random_weights_need_no_checkpoint():
+    load({"type": "whisper", "model": WHISPER})
+    load({"type": "hubert", "model": HUBERT})
