@@ -1,0 +1,283 @@
+"""Checkpoints: exact, strict, atomic, and honest about where they came from."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, LlamaForCausalLM
+
+from speechlmm_core.checkpoint import save as saving
+from speechlmm_core.checkpoint.atomic import atomic_folder, atomic_write
+from speechlmm_core.checkpoint.load import load_model, resolve_model_path
+from speechlmm_core.checkpoint.save import save_model
+from speechlmm_core.config import ModelConfig
+from speechlmm_core.errors import CheckpointError, MissingDependencyError
+from speechlmm_core.model.freezing import freeze
+from speechlmm_core.model.speechlmm import SpeechLMM
+from speechlmm_core.processor.processor import SpeechLMMProcessor
+from speechlmm_core.text_decoder.decoder import build_hf_config
+
+
+@pytest.fixture
+def saved(tiny_model, tiny_processor, tmp_path):
+    save_model(tiny_model, tiny_processor, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def tensors(model):
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def test_loading_gives_back_every_tensor(tiny_model, saved):
+    loaded = SpeechLMM.from_pretrained(saved)
+    expected, got = tensors(tiny_model), tensors(loaded)
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, got[name]), name
+    assert not loaded.training
+
+
+def test_the_auto_classes_load_it(saved):
+    assert AutoConfig.from_pretrained(saved).model_type == "speechlmm"
+    assert isinstance(AutoModel.from_pretrained(saved), SpeechLMM)
+
+
+def test_the_processor_comes_back_equal(tiny_processor, saved, conversation):
+    chat = conversation(4_000, "hello")
+    again = SpeechLMMProcessor.from_pretrained(saved)
+    assert again.sample(chat, with_answer=True).layout.input_ids.tolist() == (
+        tiny_processor.sample(chat, with_answer=True).layout.input_ids.tolist()
+    )
+
+
+def test_a_run_folder_is_a_model_path(saved):
+    assert resolve_model_path(saved.parent) == saved
+    with pytest.raises(CheckpointError, match="the folder does not exist"):
+        resolve_model_path(saved / "nothing")
+    (saved.parent / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"expected a config\.json there or in its model/"):
+        resolve_model_path(saved.parent / "empty")
+
+
+def test_dtype_follows_the_checkpoint_or_the_caller(saved):
+    assert load_model(saved).dtype == torch.float32
+    assert load_model(saved, dtype=torch.bfloat16).dtype == torch.bfloat16
+    with pytest.raises(CheckpointError, match="unknown dtype 'floaty'"):
+        load_model(saved, dtype="floaty")
+
+
+def edit(folder, change):
+    file = folder / "model.safetensors"
+    state = load_file(file)
+    change(state)
+    save_file(state, file, metadata={"format": "pt"})
+
+
+def test_a_missing_tensor_is_named(saved):
+    edit(saved, lambda state: state.pop("audio_adapter.model.weight"))
+    with pytest.raises(CheckpointError, match=r"1 missing: audio_adapter\.model\.weight"):
+        load_model(saved)
+
+
+def test_an_extra_tensor_is_named(saved):
+    edit(saved, lambda state: state.update(stray=torch.zeros(2)))
+    with pytest.raises(CheckpointError, match="1 unexpected: stray"):
+        load_model(saved)
+
+
+def test_a_wrong_shape_is_named(saved):
+    edit(saved, lambda state: state.update({"audio_adapter.model.bias": torch.zeros(7)}))
+    with pytest.raises(CheckpointError, match=r"audio_adapter\.model\.bias \(got \(7,\), expected \(32,\)\)"):
+        load_model(saved)
+
+
+def test_a_truncated_file_is_reported(saved):
+    file = saved / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="the file is damaged"):
+        load_model(saved)
+
+
+def test_a_plugin_that_is_not_installed_is_named(saved):
+    file = saved / "config.json"
+    config = json.loads(file.read_text())
+    config["model"]["audio_encoder"]["type"] = "acme.conformer"
+    config["versions"]["components"]["audio_encoder"] = {
+        "type": "acme.conformer",
+        "distribution": "acme-conformer",
+        "version": "1.2",
+    }
+    file.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"unknown encoder 'acme\.conformer'.*pip install 'acme-conformer==1\.2'"):
+        load_model(saved)
+
+
+def test_a_folder_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(CheckpointError, match="not of a SpeechLMM checkpoint: got model_type 'llama'"):
+        load_model(tmp_path)
+
+
+def test_quantisation_says_what_is_missing(saved, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=r"bitsandbytes.*pip install 'speechlmm-core\[quant\]'"):
+        load_model(saved, load_in_4bit=True)
+
+
+def test_provenance_names_distributions(saved):
+    versions = json.loads((saved / "config.json").read_text())["versions"]
+    assert versions["components"]["text_decoder"] == {
+        "type": "causal_lm",
+        "distribution": "speechlmm-core",
+        "version": versions["speechlmm-core"],
+    }
+    assert {"torch", "transformers"} <= versions.keys()
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tiny_model, tiny_processor, saved, monkeypatch):
+    before = {name: value.clone() for name, value in tiny_model.state_dict().items()}
+
+    def full(state, file, metadata=None):
+        file.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(saving, "save_file", full)
+    with torch.no_grad():
+        for parameter in tiny_model.parameters():
+            parameter.add_(1)
+    with pytest.raises(OSError, match="No space left"):
+        save_model(tiny_model, tiny_processor, saved)
+    assert not list(saved.glob(".saving-*"))
+    loaded = load_model(saved).state_dict()
+    for name, value in before.items():
+        assert torch.equal(value, loaded[name])
+
+
+def test_large_checkpoints_are_sharded(tiny_model, tiny_processor, saved, monkeypatch):
+    real = saving.split_torch_state_dict_into_shards
+    monkeypatch.setattr(
+        saving,
+        "split_torch_state_dict_into_shards",
+        lambda state, max_shard_size, filename_pattern: real(
+            state, max_shard_size="50KB", filename_pattern=filename_pattern
+        ),
+    )
+    save_model(tiny_model, tiny_processor, saved)
+    assert not (saved / "model.safetensors").exists(), "the old file would be read in place of the shards"
+    assert len(list(saved.glob("model-*.safetensors"))) > 1
+    loaded = load_model(saved).state_dict()
+    for name, value in tiny_model.state_dict().items():
+        assert torch.equal(value, loaded[name])
+    (next(saved.glob("model-*.safetensors"))).unlink()
+    with pytest.raises(CheckpointError, match="is incomplete"):
+        load_model(saved)
+
+
+def test_tied_weights_are_saved_once_and_stay_tied(tiny_config, tiny_processor, tmp_path):
+    towers = tiny_config.model_dump(mode="json")
+    towers["text_decoder"]["model"]["tie_word_embeddings"] = True
+    model = SpeechLMM.from_model_config(ModelConfig.model_validate(towers))
+    save_model(model, tiny_processor, tmp_path / "model")
+    keys = load_file(tmp_path / "model" / "model.safetensors").keys()
+    assert sum("lm_head" in key or "embed_tokens" in key for key in keys) == 1
+    loaded = load_model(tmp_path / "model")
+    assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
+    assert torch.equal(loaded.get_input_embeddings().weight, model.get_input_embeddings().weight)
+
+
+@pytest.fixture
+def base(tiny_config, tmp_path):
+    """A language model's own checkpoint, in the published layout."""
+    torch.manual_seed(7)
+    folder = tmp_path / "base"
+    model = LlamaForCausalLM(build_hf_config(tiny_config.text_decoder))
+    model.save_pretrained(folder)
+    return folder, model
+
+
+@pytest.fixture
+def based_config(tiny_config, base):
+    towers = tiny_config.model_dump(mode="json")
+    towers["text_decoder"]["pretrained"] = str(base[0])
+    return ModelConfig.model_validate(towers)
+
+
+def test_base_weights_survive_the_constructor(based_config, base):
+    loaded = SpeechLMM.from_model_config(based_config).text_decoder.model.state_dict()
+    for name, value in base[1].state_dict().items():
+        assert torch.equal(value, loaded[name]), name
+
+
+def test_trainable_leaves_frozen_bases_out_and_finds_them_again(based_config, base, tiny_processor, tmp_path):
+    model = SpeechLMM.from_model_config(based_config)
+    freeze(model, ["text_decoder"])
+    save_model(model, tiny_processor, tmp_path / "model", save="trainable")
+    keys = load_file(tmp_path / "model" / "model.safetensors").keys()
+    assert not any(key.startswith("text_decoder.") for key in keys)
+    loaded = load_model(tmp_path / "model").state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, loaded[name]), name
+
+
+def test_trainable_keeps_what_was_trained_in_an_earlier_stage(based_config, tiny_processor, tmp_path):
+    model = SpeechLMM.from_model_config(based_config)
+    freeze(model, [])
+    with torch.no_grad():
+        model.text_decoder.model.model.norm.weight.add_(1)
+    freeze(model, ["text_decoder"])
+    save_model(model, tiny_processor, tmp_path / "model", save="trainable")
+    loaded = load_model(tmp_path / "model").text_decoder.model.model.norm.weight
+    assert torch.equal(loaded, model.text_decoder.model.model.norm.weight)
+
+
+def test_another_base_is_refused(based_config, base, tiny_processor, tmp_path):
+    model = SpeechLMM.from_model_config(based_config)
+    freeze(model, ["text_decoder"])
+    save_model(model, tiny_processor, tmp_path / "model", save="trainable")
+    torch.manual_seed(8)
+    LlamaForCausalLM(base[1].config).save_pretrained(base[0])
+    with pytest.raises(CheckpointError, match="is not the one that this checkpoint was trained on"):
+        load_model(tmp_path / "model")
+    shutil.rmtree(base[0])
+    with pytest.raises(CheckpointError, match="no folder"):
+        load_model(tmp_path / "model")
+
+
+def write_and_fail(path):
+    with atomic_write(path) as temporary:
+        temporary.write_text("new")
+        raise ValueError("stop")
+
+
+def fill_and_fail(path):
+    with atomic_folder(path) as temporary:
+        (temporary / "x").write_text("2")
+        raise ValueError("stop")
+
+
+def test_atomic_writes_leave_the_old_file_on_failure(tmp_path):
+    file = tmp_path / "a.txt"
+    with atomic_write(file) as temporary:
+        temporary.write_text("old")
+    with pytest.raises(ValueError, match="stop"):
+        write_and_fail(file)
+    assert file.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_atomic_folders_replace_whole_or_not(tmp_path):
+    folder = tmp_path / "f"
+    with atomic_folder(folder) as temporary:
+        (temporary / "x").write_text("1")
+    with pytest.raises(ValueError, match="stop"):
+        fill_and_fail(folder)
+    assert (folder / "x").read_text() == "1"
+    with atomic_folder(folder) as temporary:
+        (temporary / "y").write_text("3")
+    assert [path.name for path in folder.iterdir()] == ["y"]
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
