@@ -17,6 +17,8 @@ from speechlmm_core.chat.messages import Message
 from speechlmm_core.chat.template import check_template
 from speechlmm_core.errors import ConfigError, DataError
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 # Jinja's `trim` removes it, and no template writes one.
 _PROBE_SPACE = "\x0b"
 
@@ -116,6 +118,9 @@ class ChatRenderer:
     def _trimmed(self, message: Message) -> list[dict[str, Any]]:
         """The message's items without the white space that the template would trim, and without empty texts."""
         items = [dict(item) for item in message.content]
+        for item in items:
+            if item["type"] == "text":
+                item["text"] = whole_characters(item["text"])
         for trims, order, strip in zip(self._trims[message.role], (1, -1), (str.lstrip, str.rstrip), strict=True):
             for item in items[::order] if trims else ():
                 if item["type"] != "text":
@@ -141,6 +146,13 @@ class ChatRenderer:
                 yield Part(item["text"], supervised, is_user=True)
             else:
                 yield Part("", supervised, item=item)
+
+
+def whole_characters(text: str) -> str:
+    """Replaces halves of surrogate pairs, which JSON can hold and no tokenizer takes, by U+FFFD."""
+    if _SURROGATE.search(text) is None:
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _message(role: str, text: str) -> Message:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speechlmm_core.chat.messages import Message
-from speechlmm_core.chat.render import ChatRenderer, Part
+from speechlmm_core.chat.render import ChatRenderer, Part, whole_characters
 from speechlmm_core.chat.template import BUILT_IN, PAD_TOKENS, STOP_TOKENS
 from speechlmm_core.errors import ConfigError
 
@@ -114,7 +114,7 @@ class ChatTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Tokenises text without any template; the names of special tokens in it stay text."""
-        return [token for token, _ in self._tokenise([Part(text, False, is_user=True)])]
+        return [token for token, _ in self._tokenise([Part(whole_characters(text), False, is_user=True)])]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
