@@ -23,8 +23,9 @@ def read(name):
 
 
 def test_there_is_one_for_every_encoder_and_a_tiny_one():
-    assert NAMES == sorted(
-        f"{tiny}{kind}.yaml" for tiny in ("", "tiny_") for kind in ("whisper", "whisper_unrestricted", "hubert")
+    assert (
+        sorted(f"{tiny}{kind}.yaml" for tiny in ("", "tiny_") for kind in ("whisper", "whisper_unrestricted", "hubert"))
+        == NAMES
     )
 
 

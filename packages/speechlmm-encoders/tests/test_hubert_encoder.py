@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydantic import ValidationError
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
@@ -89,96 +86,11 @@ def test_inner_layers_equal_transformers_hidden_states(model):
     clips = media(8_000)
     for layer in (-3, -2, -1, 0, 1, 2):
         encoder = build(model, layer=layer)
-        states = theirs(encoder, clips[0], output_hidden_states=True).hidden_states
-        if layer in (-1, 2):  # transformers leaves the large models' last norm out of its list
-            states = [theirs(encoder, clips[0]).last_hidden_state]
-            layer = 0
-        torch.testing.assert_close(encode(encoder, clips).values[0], states[layer][0], atol=5e-5, rtol=0)
-
-
-def test_what_stands_in_the_padding_has_no_influence(encoder):
-    inputs = encoder.config.build_preprocessor()(media(20_000, 5_000))
-    valid = torch.arange(inputs["input_values"].shape[1]) < inputs["lengths"][:, None]
-    spoilt = {**inputs, "input_values": torch.where(valid, inputs["input_values"], 1e3)}
-    with torch.no_grad():
-        torch.testing.assert_close(encoder(spoilt).values, encoder(inputs).values, rtol=0, atol=0)
-
-
-@settings(max_examples=15, deadline=None)
-@given(lengths=st.lists(st.integers(0, 6_000), max_size=4))
-def test_declared_lengths_are_the_real_ones(encoder, lengths):
-    out = encode(encoder, media(*lengths))
-    declared = [encoder.config.output_lengths(length) for length in lengths]
-    assert out.lengths.tolist() == declared
-    assert out.values.shape == (len(lengths), max(declared, default=0), 32)
-    assert encoder.config.output_lengths(np.array(lengths, dtype=np.int64)).tolist() == declared
-    assert out.values.isfinite().all()
-
-
-@given(num_samples=st.integers(0, 10**7))
-def test_lengths_equal_transformers_formula(num_samples):
-    config = HubertEncoderConfig()
-    model = HubertModel.__new__(HubertModel)
-    model.config = HubertConfig()
-    expected = max(0, int(model._get_feat_extract_output_lengths(torch.tensor(num_samples))))
-    assert config.output_lengths(num_samples) == expected
-
-
-def test_long_audio_in_chunks_equals_the_whole_before_attention():
-    """Convolutions are local: away from the seams (here everywhere, given the context) the chunks agree."""
-    whole = build(LARGE, layer=0)
-    cut = build(LARGE, layer=0, chunk_seconds=0.8, chunk_overlap_seconds=0.2)
-    clips = media(50_000, 3_000, 12_800, 12_801, 13_200)
-    expected, got = encode(whole, clips), encode(cut, clips)
-    assert (
-        got.lengths.tolist() == expected.lengths.tolist() == [cut.config.output_lengths(len(c.values)) for c in clips]
-    )
-    for a, b, length in zip(got.values, expected.values, got.lengths, strict=True):
-        torch.testing.assert_close(a[:length], b[:length], atol=1e-5, rtol=0)
-
-
-def test_spec_augment_acts_at_training_and_only_if_asked():
-    numbers = {**LARGE, **dict.fromkeys(("attention_dropout", "hidden_dropout", "activation_dropout"), 0.0)}
-    numbers |= {"feat_proj_dropout": 0.0, "layerdrop": 0.0, "mask_time_prob": 0.5}
-    plain = build(numbers)
-    assert not hasattr(plain.model, "masked_spec_embed")
-    inputs = plain.config.build_preprocessor()(media(16_000, 2_000))
-    quiet = plain(inputs).values
-    assert torch.equal(plain.train()(inputs).values, quiet)
-    augmented = build(numbers, apply_spec_augment=True)
-    assert torch.equal(augmented(inputs).values, augmented(inputs).values)
-    noisy = augmented.train()(inputs).values
-    assert not torch.equal(noisy, augmented.eval()(inputs).values)
-    noisy.sum().backward()
-    assert augmented.model.masked_spec_embed.grad is not None
-    augmented.train()(plain.config.build_preprocessor()(media(500)))  # shorter than a masked span
-
-
-def test_dropout_acts_at_training_only():
-    encoder = build({**BASE, "layerdrop": 0.5})
-    inputs = encoder.config.build_preprocessor()(media(16_000))
-    assert torch.equal(encoder(inputs).values, encoder(inputs).values)
-    encoder.train()
-    assert not torch.equal(encoder(inputs).values, encoder(inputs).values)
-
-
-def test_bf16_and_gradients(encoder):
-    twin = build(encoder.config.architecture.model_dump())
-    inputs = twin.config.build_preprocessor()(media(16_000, 3_000))
-    twin(inputs).values.square().sum().backward()
-    assert [name for name, p in twin.named_parameters() if p.grad is None] == []
-    exact = twin(inputs).values
-    rounded = twin.bfloat16()(inputs).values
-    assert rounded.dtype == torch.bfloat16
-    assert (rounded.float() - exact).abs().mean() < 0.1
-
-
-def test_state_dict_round_trip(encoder):
-    assert not list(encoder.buffers())
-    twin = encoder.config.build(BuildContext()).eval()
-    twin.load_state_dict(encoder.state_dict())
-    clips = media(7_000)
-    assert torch.equal(encode(twin, clips).values, encode(encoder, clips).values)
+        if layer in (-1, 2):  # transformers leaves the large models' last norm out of its list of states
+            expected = theirs(encoder, clips[0]).last_hidden_state
+        else:
+            expected = theirs(encoder, clips[0], output_hidden_states=True).hidden_states[layer]
+        torch.testing.assert_close(encode(encoder, clips).values[0], expected[0], atol=5e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
