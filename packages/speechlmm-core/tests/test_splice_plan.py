@@ -85,7 +85,7 @@ def test_plan_equals_a_loop(samples, mode):
         start = at if mode == "packed" else r * N + (N - len(positions) if mode == "left" else 0)
         flat_at.append([start + i for i in range(len(positions))])
         at += len(positions)
-    assert (R, N) == ((1, at) if mode == "packed" else (len(samples), max(map(len, expected))))
+    assert ((1, at) if mode == "packed" else (len(samples), max(map(len, expected)))) == (R, N)
     starts = {"audio": R * N, "video": R * N + counts["audio"] * T["audio"]}
     ids, base = plan["input_ids"].flatten(), plan["splice"]["base"].flatten()
     used, targets = set(), []
