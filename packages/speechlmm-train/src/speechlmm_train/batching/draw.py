@@ -17,7 +17,8 @@ _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
 
 
-def _mix(word: int) -> int:
+def mix(word: int) -> int:
+    """SplitMix64's finaliser: 64 bits to 64 bits, one to one."""
     word = ((word ^ (word >> 30)) * _MIX_1) & _MASK
     word = ((word ^ (word >> 27)) * _MIX_2) & _MASK
     return word ^ (word >> 31)
@@ -32,7 +33,7 @@ def draw(seed: int, epoch: int, index: int, purpose: str = "prompt") -> int:
         index: The example's number.
         purpose: Draws for other purposes are independent.
     """
-    return int(_mix((_state(seed, epoch, purpose) + (index + 1) * _GAMMA) & _MASK) >> 1)
+    return int(mix((_state(seed, epoch, purpose) + (index + 1) * _GAMMA) & _MASK) >> 1)
 
 
 def draws(seed: int, epoch: int, count: int, purpose: str) -> NDArray[np.uint64]:
@@ -51,7 +52,7 @@ def permutation(seed: int, epoch: int, count: int, purpose: str) -> NDArray[np.i
 
 
 def _state(seed: int, epoch: int, purpose: str) -> int:
-    state = _mix((zlib.crc32(purpose.encode()) + _GAMMA) & _MASK)
+    state = mix((zlib.crc32(purpose.encode()) + _GAMMA) & _MASK)
     for word in (seed, epoch):
-        state = _mix((state ^ _mix((word + _GAMMA) & _MASK)) + _GAMMA & _MASK)
+        state = mix((state ^ mix((word + _GAMMA) & _MASK)) + _GAMMA & _MASK)
     return state

@@ -13,13 +13,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
+from torch.utils.data import DataLoader, Dataset
+
 from speechlmm_core.chat.messages import Message
 from speechlmm_core.data.chats import chat_of
 from speechlmm_core.data.example import Example
 from speechlmm_core.data.jsonl.reader import place_of
 from speechlmm_core.errors import DataError, MediaError, SpeechLMMError
-from torch.utils.data import DataLoader, Dataset
-
 from speechlmm_train.batching.draw import draw
 from speechlmm_train.batching.plan import BatchPlan, MicroBatch
 
@@ -89,7 +89,21 @@ class TrainingBatches:
             MediaError: A medium cannot be loaded; names the example and its place in the manifest.
             DataError: An example cannot be used; likewise.
         """
-        loader = DataLoader(
+        if self.num_workers:
+            # Read by the Rust tokenizers after a fork; without it they warn of what workers do not do.
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        with warnings.catch_warnings():
+            # The user chose the number of workers, and torch's own threads do not run in what is forked here.
+            warnings.filterwarnings("ignore", message=".*DataLoader will create", category=UserWarning)
+            warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
+            batches = iter(self._loader())
+        for batch in batches:
+            if isinstance(batch, SpeechLMMError):
+                raise batch
+            yield batch
+
+    def _loader(self) -> DataLoader[Any]:
+        return DataLoader(
             self._dataset,
             sampler=_Rank(self.plan, self.rank, self.world_size, self.start_step),
             batch_size=None,
@@ -103,16 +117,6 @@ class TrainingBatches:
             # Forked workers share the dataset's memory and import nothing anew; they never touch a GPU.
             multiprocessing_context="fork" if self.num_workers and sys.platform == "linux" else None,
         )
-        if self.num_workers:
-            # Read by the Rust tokenizers after a fork; without it they warn of what workers do not do.
-            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
-            batches = iter(loader)
-        for batch in batches:
-            if isinstance(batch, SpeechLMMError):
-                raise batch
-            yield batch
 
     def steps(self) -> Iterator[list[Batch]]:
         """Yields the rank's micro-batches of one step at a time."""

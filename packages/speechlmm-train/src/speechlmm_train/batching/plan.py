@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from speechlmm_core.errors import ConfigError, DataError
 
+from speechlmm_core.errors import ConfigError, DataError
 from speechlmm_train.batching.draw import draws, permutation
 from speechlmm_train.batching.fill import Budget, fill
 
-JITTER = 0.02
+JITTER = 0.05
 KEPT_EPOCHS = 3
 FRAMES_PER_TOKEN_BUDGET = 1.15
 
@@ -238,8 +238,8 @@ class BatchPlan:
     def _make(self, epoch: int, start: int) -> Epoch:
         count = len(self.positions)
         keys = self._size
-        if count <= 4 * self.window:
-            # Without some noise a small data set would fall into the same batches in every epoch.
+        if count <= self.window:
+            # Without some noise a data set of one window would fall into the same batches in every epoch.
             keys = keys * (1 + JITTER * (draws(self.seed, epoch, count, "jitter") / 2.0**64))
         shuffled = permutation(self.seed, epoch, count, "examples")
         batches: list[NDArray[np.int64]] = []
@@ -252,8 +252,8 @@ class BatchPlan:
             left = pool[rest]
         if len(left):
             batches.append(left)
-        order = self._arrange(epoch, start, Epoch.of(batches))
-        return Epoch.of([batches[number] for number in order.tolist()])
+        order: list[int] = self._arrange(epoch, start, Epoch.of(batches)).tolist()
+        return Epoch.of([batches[number] for number in order])
 
     def _arrange(self, epoch: int, start: int, table: Epoch) -> NDArray[np.int64]:
         """Orders an epoch's micro-batches: steps of equal cost, in random order."""

@@ -22,6 +22,7 @@ LINE_KEYS = (
 )
 MEDIUM_KEYS = ("type", "path", "transcript", "start", "end")
 TEXT_KEYS = ("type", "text")
+MESSAGE_KEYS = ("role", "content")
 STRINGS = ("text", "task", "language", "source_language", "target_language", "transcript")
 ROLES = ("system", "user", "assistant")
 JSON_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
@@ -181,11 +182,11 @@ def _messages(raw: Mapping[str, Any], base: str, faults: list[str]) -> list[Mess
         if not isinstance(turn, dict):
             faults.append(f"{place} must be an object with `role` and `content`, got {_kind(turn)}")
             continue
+        if slips := mistyped(turn, MESSAGE_KEYS):
+            faults += [f"{place}: {slip}" for slip in slips]
+            continue
         if turn.get("role") not in ROLES:
             faults.append(f"{place}: `role` must be one of {', '.join(ROLES)}, got {turn.get('role')!r}")
-        unknown = sorted(turn.keys() - {"role", "content"})
-        if unknown:
-            faults.append(f"{place}: unknown key {unknown[0]!r} (known: role, content)")
         content = _content(turn.get("content"), place, base, faults)
         built.append(Message.model_construct(role=turn.get("role", "user"), content=content))
     return built

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import weakref
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -45,12 +46,11 @@ class JsonlExamples(Sequence[Example]):
         self._base = str(self.path.parent.absolute())
         self._starts = array("Q")
         self._numbers = array("I")
-        self._file: IO[bytes] | None = None
-        self._pid = 0
+        self._handle: int | None = None
         scan = _Scan(str(path), self._base, check_media=check_media, check_task=check_task)
         try:
             with self.path.open("rb") as file:
-                self._stamp = _stamp(file)
+                self._stamp = _stamp(file.fileno())
                 self._size = self._stamp[0]
                 scan.run(self._lines(file))
         except OSError as exc:
@@ -83,7 +83,7 @@ class JsonlExamples(Sequence[Example]):
         at = range(len(self))[index]
         start = self._starts[at]
         end = self._starts[at + 1] if at + 1 < len(self) else self._size
-        line = os.pread(self._open().fileno(), end - start, start)  # no shared position: safe in threads and forks
+        line = os.pread(self._open(), end - start, start)  # no shared position: safe in threads and forks
         try:
             return parse_line(line.split(b"\n", 1)[0], self._numbers[at], self._base)
         except LineFaults as exc:
@@ -93,21 +93,17 @@ class JsonlExamples(Sequence[Example]):
         """The file and line of an example, as messages name it."""
         return f"{self.path}:{self._numbers[index]}"
 
-    def _open(self) -> IO[bytes]:
-        if self._file is None or self._pid != os.getpid():
-            file = self.path.open("rb")
-            if _stamp(file) != self._stamp:
-                file.close()
+    def _open(self) -> int:
+        if self._handle is None:
+            handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, handle)
+            if _stamp(handle) != self._stamp:
                 raise DataError(f"the manifest {str(self.path)!r} was changed after it was opened; start again")
-            self._file, self._pid = file, os.getpid()
-        return self._file
+            self._handle = handle
+        return self._handle
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None}
-
-    def __del__(self) -> None:
-        if (file := self.__dict__.get("_file")) is not None:
-            file.close()
+        return {**self.__dict__, "_handle": None}
 
 
 class ConcatExamples(Sequence[Example]):
@@ -215,6 +211,6 @@ def _missing(paths: list[str]) -> list[tuple[str, str]]:
     return bad
 
 
-def _stamp(file: IO[bytes]) -> tuple[int, int]:
-    status = os.fstat(file.fileno())
+def _stamp(handle: int) -> tuple[int, int]:
+    status = os.fstat(handle)
     return status.st_size, status.st_mtime_ns
