@@ -117,7 +117,7 @@ def test_seeds_and_epochs_differ() -> None:
 def test_fill_padding_balance_and_mixing(seconds: np.ndarray) -> None:
     positions, frames = sizes(seconds)
     plan = BatchPlan(positions, frames, token_budget=int(16 * positions.mean()), micro_batches_per_step=8)
-    steps = [plan.step(step) for step in range(int(plan.steps_of_epoch()))]
+    steps = [plan.step(step) for step in range(int(plan.epoch_steps()))]
     padded = np.array([[frames[batch].max() * len(batch) for batch in step] for step in steps])
     real = np.array([[frames[batch].sum() for batch in step] for step in steps])
     tokens = np.array([[positions[batch].sum() for batch in step] for step in steps])
@@ -135,7 +135,7 @@ def test_fill_padding_balance_and_mixing(seconds: np.ndarray) -> None:
 def test_single_micro_batches_are_mixed(seconds: np.ndarray) -> None:
     positions, frames = sizes(seconds)
     plan = BatchPlan(positions, frames, token_budget=int(16 * positions.mean()))
-    means = np.array([seconds[plan.micro_batch(step, 0)].mean() for step in range(int(plan.steps_of_epoch()))])
+    means = np.array([seconds[plan.micro_batch(step, 0)].mean() for step in range(int(plan.epoch_steps()))])
     assert abs(np.corrcoef(means[1:], means[:-1])[0, 1]) < 0.1
 
 

@@ -182,7 +182,7 @@ class BatchPlan:
         epoch = bisect_right(self._starts, place) - 1
         return MicroBatch(epoch, self._table(epoch).batch(place - self._starts[epoch]))
 
-    def steps_of_epoch(self, epoch: int = 0) -> float:
+    def epoch_steps(self, epoch: int = 0) -> float:
         """Steps that an epoch takes, with a fraction: steps run across the ends of epochs."""
         return len(self.epoch(epoch)) / self.micro_batches_per_step
 
