@@ -30,12 +30,12 @@ def resolve_pretrained(name: str) -> Path | str:
         CheckpointError: The name is a path, and there is no such folder.
     """
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         return folder
     root = os.environ.get(ROOT_VARIABLE)
     if root:
         below = Path(root).expanduser() / name
-        if below.is_dir():
+        if name and below.is_dir():
             return below
     if name.startswith(("/", ".", "~")) or not _HUB_NAME.fullmatch(name):
         raise CheckpointError(

@@ -72,19 +72,21 @@ class CausalLMConfig(DecoderConfig):
             CheckpointError: The checkpoint's `config.json` cannot be read.
             ConfigError: A number given here differs from the checkpoint's.
         """
-        given = dict(self.model)
-        if self.uses_bytes:
-            ids = byte_tokenizer.token_ids(self.chat_template)
-            tokens = byte_tokenizer.special_tokens(self.chat_template)
-            given.setdefault("vocab_size", byte_tokenizer.NUM_BYTES + len(ids))
-            for key in ("bos", "eos", "pad"):
-                given.setdefault(f"{key}_token_id", ids[getattr(tokens, key)])
-        if self.pretrained is None:
-            return given
-        complete = "model_type" in given and "vocab_size" in given and any(key in given for key in _HIDDEN_SIZE_KEYS)
-        if complete and not isinstance(resolve_pretrained(self.pretrained), Path):
-            return given
-        return merge(given, read_json_config(self.pretrained), self.pretrained)
+        found = dict(self.model)
+        if self.pretrained is not None:
+            complete = {"model_type", "vocab_size"} <= found.keys() and any(key in found for key in _HIDDEN_SIZE_KEYS)
+            if not complete or isinstance(resolve_pretrained(self.pretrained), Path):
+                found = merge(found, read_json_config(self.pretrained), self.pretrained)
+        return {**self._byte_numbers(), **found}
+
+    def _byte_numbers(self) -> dict[str, Any]:
+        """What follows from the tokenizer over bytes, where it is used."""
+        if not self.uses_bytes:
+            return {}
+        ids = byte_tokenizer.token_ids(self.chat_template)
+        tokens = byte_tokenizer.special_tokens(self.chat_template)
+        special = {f"{key}_token_id": ids[getattr(tokens, key)] for key in ("bos", "eos", "pad")}
+        return {"vocab_size": byte_tokenizer.NUM_BYTES + len(ids), **special}
 
     @property
     def model_type(self) -> str:

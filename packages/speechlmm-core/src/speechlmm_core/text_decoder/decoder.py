@@ -182,9 +182,12 @@ def build_hf_config(config: CausalLMConfig) -> PreTrainedConfig:
             )
     numbers = {key: value for key, value in config.numbers.items() if key != "model_type"}
     try:
-        return cls(**numbers)
+        found = cls(**numbers)
     except Exception as exc:  # transformers' strict dataclasses raise several errors of their own
         raise ConfigError(f"the text decoder's `model:` makes no {model_type!r}: {exc}") from exc
+    if found.is_encoder_decoder:
+        raise ConfigError(f"{model_type!r} is an encoder-decoder; a text decoder is a causal language model alone")
+    return found
 
 
 def pick_attention(hf_config: PreTrainedConfig, asked: str) -> str:
