@@ -120,7 +120,7 @@ class Registry(Generic[C]):
         except Exception as exc:
             raise ComponentLoadError(f"{self.kind} {name!r} from {sources[0]} failed to import: {exc}") from exc
         if not (isinstance(cls, type) and issubclass(cls, self.base)):
-            raise ComponentLoadError(f"{self.kind} {name!r} from {sources[0]} is not a {self.base.__name__}")
+            raise ComponentLoadError(f"{self.kind} {name!r} from {sources[0]} is no {self.base.__name__}")
         if cls.model_fields["type"].default != name:
             raise ComponentLoadError(
                 f"{self.kind} {name!r} from {sources[0]} calls itself {cls.model_fields['type'].default!r}; "
