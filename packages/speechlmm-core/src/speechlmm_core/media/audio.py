@@ -1,6 +1,6 @@
 """Loads audio: any common format, rate and channel count becomes mono fp32 at the rate asked for.
 
-WAV, FLAC, Ogg and MP3 are read by libsndfile, everything else (m4a, webm, raw AAC, the sound of a video) by FFmpeg.
+WAV, FLAC and Ogg Opus are read by libsndfile, everything else (MP3, m4a, webm, the sound of a video, …) by FFmpeg.
 Channels are averaged. Resampling is soxr's HQ recipe, whose low-pass filter removes what lies above the new Nyquist
 frequency. A segment is decoded by seeking; where it is resampled, what lies outside it counts as silence.
 

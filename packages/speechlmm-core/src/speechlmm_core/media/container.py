@@ -1,12 +1,12 @@
 """What the first and last bytes of an audio file tell: which library reads it, and whether it was cut off.
 
-libsndfile shortens a WAV or Ogg file that was cut in the middle without a word, and it guesses the length of an MP3
-file that has no Xing/Info header (far too short with a variable bit rate); hence these checks. Imports no torch.
+libsndfile shortens a WAV or Ogg file that was cut in the middle without a word, hence these checks. It also guesses the
+length of an MP3 file that has no Xing/Info header (far too short with a variable bit rate), and seeks in MP3 and Vorbis
+to the wrong place, so FFmpeg reads these two. Imports no torch.
 """
 
 from __future__ import annotations
 
-import os
 import struct
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -34,11 +34,10 @@ def sniff(path: Path) -> Literal["soundfile", "pyav"]:
             return "soundfile"
         if magic == b"OggS":
             _check_ogg(file, path)
-            return "soundfile"
+            file.seek(12)
+            return "pyav" if b"\x01vorbis" in head + file.read(64) else "soundfile"
         if magic in {b"fLaC", b".snd", b"caff", b"riff", b"RIFX"}:
             return "soundfile"
-        if magic[:3] == b"ID3" or (magic[:1] == b"\xff" and len(magic) > 1 and magic[1] & 0xE6 == 0xE2):
-            return "soundfile" if _mp3_has_length(file, head) else "pyav"
         return "pyav"
 
 
@@ -64,7 +63,7 @@ def _check_riff(file: BinaryIO, path: Path) -> None:
             if length == 0xFFFFFFFF and wide is not None:
                 length = wide
             # Writers to a pipe cannot know the size and leave one of these; the data then reach to the file's end.
-            elif length in {0, 0xFFFFFFFF} or 0x7FFFF000 <= length <= 0x80000000:
+            elif length == 0xFFFFFFFF or 0x7FFFF000 <= length <= 0x80000000:
                 return
             _check_size(path, expected=position + 8 + length)
             return
@@ -85,16 +84,16 @@ def _check_ogg(file: BinaryIO, path: Path) -> None:
     _check_size(path, expected=start + at + 27 + len(lacing) + sum(lacing))
 
 
-def _mp3_has_length(file: BinaryIO, head: bytes) -> bool:
+def mp3_has_length(path: Path) -> bool:
     """Whether the first MPEG frame, after an ID3v2 tag, is a Xing/Info header, which holds the exact length."""
     position = 0
-    file.seek(0)
-    head = file.read(10)
-    while head[:3] == b"ID3" and len(head) == 10:
-        length = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
-        position += 10 + length + (10 if head[5] & 0x10 else 0)
-        file.seek(position, os.SEEK_SET)
+    with path.open("rb") as file:
         head = file.read(10)
-    file.seek(position)
-    frame = file.read(200)
+        while head[:3] == b"ID3" and len(head) == 10:
+            length = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
+            position += 10 + length + (10 if head[5] & 0x10 else 0)
+            file.seek(position)
+            head = file.read(10)
+        file.seek(position)
+        frame = file.read(200)
     return b"Xing" in frame or b"Info" in frame

@@ -1,4 +1,4 @@
-"""Reads what libsndfile does not (m4a, mp4, webm, raw AAC, AMR, …) by FFmpeg through PyAV. Imports no torch.
+"""Reads MP3, Vorbis, m4a, webm and what else libsndfile lacks by FFmpeg, through PyAV. Imports no torch.
 
 Such headers state lengths less exactly: an encoder's padding at the end is rounded, times may be in milliseconds. The
 header's length counts: decoding is trimmed to it, or filled with silence where less than `END_SLACK_S` is missing.
@@ -18,6 +18,7 @@ import av.error
 import numpy as np
 
 from speechlmm_core.errors import MediaError
+from speechlmm_core.media.container import mp3_has_length
 from speechlmm_core.media.reader import PREROLL_S, AudioInfo, Block
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ class PyAVReader:
 
     def _duration_s(self) -> float:
         """Seconds of audio: what the header states, or what the packets' time stamps add up to."""
-        stated = bool(STATED_LENGTH & set(self._container.format.name.split(",")))
+        names = set(self._container.format.name.split(","))
+        stated = bool(STATED_LENGTH & names) or ("mp3" in names and mp3_has_length(self.path))
         if stated and self._stream.duration:
             return self._stream.duration * self._time_base
         if stated and self._container.duration and len(self._container.streams) == 1:
@@ -110,28 +112,36 @@ class PyAVReader:
 
     def _frames_from(self, first: int) -> tuple[int, Iterator[AudioFrame]]:
         """The frames from a little before sample ``first``, and the first one's position."""
+        for preroll in (PREROLL_S, 4 * PREROLL_S, 20 * PREROLL_S):
+            self._reopen()
+            frames = self._container.decode(self._stream)
+            early = first / self.info.sampling_rate - preroll
+            if early <= preroll:
+                return 0, frames
+            head = [frame for frame, _ in zip(frames, range(2), strict=False)]
+            if len(head) < 2 or head[0].pts is None:
+                return 0, chain(head, frames)
+            found = self._seek(early, head)
+            # A seek may land later than it was asked to, too late for the decoder to have settled.
+            if found is not None and found[0] <= first - int(preroll / 2 * self.info.sampling_rate):
+                return found
         self._reopen()
-        frames = self._container.decode(self._stream)
-        early = first / self.info.sampling_rate - PREROLL_S
-        if early <= PREROLL_S:
-            return 0, frames
-        head = [frame for frame, _ in zip(frames, range(2), strict=False)]
-        if len(head) < 2 or head[0].pts is None:
-            return 0, chain(head, frames)
-        origin = head[0].pts
+        return 0, self._container.decode(self._stream)
+
+    def _seek(self, early: float, head: list[AudioFrame]) -> tuple[int, Iterator[AudioFrame]] | None:
+        """Seeks to ``early`` seconds; ``head`` are the file's first two frames."""
+        origin = head[0].pts or 0
         try:
             self._container.seek(origin + int(early / self._time_base), stream=self._stream)
             frames = self._container.decode(self._stream)
             frame = next(frames, None)
         except av.error.FFmpegError:
-            frame = None
-        if frame is not None and frame.pts is not None:
-            position = round((frame.pts - origin) * self._time_base * self.info.sampling_rate)
-            position = self._snap(position, head[0].samples, head[1].samples)
-            if 0 <= position <= first:
-                return position, chain([frame], frames)
-        self._reopen()  # the seek failed or went too far: decode from the start
-        return 0, self._container.decode(self._stream)
+            return None
+        if frame is None or frame.pts is None:
+            return None
+        position = round((frame.pts - origin) * self._time_base * self.info.sampling_rate)
+        position = self._snap(position, head[0].samples, head[1].samples)
+        return (position, chain([frame], frames)) if position >= 0 else None
 
     def _snap(self, position: int, head: int, step: int) -> int:
         """Moves a position that a coarse time base rounded to the codec frame's border beside it."""

@@ -13,8 +13,9 @@ import numpy as np
 
 BLOCK_SAMPLES = 1 << 16
 """Samples that are decoded at a time; memory beyond the result is a few blocks."""
-PREROLL_S = 0.5
-"""How much earlier decoding starts before a segment of a lossy file; covers every codec's memory."""
+PREROLL_S = 1.5
+"""How much earlier decoding starts before a segment of a lossy file. MP3 has the longest memory: its smallest frames
+may borrow bits from some thirty before them, 0.8 s."""
 
 Block = np.ndarray[Any, np.dtype[np.float32]]
 

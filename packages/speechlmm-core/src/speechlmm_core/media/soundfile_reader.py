@@ -1,10 +1,11 @@
-"""Reads WAV, FLAC, AIFF, Ogg (Vorbis, Opus, FLAC) and MP3 by libsndfile. Imports no torch."""
+"""Reads WAV, FLAC, AIFF, AU and Ogg Opus by libsndfile. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import soundfile
 
 from speechlmm_core.errors import MediaError
@@ -12,7 +13,6 @@ from speechlmm_core.media.reader import BLOCK_SAMPLES, PREROLL_S, AudioInfo, Blo
 
 UNKNOWN_LENGTH = 1 << 62
 """libsndfile's count for a FLAC stream whose header does not say its length (and more than any real one)."""
-LOSSY = frozenset({"OGG", "MP3", "MPEG"})
 
 
 class SoundFileReader:
@@ -31,14 +31,13 @@ class SoundFileReader:
         Raises:
             MediaError: The file is damaged.
         """
-        preroll = int(PREROLL_S * self.info.sampling_rate) if self._file.format in LOSSY else 0
+        preroll = int(PREROLL_S * self.info.sampling_rate) if self._file.format == "OGG" else 0
         position = max(0, first - preroll)
         try:
             self._file.seek(position)
             while position < last:
-                block: Block = self._file.read(
-                    min(BLOCK_SAMPLES, last - position), dtype="float32", always_2d=True
-                )  # (L, C)
+                read = self._file.read(min(BLOCK_SAMPLES, last - position), dtype="float32", always_2d=True)  # (L, C)
+                block = np.asarray(read, np.float32)
                 skip = max(0, first - position)
                 position += len(block)
                 if not len(block):
