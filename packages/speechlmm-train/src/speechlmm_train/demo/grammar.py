@@ -126,15 +126,13 @@ def sentence_sets(seed: int, *, num_train: int, num_test: int, num_text: int | N
         raise ValueError(
             f"expected 0 <= num_train <= num_text and 0 <= num_test, got {num_train}, {num_text}, {num_test}"
         )
+    wanted, possible = num_test + num_text, sum(map(num_sentences, TEMPLATES))
+    if wanted > possible // 2:  # drawing distinct ones would take ever longer
+        raise ValueError(f"expected at most half of the {possible} sentences that the grammar holds, got {wanted}")
     sentences: dict[str, None] = {}
-    wanted = num_test + num_text
     source = sample_sentences(random.Random(seed))
-    for _ in range(100 * wanted + 1000):
-        if len(sentences) == wanted:
-            break
+    while len(sentences) < wanted:
         sentences[next(source)] = None
-    else:
-        raise ValueError(f"expected fewer sentences: the grammar did not give {wanted} distinct ones")
     drawn = list(sentences)
     test, text = drawn[:num_test], drawn[num_test:]
     return SentenceSets(train=text[:num_train], test=test, text=text)
