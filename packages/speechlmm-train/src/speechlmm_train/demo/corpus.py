@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import soxr
-from speechlmm_core.checkpoint.atomic import write_text
-from speechlmm_core.errors import DataError
 from tqdm import tqdm
 
+from speechlmm_core.checkpoint.atomic import write_text
+from speechlmm_core.errors import DataError
 from speechlmm_train.demo.corpus_audio import (
     GAIN,
     NOISE,

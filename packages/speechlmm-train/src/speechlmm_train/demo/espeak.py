@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from speechlmm_core.errors import MissingDependencyError, SpeechLMMError
 
 AUDIO_OUTPUT_SYNCHRONOUS = 2
