@@ -1,0 +1,1 @@
+"""An encoder for sensor readings: the template of a SpeechLMM plugin."""
