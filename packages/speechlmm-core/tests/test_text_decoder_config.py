@@ -6,6 +6,7 @@ import sys
 from importlib import resources
 
 import pytest
+import sentencepiece
 import yaml
 from pydantic import ValidationError
 
@@ -127,6 +128,42 @@ def test_sources(tmp_path, monkeypatch):
     (tmp_path / "tiny").mkdir()
     assert resolve_pretrained("tiny") == tmp_path / "tiny"
     assert fetch_pretrained("tiny", ["*"]) == tmp_path / "tiny"
+
+
+def test_names_on_the_hub_may_end_in_a_revision(monkeypatch, tmp_path):
+    asked = []
+
+    def download(repo, filename, *, revision):
+        asked.append((repo, filename, revision))
+        (tmp_path / filename).write_text('{"model_type": "llama", "hidden_size": 8}')
+        return str(tmp_path / filename)
+
+    monkeypatch.delenv("PRETRAINED_COMPONENTS", raising=False)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert CausalLMConfig(pretrained="acme/tiny@v1").hidden_size == 8
+    assert asked == [("acme/tiny", "config.json", "v1")]
+
+
+def test_a_tokenizer_that_is_only_a_sentencepiece_model(tmp_path):
+    (tmp_path / "corpus.txt").write_text("hello world, turn the light on\nthis is a test of the audio\n" * 40)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "corpus.txt"),
+        model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=320,
+        model_type="bpe",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer", **names}))
+    model = {"model_type": "llama", "hidden_size": 64, "vocab_size": 320}
+    chat = CausalLMConfig(model=model, tokenizer=str(tmp_path), chat_template="vicuna").build_tokenizer()
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    for text in ("hello", "turn the light on, please 世", "</s>"):
+        assert chat.encode(text) == theirs.encode(text)
+        assert chat.decode(theirs.encode(text)) == text
+    assert chat.stop_token_ids == [theirs.eos_id()]
 
 
 def test_a_broken_checkpoint_folder(tmp_path):
