@@ -129,6 +129,11 @@ def with_extra(name, make):
     return init
 
 
+def with_drawn_buffer(self, config):
+    FrameEncoder.__init__(self, config)
+    self.register_buffer("offset", torch.randn(WIDTH), persistent=False)
+
+
 def stays_training(self, mode=True):
     FrameEncoder.train(self, mode)
     self.model[2].train()
@@ -175,6 +180,15 @@ FAULTS = {
     "output drawn anew": (planted(after(noisy)), "deterministic"),
     "buffer moves when frozen": (planted(after(drifting)), "frozen"),
     "batch norm kept in training": (planted(train=stays_training), "frozen"),
+    "batch norm kept in training inside a model": (planted(train=stays_training), "frozen_in_a_model"),
+    "buffer drawn anew": (
+        planted(after(lambda s, v, i: v + s.offset), __init__=with_drawn_buffer),
+        "pretrained_equals_constructor",
+    ),
+    "layer in fp32 alone": (
+        planted(__init__=with_extra("extra", lambda: nn.Linear(2, 2, dtype=torch.float32))),
+        "built_in_bfloat16",
+    ),
     "buffer lost": (planted(reset_buffers=lambda self: None), "buffers_are_restored"),
     "bfloat16 crashes": (planted(after(lambda s, v, i: v @ torch.eye(WIDTH))), "bfloat16"),
     "order matters": (planted(after(lambda s, v, i: v + torch.arange(len(v))[:, None, None])), "batch_order"),

@@ -7,10 +7,9 @@ being imported, and one is imported only when a configuration names it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, PydanticUserError
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
@@ -132,16 +131,19 @@ class Registry(Generic[C]):
         """Turns a mapping with a ``type:`` into the config it names; a config passes through."""
         if isinstance(value, self.base):
             return value
-        if not isinstance(value, dict) or not isinstance(value.get("type"), str):
+        document = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+        if not isinstance(document.get("type"), str):
             raise PydanticCustomError(
                 "missing_type",
                 "expected a mapping with a `type:` that names one of the {kind}s: {available}",
                 {"kind": self.kind, "available": ", ".join(self.names())},
             )
-        return self.get(value["type"]).model_validate(value)
+        return self.get(document["type"]).model_validate(document)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        dump: Callable[..., Any] = lambda value, info: value.model_dump(mode=info.mode)  # noqa: E731
+        def dump(value: BaseModel, info: core_schema.SerializationInfo) -> dict[str, Any]:
+            return value.model_dump(mode=info.mode)
+
         return core_schema.no_info_plain_validator_function(
             self.validate,
             serialization=core_schema.plain_serializer_function_ser_schema(dump, info_arg=True),
@@ -174,14 +176,13 @@ def component_schemas(root: dict[str, Any]) -> dict[str, Any]:
             definitions[key] = one
             options.append({"$ref": f"#/$defs/{key}"})
         definitions[kind] = {"oneOf": options} if options else {"not": {}}
-    filled = _fill(root)
-    assert isinstance(filled, dict)
-    return filled
+    return _fill(root)
 
 
 def _fill(node: Any) -> Any:
     if isinstance(node, dict):
-        return {("$ref" if key == "x-registry" else key): _fill(value) for key, value in node.items()}
+        mapping = cast("dict[str, Any]", node)
+        return {("$ref" if key == "x-registry" else key): _fill(value) for key, value in mapping.items()}
     if isinstance(node, list):
-        return [_fill(value) for value in node]
+        return [_fill(value) for value in cast("list[Any]", node)]
     return node
