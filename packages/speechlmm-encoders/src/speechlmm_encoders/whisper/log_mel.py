@@ -31,7 +31,7 @@ GROUP_SAMPLES = 1 << 17
 
 @cache
 def _window() -> Tensor:
-    return torch.hann_window(N_FFT)  # (N_FFT,)
+    return torch.hann_window(N_FFT, dtype=torch.float32, device="cpu")  # (N_FFT,)
 
 
 @cache
@@ -142,9 +142,13 @@ def _log10_mel(waveforms: Sequence[Tensor], ends: Sequence[int], num_frames: int
             row[end + MARGIN : stop] = row[end + MARGIN - 1 - width : end + MARGIN - 1].flip(0)
     padded[:, :MARGIN] = padded[:, MARGIN + 1 : 2 * MARGIN + 1].flip(1)
     frames = padded.unfold(1, N_FFT, HOP_LENGTH)[:, :num_frames]  # (B, T, N_FFT)
-    spectrum = torch.view_as_real(torch.fft.rfft(frames * _window()))  # (B, T, F, 2)
-    power = spectrum.square().sum(-1)  # (B, T, F)
-    return (power @ _filters(num_mel_bins)).clamp_(min=FLOOR).log10_()  # (B, T, M)
+    spectrogram = torch.empty(len(waveforms), num_frames, num_mel_bins)  # (B, T, M)
+    step = max(1, GROUP_SAMPLES // HOP_LENGTH // len(waveforms))
+    for start in range(0, num_frames, step):
+        block = frames[:, start : start + step] * _window()
+        power = torch.view_as_real(torch.fft.rfft(block)).square().sum(-1)  # (B, T, F)
+        torch.matmul(power, _filters(num_mel_bins), out=spectrogram[:, start : start + step])
+    return spectrogram.clamp_(min=FLOOR).log10_()
 
 
 def _scale(spectrogram: Tensor, loudest: Tensor) -> Tensor:

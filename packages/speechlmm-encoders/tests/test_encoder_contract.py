@@ -1,0 +1,40 @@
+"""The conformance kit over every encoder of the package."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+import pytest
+import yaml
+
+from speechlmm_core.interfaces.encoder import encoders
+from speechlmm_core.testing import Check, encoder_checks
+from speechlmm_encoders.whisper.log_mel import TAIL
+
+
+def preset(name: str, **changes: Any):
+    text = (files("speechlmm_encoders.presets") / "model" / "audio_encoder" / f"{name}.yaml").read_text("utf-8")
+    return encoders.validate({**yaml.safe_load(text), **changes})
+
+
+LARGE_HUBERT = {
+    **preset("tiny_hubert").model.model_dump(mode="json"),
+    "do_stable_layer_norm": True,
+    "feat_extract_norm": "layer",
+    "conv_bias": True,
+}
+
+
+def all_checks() -> list[Check]:
+    # The window's padding is silence, and the last samples still sound in two frames of it.
+    checks = encoder_checks(preset("tiny_whisper"), margin=TAIL)
+    checks += encoder_checks(preset("tiny_whisper_unrestricted"))
+    checks += encoder_checks(preset("tiny_hubert"))
+    checks += encoder_checks(preset("tiny_hubert", model=LARGE_HUBERT))
+    return checks
+
+
+@pytest.mark.parametrize("check", all_checks(), ids=str)
+def test_contract(check):
+    check()
