@@ -1,0 +1,43 @@
+"""`speechlmm-serve chat`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from speechlmm_serve.cli.options import load_engine, model_options, task_options
+
+
+@click.command()
+@model_options
+@task_options(default=None)
+@click.option("--audio", type=click.Path(path_type=Path), help="Audio file to start with.")
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.2, show_default=True, help="0 is greedy.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=512, show_default=True)
+def chat(
+    *,
+    model_path: Path,
+    task: str | None,
+    source_language: str | None,
+    target_language: str | None,
+    audio: Path | None,
+    temperature: float,
+    max_new_tokens: int,
+    **place: Any,
+) -> None:
+    """Talk with a model in the terminal.
+
+    An empty message ends the chat, <reset> clears its history and media, and audio:/path/to/file at the end of a
+    message clears the history and loads that file. With --task, a file without a question is asked the task's.
+    """
+    from speechlmm_core.inference.options import GenerationOptions
+    from speechlmm_serve.chat.session import ChatSession
+    from speechlmm_serve.chat.terminal import run_chat
+    from speechlmm_serve.task_prompt import TaskPrompt
+
+    prompt = TaskPrompt.of(task, source_language, target_language) if task else None
+    engine = load_engine(model_path, **place)
+    options = GenerationOptions(max_new_tokens=max_new_tokens, temperature=temperature)
+    run_chat(ChatSession(engine, options, prompt), audio=audio.expanduser() if audio else None)

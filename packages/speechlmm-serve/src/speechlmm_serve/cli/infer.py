@@ -1,0 +1,85 @@
+"""`speechlmm-serve infer`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from speechlmm_serve.cli.options import load_engine, model_options, task_options
+
+
+def _batch_size(ctx: click.Context, param: click.Parameter, value: str) -> int | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    if not value.isdigit() or int(value) < 1:
+        raise click.BadParameter(f"expected a number from 1 on, or auto, got {value!r}")
+    return int(value)
+
+
+@click.command()
+@model_options
+@task_options(default="asr")
+@click.option(
+    "--audios-file-path",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="A folder (searched recursively), an audio file, a .txt list of paths, or a .jsonl manifest.",
+)
+@click.option("--output", type=click.Path(path_type=Path), help="JSONL file to write; standard output if not given.")
+@click.option("--batch-size", default="auto", show_default=True, callback=_batch_size, help="A number, or auto.")
+@click.option("--resume", is_flag=True, help="Keep the lines of --output that succeeded, and run the rest.")
+@click.option("--overwrite", is_flag=True, help="Replace --output.")
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=512, show_default=True)
+@click.option("--progress/--no-progress", default=True, help="Show a progress bar.")
+def infer(
+    *,
+    model_path: Path,
+    task: str,
+    source_language: str | None,
+    target_language: str | None,
+    audios_file_path: Path,
+    output: Path | None,
+    batch_size: int | Literal["auto"],
+    resume: bool,
+    overwrite: bool,
+    temperature: float,
+    max_new_tokens: int,
+    progress: bool,
+    **place: Any,
+) -> int:
+    """Run a task over audio files, a list or a manifest.
+
+    Writes one JSON object a line for each input, in input order: path, text, duration, error, and more. A file that
+    cannot be used is a line with its error; the others go on, and the exit code is 1.
+    """
+    from speechlmm_core.checkpoint.load import read_model_config, resolve_model_path
+    from speechlmm_core.inference.options import GenerationOptions
+    from speechlmm_serve.infer.inputs import find_inputs
+    from speechlmm_serve.infer.output import check_output
+    from speechlmm_serve.infer.run import run_inference
+    from speechlmm_serve.task_prompt import TaskPrompt, audio_input
+
+    # Everything that can be wrong with the call is looked at before a weight is loaded.
+    check_output(output, resume=resume, overwrite=overwrite)
+    prompt = TaskPrompt.of(task, source_language, target_language)
+    name = audio_input(read_model_config(resolve_model_path(model_path)))
+    inputs = find_inputs(audios_file_path, name)
+    engine = load_engine(model_path, **place)
+    failed = run_inference(
+        engine,
+        inputs,
+        prompt,
+        name=name,
+        options=GenerationOptions(max_new_tokens=max_new_tokens, temperature=temperature),
+        batch_size=batch_size,
+        output=output,
+        resume=resume,
+        progress=progress and sys.stderr.isatty(),
+    )
+    if failed:
+        click.echo(f"{failed} of {len(inputs)} inputs failed; their lines say why", err=True)
+    return 1 if failed else 0

@@ -1,0 +1,89 @@
+"""Runs a task over inputs and writes a line for each, in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tqdm import tqdm
+
+from speechlmm_serve.infer.inputs import Input
+from speechlmm_serve.infer.output import open_output, read_done, write_record
+from speechlmm_serve.task_prompt import TaskPrompt
+
+if TYPE_CHECKING:
+    from speechlmm_core.inference.engine import InferenceEngine
+    from speechlmm_core.inference.options import GenerationOptions, Request, Result
+
+
+def run_inference(
+    engine: InferenceEngine,
+    inputs: Sequence[Input],
+    prompt: TaskPrompt,
+    *,
+    name: str,
+    options: GenerationOptions,
+    batch_size: int | Literal["auto"] = "auto",
+    output: Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> int:
+    """Answers every input; one that fails is a line with its error.
+
+    Args:
+        engine: The model.
+        inputs: What to run on.
+        prompt: The task.
+        name: The model's audio input.
+        options: How to generate.
+        batch_size: Rows of a batch, or `auto`.
+        output: File for the lines; standard output if None.
+        resume: Keep the lines of `output` that succeeded, and run the rest.
+        progress: Show a progress bar on standard error.
+
+    Returns:
+        How many inputs failed.
+    """
+    done = read_done(output) if output is not None and resume else {}
+    todo = [one for one in inputs if one.key not in done]
+    results = engine.run((_request(one, prompt, name) for one in todo), options=options, batch_size=batch_size)
+    failed = 0
+    with (
+        open_output(output, resume=resume) as file,
+        tqdm(total=len(inputs), initial=0, unit="file", disable=not progress, dynamic_ncols=True) as bar,
+    ):
+        for record in _records(inputs, done, results):
+            failed += record["error"] is not None
+            write_record(file, record)
+            bar.update()
+    return failed
+
+
+def _request(one: Input, prompt: TaskPrompt, name: str) -> Request:
+    from speechlmm_core.inference.options import Request
+
+    return Request(prompt.messages({name: one.item}, one.example), one)
+
+
+def _records(
+    inputs: Sequence[Input], done: Mapping[str, dict[str, Any]], results: Iterator[Result]
+) -> Iterator[dict[str, Any]]:
+    for one in inputs:
+        if one.key in done:
+            yield done[one.key]
+            continue
+        result = next(results)
+        assert result.id is one
+        example = one.example
+        yield {
+            "path": one.path,
+            "text": result.text,
+            "duration": None if result.duration is None else round(result.duration, 4),
+            "error": result.error,
+            "num_tokens": result.num_tokens,
+            "complete": result.complete if result.error is None else None,
+            **({"id": example.id} if example and example.id else {}),
+            **({"reference": example.text} if example and example.text is not None else {}),
+            "key": one.key,
+        }
