@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+
 from speechlmm_train.cli import main
 from speechlmm_train.cli.main import COMMANDS
 

@@ -7,6 +7,7 @@ import textwrap
 from typing import Literal
 
 import pytest
+
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.interfaces.decoder import DecoderConfig, decoders
 from speechlmm_train.compose import compose_config, compose_plain

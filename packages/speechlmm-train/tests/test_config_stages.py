@@ -4,6 +4,7 @@ from typing import Literal
 
 import pytest
 from pydantic import ValidationError
+
 from speechlmm_core.errors import DataError
 from speechlmm_core.interfaces.decoder import DecoderConfig, decoders
 from speechlmm_train.config import DEFAULT_TOKEN_BUDGET, DataConfig, RunConfig

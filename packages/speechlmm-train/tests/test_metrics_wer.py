@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from speechlmm_train.metrics.wer import CERConfig, WERConfig, normalise
 
 

@@ -28,9 +28,10 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
+
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.registry import describe, nearest
-
+from speechlmm_core.wiring import wire
 from speechlmm_train.config import RunConfig
 from speechlmm_train.config_errors import explain
 
@@ -168,15 +169,17 @@ def compose_config(
 
 
 def validate(plain: dict[str, Any]) -> RunConfig:
-    """Types a plain configuration.
+    """Types a plain configuration, and checks that the components fit together.
 
     Raises:
         ConfigError: Everything that is wrong, a line each.
     """
     try:
-        return RunConfig.model_validate(plain)
+        config = RunConfig.model_validate(plain)
     except ValidationError as exc:
         raise ConfigError("\n".join(explain(exc, RunConfig, plain))) from exc
+    wire(config.model)
+    return config
 
 
 def to_yaml(plain: dict[str, Any]) -> str:

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 from pydantic_core import PydanticCustomError
+
 from speechlmm_core.config import RESERVED, ModelConfig
-from speechlmm_core.interfaces.dataset import AnyDataset
+from speechlmm_core.interfaces.dataset import AnyDataset, DatasetConfig
 from speechlmm_core.interfaces.objective import Schedule
 from speechlmm_core.registry import nearest
-
 from speechlmm_train.training_arguments import DECIDED_ELSEWHERE, training_argument_names
 
 Positive = Annotated[int, Field(gt=0)]
@@ -29,9 +29,11 @@ def _as_datasets(value: Any) -> Any:
     """Spells a path as the `jsonl` dataset that it stands for, and a single set as a list."""
     if value is None:
         return []
-    entries = [value] if isinstance(value, str | dict) else value
-    if not isinstance(entries, list):
-        return entries
+    if isinstance(value, str | dict):
+        return _as_datasets([value])
+    if not isinstance(value, list):
+        return value
+    entries = cast("list[Any]", value)
     return [{"type": "jsonl", "path": entry} if isinstance(entry, str) else entry for entry in entries]
 
 
@@ -51,9 +53,9 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """Where the examples come from."""
 
-    train: Datasets = Field(default_factory=list)
+    train: Datasets = Field(default_factory=list[DatasetConfig])
     """Training sets: paths of JSONL manifests, or mappings with a `type:` that names a dataset reader."""
-    eval: Datasets = Field(default_factory=list)
+    eval: Datasets = Field(default_factory=list[DatasetConfig])
     """Evaluation sets, likewise."""
     data_config_path: str | None = None
     """A YAML file that holds `train:` and `eval:` in place of the two fields above."""
@@ -88,34 +90,18 @@ class DataConfig(_Section):
         return self.model_copy(update={"train": train, "eval": evaluation, "data_config_path": None})
 
 
-class _Overridable(_Section):
-    """What a stage may set for itself; null leaves it to `training`."""
+class _Sizes(_Section):
+    """How large a micro-batch is."""
 
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Peak learning rate."""
-    lr_scheduler_type: str | None = None
-    """Shape of the learning rate over the steps (`linear`, `cosine`, `constant_with_warmup`, …)."""
-    warmup_steps: Rate | None = None
-    """Steps until the peak; below 1, a fraction of all steps."""
-    lr_groups: dict[str, float] | None = None
-    """Learning rates of parts of the model by module name (`audio_encoder: 1e-4`)."""
-    weight_decay: Rate | None = None
-    """Weight decay, on matrices only."""
-    max_grad_norm: Rate | None = None
-    """Gradients are clipped to this norm; 0 for no clipping."""
     token_budget: Positive | None = None
     """Positions of the text decoder in a micro-batch, padding included."""
     frame_budget: Positive | None = None
     """Encoder output frames in a micro-batch, padding included."""
     per_device_train_batch_size: Positive | None = None
     """Examples in a micro-batch, in place of the budgets."""
-    micro_batches_per_step: Positive | None = None
-    """Micro-batches in the global batch of a step, over all processes."""
-    freeze_modules: list[str] | None = None
-    """Parts of the model that are not trained, by module name."""
 
     @model_validator(mode="after")
-    def _one_way_to_size(self) -> _Overridable:
+    def _one_way_to_size(self) -> _Sizes:
         if self.per_device_train_batch_size and (self.token_budget or self.frame_budget):
             raise PydanticCustomError(
                 "batch_size", "give either per_device_train_batch_size or token_budget/frame_budget, not both", {}
@@ -123,7 +109,7 @@ class _Overridable(_Section):
         return self
 
 
-class TrainingConfig(_Overridable):
+class TrainingConfig(_Sizes):
     """How the model is trained."""
 
     model_config = ConfigDict(extra="allow")
@@ -152,9 +138,9 @@ class TrainingConfig(_Overridable):
     """Gradients are clipped to this norm; 0 for no clipping."""
     micro_batches_per_step: Positive = 1
     """Micro-batches in the global batch of a step, over all processes."""
-    freeze_modules: list[str] = Field(default_factory=list)
+    freeze_modules: list[str] = Field(default_factory=list[str])
     """Parts of the model that are not trained: module names (`audio_encoder`) or globs (`*_encoder`)."""
-    lr_groups: dict[str, float] = Field(default_factory=dict)
+    lr_groups: dict[str, float] = Field(default_factory=dict[str, float])
     """Learning rates of parts of the model by module name."""
     packed: bool = True
     """Whether the examples of a micro-batch share one row; otherwise they are padded."""
@@ -217,8 +203,8 @@ class TrainingConfig(_Overridable):
         return dict(self.__pydantic_extra__ or {})
 
 
-class StageConfig(_Overridable):
-    """One stage of a training: what differs from `training` while it lasts."""
+class StageConfig(_Sizes):
+    """One stage of a training: what differs from `training` while it lasts; null leaves a value to `training`."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
     """Name of the stage, for logs."""
@@ -228,7 +214,23 @@ class StageConfig(_Overridable):
     """The stage's own data; null for that of the run."""
     trainable_modules: list[str] | None = None
     """The only parts that are trained, in place of `freeze_modules`."""
-    objectives: dict[str, Weight] = Field(default_factory=dict)
+    freeze_modules: list[str] | None = None
+    """Parts of the model that are not trained, by module name or glob."""
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Peak learning rate."""
+    lr_scheduler_type: str | None = None
+    """Shape of the learning rate over the stage's steps (`linear`, `cosine`, `constant_with_warmup`, …)."""
+    warmup_steps: Rate | None = None
+    """Steps until the peak; below 1, a fraction of the stage's steps."""
+    lr_groups: dict[str, float] | None = None
+    """Learning rates of parts of the model by module name (`audio_encoder: 1e-4`)."""
+    weight_decay: Rate | None = None
+    """Weight decay, on matrices only."""
+    max_grad_norm: Rate | None = None
+    """Gradients are clipped to this norm; 0 for no clipping."""
+    micro_batches_per_step: Positive | None = None
+    """Micro-batches in the global batch of a step, over all processes."""
+    objectives: dict[str, Weight] = Field(default_factory=dict[str, Weight])
     """Weights of training objectives for this stage; progress in a schedule is that of the stage."""
 
     @model_validator(mode="after")
@@ -236,6 +238,10 @@ class StageConfig(_Overridable):
         if self.freeze_modules is not None and self.trainable_modules is not None:
             raise PydanticCustomError("freezing", "give either freeze_modules or trainable_modules, not both", {})
         return self
+
+
+OVERRIDABLE = sorted({*TrainingConfig.model_fields} & {*StageConfig.model_fields} - {"max_steps"})
+"""What a stage may set for itself."""
 
 
 class RunConfig(_Section):
@@ -247,7 +253,7 @@ class RunConfig(_Section):
     """The data."""
     training: TrainingConfig
     """How the model is trained."""
-    stages: list[StageConfig] = Field(default_factory=list)
+    stages: list[StageConfig] = Field(default_factory=list[StageConfig])
     """Stages that follow one another on the same weights; empty for a single one."""
 
     @model_validator(mode="after")
@@ -321,7 +327,7 @@ class ResolvedStage(_Section):
     @classmethod
     def of(cls, run: RunConfig, stage: StageConfig) -> ResolvedStage:
         """Lays a stage over the run's `training`."""
-        own = {key: getattr(stage, key) for key in _Overridable.model_fields if getattr(stage, key) is not None}
+        own = {key: getattr(stage, key) for key in OVERRIDABLE if getattr(stage, key) is not None}
         base = run.training
         if not (base.token_budget or base.frame_budget or base.per_device_train_batch_size):
             base = base.model_copy(update={"token_budget": DEFAULT_TOKEN_BUDGET})

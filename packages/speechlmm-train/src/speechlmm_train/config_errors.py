@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+
 from speechlmm_core.config import ModelConfig
 from speechlmm_core.registry import Registry, nearest
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
-from speechlmm_core.errors import DataError
 
+from speechlmm_core.errors import DataError
 from speechlmm_train.config import DataConfig
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from speechlmm_core.model.describe import describe
 
+from speechlmm_core.model.describe import describe
 from speechlmm_train.config import ResolvedStage, RunConfig
 
 _HEAD = ("COMPONENT", "CLASS", "SOURCE", "PARAMETERS", "TRAINABLE", "DTYPE", "BYTES", "ATTENTION")

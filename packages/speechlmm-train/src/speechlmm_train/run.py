@@ -19,7 +19,6 @@ from speechlmm_core.errors import ConfigError
 from speechlmm_core.model.freezing import freeze, set_trainable
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
-
 from speechlmm_train.config import ResolvedStage, RunConfig
 from speechlmm_train.trainer.arguments import training_arguments
 from speechlmm_train.trainer.callbacks import Reporter, open_sinks

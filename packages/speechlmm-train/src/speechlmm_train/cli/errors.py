@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import click
+
 from speechlmm_core.errors import SpeechLMMError
 
 USAGE, INTERRUPTED, FAULT = 2, 130, 1
@@ -37,7 +38,6 @@ def _usage(exc: click.ClickException) -> str:
     message = exc.format_message().replace("\n", " ")
     if isinstance(exc, click.UsageError) and message.startswith("No such command"):
         from speechlmm_core.registry import nearest
-
         from speechlmm_train.cli.main import COMMANDS
 
         name = message.split("'")[1] if "'" in message else message

@@ -25,7 +25,6 @@ def schema(output: Path) -> None:
     `# yaml-language-server: $schema=.schemas/run.json`.
     """
     from speechlmm_core.schema import write_schema
-
     from speechlmm_train.config import RunConfig
 
     click.echo(f"wrote {write_schema(output, RunConfig)}")

@@ -110,7 +110,7 @@ def score(predictions: Sequence[Prediction]) -> dict[str, dict[str, float]]:
         for name in get_task(task).metrics:
             if name not in metrics.names():
                 raise ConfigError(f"task {task!r} is scored with {name!r}, which no installed package provides")
-            values = metrics.get(name)().compute(references, answers)
+            values = metrics.validate({"type": name}).compute(references, answers)
             scores.setdefault(task, {}).update(values)
     return scores
 

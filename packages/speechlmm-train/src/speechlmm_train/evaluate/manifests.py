@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+
 from speechlmm_core.checkpoint.atomic import write_text
 from speechlmm_core.data.spec import open_datasets
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.inference.options import GenerationOptions
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
-
 from speechlmm_train.evaluate.evaluate import evaluate
 
 

@@ -6,9 +6,9 @@ import warnings
 from typing import Any
 
 import torch
-from speechlmm_core.errors import ConfigError
 from transformers import TrainingArguments
 
+from speechlmm_core.errors import ConfigError
 from speechlmm_train.config import ResolvedStage
 
 

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any, Protocol
 
-from speechlmm_core.errors import MissingDependencyError
 from tqdm import tqdm
 
+from speechlmm_core.errors import MissingDependencyError
 from speechlmm_train.trainer.output_folder import METRICS
 
 

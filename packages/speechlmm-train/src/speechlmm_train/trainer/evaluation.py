@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from transformers import TrainerCallback
+
 from speechlmm_core.data.example import Example
 from speechlmm_core.inference.options import GenerationOptions
 from speechlmm_core.model.speechlmm import SpeechLMM
-from transformers import TrainerCallback
-
 from speechlmm_train.config import TrainingConfig
 from speechlmm_train.evaluate.evaluate import evaluate
 

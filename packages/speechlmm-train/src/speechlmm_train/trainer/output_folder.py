@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from speechlmm_core.checkpoint.atomic import write_text
 from speechlmm_core.errors import CheckpointError, ConfigError
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
 from speechlmm_core.data.example import Example
 from speechlmm_core.data.faults import Faults
+from speechlmm_core.data.jsonl.reader import ConcatExamples
 from speechlmm_core.data.lengths import Lengths, measure
-from speechlmm_core.data.spec import ConcatExamples, open_datasets
+from speechlmm_core.data.spec import open_datasets
 from speechlmm_core.errors import DataError
 from speechlmm_core.processor.processor import SpeechLMMProcessor
-
 from speechlmm_train.batching.loader import TrainingBatches
 from speechlmm_train.batching.plan import BatchPlan
 from speechlmm_train.config import DataConfig, ResolvedStage, RunConfig

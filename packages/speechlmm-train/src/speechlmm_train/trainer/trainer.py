@@ -19,6 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
 from speechlmm_core.checkpoint.atomic import atomic_folder
 from speechlmm_core.checkpoint.load import load_weights_into
 from speechlmm_core.checkpoint.save import save_model
@@ -26,10 +30,6 @@ from speechlmm_core.errors import CheckpointError, ConfigError
 from speechlmm_core.interfaces.objective import Schedule, weight_at
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
-from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
-
 from speechlmm_train.trainer.callbacks import Reporter
 from speechlmm_train.trainer.output_folder import PROGRESS, OutputFolder, Progress
 
@@ -115,7 +115,9 @@ class SpeechLMMTrainer(Trainer):
         units = sorted({unit for batch in batches for unit in batch["num_items"]})
         counts = torch.tensor([sum(batch["num_items"].get(unit, 0) for batch in batches) for unit in units])
         if self.args.world_size > 1:
-            counts = self.accelerator.reduce(counts.to(self.args.device), "sum")
+            reduced = self.accelerator.reduce(counts.to(self.args.device), "sum")
+            assert isinstance(reduced, Tensor)
+            counts = reduced
         return dict(zip(units, counts.tolist(), strict=True))
 
     def compute_loss(
