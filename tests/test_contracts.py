@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 
 from speechlmm_core.components import list_components
 from speechlmm_core.interfaces.adapter import adapters
 from speechlmm_core.interfaces.encoder import encoders
 from speechlmm_core.interfaces.objective import objectives
+from speechlmm_core.schema import model_schema
 from speechlmm_core.testing import adapter_checks, encoder_checks, objective_checks
 
 
@@ -53,6 +55,34 @@ def cases(checks: Any, configs: dict[str, Any], **options: dict[str, Any]) -> li
         for name, config in configs.items()
         for check in checks(config, **options.get(name, {}))
     ]
+
+
+def model_presets() -> list[Any]:
+    """Every shipped preset of a part of the model."""
+    packages = ("speechlmm_core.presets", "speechlmm_encoders.presets", "speechlmm_adapters.presets")
+    return [
+        pytest.param(group.name, file, id=f"{group.name}-{file.name}")
+        for package in packages
+        for group in (files(package) / "model").iterdir()
+        if group.is_dir()
+        for file in group.iterdir()
+        if file.name.endswith(".yaml")
+    ]
+
+
+@pytest.fixture(scope="module")
+def editor_schema() -> Draft202012Validator:
+    return Draft202012Validator(model_schema())
+
+
+@pytest.mark.parametrize(("group", "file"), model_presets())
+def test_every_shipped_preset_fits_the_editor_schema(editor_schema, group, file):
+    text = file.read_text(encoding="utf-8")
+    assert text.startswith(f"# @package model.{group}\n")
+    part = yaml.safe_load(text)
+    document = {"text_decoder": {"type": "causal_lm"}, group: part}
+    assert [error.message for error in editor_schema.iter_errors(document)] == []
+    assert not editor_schema.is_valid({**document, group: {**part, "no_such_key": 1}})
 
 
 @pytest.mark.parametrize("kind", ["encoder", "adapter", "objective"])
