@@ -108,6 +108,7 @@ def test_a_mistake_in_a_run_is_one_line(capsys, manifest, tmp_path, override, ex
     if expected is not None:
         assert err.count("\n") == 1
         assert expected in err
+        assert not out.exists()
     assert "Traceback" not in err
 
 
@@ -143,3 +144,4 @@ def test_wandb_that_is_not_installed(capsys, manifest, tmp_path, monkeypatch):
     code, _, err = call(capsys, "run", *given, "training.report_to=[wandb]", "--no-progress")
     assert code == 2
     assert "pip install 'speechlmm-train[wandb]'" in err
+    assert not (tmp_path / "o").exists()

@@ -21,7 +21,7 @@ from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.config import ResolvedStage, RunConfig
 from speechlmm_train.trainer.arguments import training_arguments
-from speechlmm_train.trainer.callbacks import Reporter, open_sinks
+from speechlmm_train.trainer.callbacks import Reporter, open_sinks, require_sinks
 from speechlmm_train.trainer.evaluation import EvaluationCallback
 from speechlmm_train.trainer.output_folder import REPORT, Checkpoint, OutputFolder
 from speechlmm_train.trainer.stage_data import StageData, open_stages
@@ -82,12 +82,14 @@ def run(
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     processor = SpeechLMMProcessor.from_config(config.model)
     stages = open_stages(config, processor, base=base or Path.cwd(), world_size=world_size)
+    checkpoint = folder.last_checkpoint() if resume and folder.path.is_dir() else None
+    model = build_model(config, checkpoint)
+    _check_stages(model, stages)
+    # Nothing is written before everything has been checked: a run that is refused can be started again as it is.
     folder.prepare(overwrite=overwrite)
-    checkpoint = folder.last_checkpoint() if resume else None
     folder.write_config(written)
     done_steps = checkpoint.progress.total_step if checkpoint else 0
     folder.cut_metrics(done_steps)
-    model = build_model(config, checkpoint)
     total = sum(stage.max_steps for stage in stages)
     sinks = open_sinks(list(config.training.report_to), folder.path, first_step=done_steps, config=written)
     reporter = Reporter(sinks, total_steps=total, first_step=done_steps, progress=progress)
@@ -140,8 +142,6 @@ class _Run:
         at = self.checkpoint.progress if self.checkpoint else None
         if at is not None and (index < at.stage or (index == at.stage and at.step >= stage.max_steps)):
             return
-        if not any(parameter.requires_grad for parameter in self.model.parameters()):
-            raise ConfigError(f"stage {settings.name!r} trains nothing; every part of the model is frozen")
         here = self.checkpoint if at is not None and at.stage == index else None
         start_step = here.progress.step if here else 0
         trainer = self._trainer(index, start_step)
@@ -177,6 +177,29 @@ class _Run:
             folder=self.folder,
             reporter=self.reporter,
         )
+
+
+def _check_stages(model: SpeechLMM, stages: list[StageData]) -> None:
+    """Tries out what each stage asks for.
+
+    Raises:
+        ConfigError: A name matches no module, nothing would be trained, or a training argument is wrong.
+        MissingDependencyError: Figures are to go where nothing that is installed can take them.
+    """
+    recorded = set(model.ever_trainable)
+    for stage in stages:
+        settings = stage.settings
+        _freeze(model, settings)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ConfigError(f"stage {settings.name!r} trains nothing; every part of the model is frozen")
+        training_arguments(
+            settings,
+            output_dir=settings.training.output_dir,
+            max_steps=stage.max_steps,
+            world_size=stage.world_size,
+        )
+        require_sinks(settings.training.report_to)
+    model.ever_trainable = recorded
 
 
 def _freeze(model: SpeechLMM, stage: ResolvedStage) -> None:

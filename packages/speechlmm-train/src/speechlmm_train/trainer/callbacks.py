@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,16 +58,25 @@ class TensorBoardSink:
         self._writer.close()
 
 
+def require_wandb() -> Any:
+    """The module of Weights & Biases.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+    """
+    try:
+        return importlib.import_module("wandb")
+    except ImportError as exc:
+        raise MissingDependencyError(
+            "training.report_to names 'wandb', which is not installed: pip install 'speechlmm-train[wandb]'"
+        ) from exc
+
+
 class WandbSink:
     """A run at Weights & Biases."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        try:
-            import wandb  # pyright: ignore[reportMissingImports]  # an extra
-        except ImportError as exc:
-            raise MissingDependencyError(
-                "training.report_to names 'wandb', which is not installed: pip install 'speechlmm-train[wandb]'"
-            ) from exc
+        wandb = require_wandb()
         self._run = wandb.init(dir=str(folder), name=folder.name, config=config, resume="allow")
 
     def write(self, step: int, stage: str, figures: dict[str, float]) -> None:
@@ -113,6 +124,16 @@ NOT_LOSSES = frozenset({"train/lr", "train/grad_norm", "train/audio_seconds_per_
 
 def _is_loss(name: str) -> bool:
     return name.startswith("train/") and name not in NOT_LOSSES
+
+
+def require_sinks(report_to: Sequence[str]) -> None:
+    """Checks that what `training.report_to` names is installed.
+
+    Raises:
+        MissingDependencyError: It is not.
+    """
+    if "wandb" in report_to:
+        require_wandb()
 
 
 def open_sinks(report_to: list[str], folder: Path, *, first_step: int, config: dict[str, Any]) -> list[Sink]:
