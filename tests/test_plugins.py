@@ -14,7 +14,6 @@ import torch
 from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
-from speechlmm_core.checkpoint.load import load_model
 from speechlmm_core.checkpoint.save import save_model
 from speechlmm_core.components import list_components
 from speechlmm_core.config import ModelConfig
@@ -156,11 +155,11 @@ def test_a_checkpoint_names_the_plugin_that_it_needs(site, readings, tmp_path):
         model, processor = SpeechLMM.from_model_config(config).eval(), SpeechLMMProcessor.from_config(config)
         save_model(model, processor, tmp_path / "model")
         batch = processor.collate([processor.sample(conversation(readings), with_answer=True)])
-        again = load_model(tmp_path / "model")
+        again = SpeechLMM.from_pretrained(tmp_path / "model")
         assert torch.equal(again(**batch).loss, model(**batch).loss)
     forget()
     with pytest.raises(CheckpointError, match=r"unknown encoder 'toy\.sensor'.*pip install 'speechlmm-toy==0\.1\.0'"):
-        load_model(tmp_path / "model")
+        SpeechLMM.from_pretrained(tmp_path / "model")
 
 
 def test_a_broken_plugin_harms_nobody_else(toy, tmp_path, monkeypatch, model_and_processor, readings):

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, LlamaForCausalLM
 
 from speechlmm_core.checkpoint import save as saving
 from speechlmm_core.checkpoint.atomic import atomic_folder, atomic_write
-from speechlmm_core.checkpoint.load import load_model, resolve_model_path
+from speechlmm_core.checkpoint.load import resolve_model_path
 from speechlmm_core.checkpoint.save import save_model
 from speechlmm_core.config import ModelConfig
 from speechlmm_core.errors import CheckpointError, MissingDependencyError
@@ -65,10 +65,10 @@ def test_a_run_folder_is_a_model_path(saved):
 
 
 def test_dtype_follows_the_checkpoint_or_the_caller(saved):
-    assert load_model(saved).dtype == torch.float32
-    assert load_model(saved, dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert SpeechLMM.from_pretrained(saved).dtype == torch.float32
+    assert SpeechLMM.from_pretrained(saved, dtype=torch.bfloat16).dtype == torch.bfloat16
     with pytest.raises(CheckpointError, match="unknown dtype 'floaty'"):
-        load_model(saved, dtype="floaty")
+        SpeechLMM.from_pretrained(saved, dtype="floaty")
 
 
 def edit(folder, change):
@@ -81,26 +81,26 @@ def edit(folder, change):
 def test_a_missing_tensor_is_named(saved):
     edit(saved, lambda state: state.pop("audio_adapter.model.weight"))
     with pytest.raises(CheckpointError, match=r"1 missing: audio_adapter\.model\.weight"):
-        load_model(saved)
+        SpeechLMM.from_pretrained(saved)
 
 
 def test_an_extra_tensor_is_named(saved):
     edit(saved, lambda state: state.update(stray=torch.zeros(2)))
     with pytest.raises(CheckpointError, match="1 unexpected: stray"):
-        load_model(saved)
+        SpeechLMM.from_pretrained(saved)
 
 
 def test_a_wrong_shape_is_named(saved):
     edit(saved, lambda state: state.update({"audio_adapter.model.bias": torch.zeros(7)}))
     with pytest.raises(CheckpointError, match=r"audio_adapter\.model\.bias \(got \(7,\), expected \(32,\)\)"):
-        load_model(saved)
+        SpeechLMM.from_pretrained(saved)
 
 
 def test_a_truncated_file_is_reported(saved):
     file = saved / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="the file is damaged"):
-        load_model(saved)
+        SpeechLMM.from_pretrained(saved)
 
 
 def test_a_plugin_that_is_not_installed_is_named(saved):
@@ -114,19 +114,19 @@ def test_a_plugin_that_is_not_installed_is_named(saved):
     }
     file.write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"unknown encoder 'acme\.conformer'.*pip install 'acme-conformer==1\.2'"):
-        load_model(saved)
+        SpeechLMM.from_pretrained(saved)
 
 
 def test_a_folder_of_another_kind_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(CheckpointError, match="not of a SpeechLMM checkpoint: got model_type 'llama'"):
-        load_model(tmp_path)
+        SpeechLMM.from_pretrained(tmp_path)
 
 
 def test_quantisation_says_what_is_missing(saved, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("speechlmm_core.model.loading.find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r"bitsandbytes.*pip install 'speechlmm-core\[quant\]'"):
-        load_model(saved, load_in_4bit=True)
+        SpeechLMM.from_pretrained(saved, load_in_4bit=True)
 
 
 def test_provenance_names_distributions(saved):
@@ -153,7 +153,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tiny_model, tiny_processor, saved
     with pytest.raises(OSError, match="No space left"):
         save_model(tiny_model, tiny_processor, saved)
     assert not list(saved.glob(".saving-*"))
-    loaded = load_model(saved).state_dict()
+    loaded = SpeechLMM.from_pretrained(saved).state_dict()
     for name, value in before.items():
         assert torch.equal(value, loaded[name])
 
@@ -170,12 +170,12 @@ def test_large_checkpoints_are_sharded(tiny_model, tiny_processor, saved, monkey
     save_model(tiny_model, tiny_processor, saved)
     assert not (saved / "model.safetensors").exists(), "the old file would be read in place of the shards"
     assert len(list(saved.glob("model-*.safetensors"))) > 1
-    loaded = load_model(saved).state_dict()
+    loaded = SpeechLMM.from_pretrained(saved).state_dict()
     for name, value in tiny_model.state_dict().items():
         assert torch.equal(value, loaded[name])
     (next(saved.glob("model-*.safetensors"))).unlink()
     with pytest.raises(CheckpointError, match="is incomplete"):
-        load_model(saved)
+        SpeechLMM.from_pretrained(saved)
 
 
 def test_tied_weights_are_saved_once_and_stay_tied(tiny_config, tiny_processor, tmp_path):
@@ -185,7 +185,7 @@ def test_tied_weights_are_saved_once_and_stay_tied(tiny_config, tiny_processor, 
     save_model(model, tiny_processor, tmp_path / "model")
     keys = load_file(tmp_path / "model" / "model.safetensors").keys()
     assert sum("lm_head" in key or "embed_tokens" in key for key in keys) == 1
-    loaded = load_model(tmp_path / "model")
+    loaded = SpeechLMM.from_pretrained(tmp_path / "model")
     assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
     assert torch.equal(loaded.get_input_embeddings().weight, model.get_input_embeddings().weight)
 
@@ -219,7 +219,7 @@ def test_trainable_leaves_frozen_bases_out_and_finds_them_again(based_config, ba
     save_model(model, tiny_processor, tmp_path / "model", save="trainable")
     keys = load_file(tmp_path / "model" / "model.safetensors").keys()
     assert not any(key.startswith("text_decoder.") for key in keys)
-    loaded = load_model(tmp_path / "model").state_dict()
+    loaded = SpeechLMM.from_pretrained(tmp_path / "model").state_dict()
     for name, value in model.state_dict().items():
         assert torch.equal(value, loaded[name]), name
 
@@ -231,7 +231,7 @@ def test_trainable_keeps_what_was_trained_in_an_earlier_stage(based_config, tiny
         model.text_decoder.model.model.norm.weight.add_(1)
     freeze(model, ["text_decoder"])
     save_model(model, tiny_processor, tmp_path / "model", save="trainable")
-    loaded = load_model(tmp_path / "model").text_decoder.model.model.norm.weight
+    loaded = SpeechLMM.from_pretrained(tmp_path / "model").text_decoder.model.model.norm.weight
     assert torch.equal(loaded, model.text_decoder.model.model.norm.weight)
 
 
@@ -242,10 +242,10 @@ def test_another_base_is_refused(based_config, base, tiny_processor, tmp_path):
     torch.manual_seed(8)
     LlamaForCausalLM(base[1].config).save_pretrained(base[0])
     with pytest.raises(CheckpointError, match="is not the one that this checkpoint was trained on"):
-        load_model(tmp_path / "model")
+        SpeechLMM.from_pretrained(tmp_path / "model")
     shutil.rmtree(base[0])
     with pytest.raises(CheckpointError, match="no folder"):
-        load_model(tmp_path / "model")
+        SpeechLMM.from_pretrained(tmp_path / "model")
 
 
 def write_and_fail(path):

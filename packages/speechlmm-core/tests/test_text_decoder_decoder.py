@@ -217,7 +217,10 @@ def test_a_truncated_file_is_refused(saved):
         ({"model_type": "llama", "hidden_sise": 8}, r"unknown key 'hidden_sise'.*did you mean 'hidden_size'\?"),
         ({"model_type": "qwen3", "mlp_bias": False}, r"unknown key 'mlp_bias' under the text decoder's `model:` for"),
         ({"model_type": "llama", "hidden_size": 30, "num_attention_heads": 4}, "makes no 'llama': "),
-        ({"model_type": "gemma2", "num_hidden_layers": 1}, "changes its logits by final_logit_softcapping=30.0"),
+        (
+            {"model_type": "falcon_h1", "num_hidden_layers": 1, "lm_head_multiplier": 2.0},
+            "changes its logits by lm_head",
+        ),
     ],
 )
 def test_what_makes_no_model_is_refused(model, message):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 from pydantic_core import PydanticCustomError
@@ -15,6 +14,7 @@ from speechlmm_core.interfaces.decoder import AnyDecoder
 from speechlmm_core.interfaces.encoder import AnyEncoder, EncoderConfig
 from speechlmm_core.interfaces.objective import AnyObjective, ObjectiveConfig
 from speechlmm_core.interfaces.talking_head import AnyTalkingHead
+from speechlmm_core.registry import nearest
 
 RESERVED = ("text_decoder", "codec", "talking_head", "backfeeding_adapter", "conditioning_adapter", "objectives")
 
@@ -56,19 +56,19 @@ class ModelConfig(BaseModel):
     @classmethod
     def _inputs(cls, data: Any, handler: Any) -> ModelConfig:
         if isinstance(data, dict):
-            data = {key: value for key, value in data.items() if value is not None or key in cls.model_fields}
+            given = cast("dict[str, Any]", data)
+            data = {key: value for key, value in given.items() if value is not None or key in cls.model_fields}
             extras = [key for key in data if key not in cls.model_fields]
             towers = {key: data[key] for key in extras if key.endswith(("_encoder", "_adapter"))}
             for key in extras:
                 if key not in towers:
                     known = [*cls.model_fields, "audio_encoder", "audio_adapter", "video_encoder", "video_adapter"]
-                    near = get_close_matches(key, known, n=1)
                     raise PydanticCustomError(
                         "unknown_key",
                         "unknown key {key}{hint} (known: {known}, and <input>_encoder, <input>_adapter)",
                         {
                             "key": repr(key),
-                            "hint": f"; did you mean {near[0]!r}?" if near else "",
+                            "hint": nearest(key, known),
                             "known": ", ".join(cls.model_fields),
                         },
                     )

@@ -27,7 +27,8 @@ class ComponentConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
-    type: str
+    # Any, not str: a subclass's `Literal` would count as an incompatible override of a field that might be set.
+    type: Any
     """Name of the component in its registry."""
 
 

@@ -10,11 +10,9 @@ from pydantic import ValidationError
 
 from speechlmm_core.checkpoint.source import fetch_pretrained
 from speechlmm_core.config import ModelConfig
-from speechlmm_core.errors import CheckpointError, MissingDependencyError
+from speechlmm_core.errors import CheckpointError
 
 if TYPE_CHECKING:
-    import torch
-
     from speechlmm_core.model.speechlmm import SpeechLMM
 
 
@@ -81,85 +79,6 @@ def _explain(exc: ValidationError, data: dict[str, Any]) -> str:
     return "the checkpoint's configuration does not fit what is installed: " + "; ".join(lines)
 
 
-def load_model(
-    path: str | Path,
-    *,
-    dtype: torch.dtype | str = "auto",
-    device: torch.device | str | None = None,
-    attn_implementation: str | None = None,
-    load_in_4bit: bool = False,
-    load_in_8bit: bool = False,
-) -> SpeechLMM:
-    """Loads a model in evaluation mode.
-
-    Args:
-        path: Model path.
-        dtype: Type of the parameters; "auto" for the saved one.
-        device: Where to put it; None for the CPU.
-        attn_implementation: Overrides the configuration's.
-        load_in_4bit: Quantise the language model's linear layers to 4 bits (bitsandbytes).
-        load_in_8bit: Quantise them to 8 bits.
-
-    Raises:
-        CheckpointError: The checkpoint is missing, incomplete or does not fit.
-        MissingDependencyError: Quantisation is asked for and bitsandbytes is not installed.
-    """
-    import torch
-
-    from speechlmm_core.model.hf_config import SpeechLMMConfig
-    from speechlmm_core.model.speechlmm import SpeechLMM, default_dtype
-
-    if load_in_4bit or load_in_8bit:
-        _require_bitsandbytes()
-    folder = resolve_model_path(path)
-    data = read_config(folder)
-    config = read_model_config(folder)
-    if attn_implementation not in (None, "auto"):
-        config = config.model_copy(update={"attn_implementation": attn_implementation})
-    if isinstance(dtype, str):
-        name = (data.get("dtype") or "float32") if dtype == "auto" else dtype
-        found = getattr(torch, name, None)
-        if not isinstance(found, torch.dtype):
-            raise CheckpointError(f"unknown dtype {name!r}; expected auto, float32, bfloat16 or float16")
-        dtype = found
-    with default_dtype(dtype):
-        shell = SpeechLMMConfig(model=config.model_dump(mode="json"), dtype=dtype, name_or_path=str(folder))
-        model = SpeechLMM(shell)
-    bases: dict[str, Any] = data.get("bases") or {}
-    if data.get("saved") == "trainable":
-        _load_bases(model, bases)
-    load_weights_into(model, folder, referred=set(bases))
-    if load_in_4bit or load_in_8bit:
-        from speechlmm_core.model.quantise import quantise
-
-        quantise(model.text_decoder.model, bits=4 if load_in_4bit else 8, compute_dtype=dtype)
-    return model.to(device=device or "cpu").eval()  # type: ignore[return-value]  # transformers types `to` loosely
-
-
-def _require_bitsandbytes() -> None:
-    from importlib.util import find_spec
-
-    if find_spec("bitsandbytes") is None:
-        raise MissingDependencyError(
-            "loading in 4 or 8 bits needs bitsandbytes, which is not installed: pip install 'speechlmm-core[quant]'"
-        )
-
-
-def _load_bases(model: SpeechLMM, bases: dict[str, Any]) -> None:
-    from speechlmm_core.checkpoint.provenance import base_source
-
-    components = model.components()
-    for name, saved in bases.items():
-        now = base_source(saved["pretrained"])
-        if now["fingerprint"] != saved["fingerprint"]:
-            raise CheckpointError(
-                f"the base checkpoint {saved['pretrained']!r} of {name} is not the one that this checkpoint was "
-                f"trained on (fingerprint {now['fingerprint']}, expected {saved['fingerprint']}); restore that one"
-            )
-        components[name].load_base_weights()
-        model.base_sources[name] = saved
-
-
 def load_weights_into(model: SpeechLMM, folder: Path, *, referred: set[str]) -> None:
     """Fills a model from a checkpoint's safetensors.
 
@@ -184,8 +103,10 @@ def load_weights_into(model: SpeechLMM, folder: Path, *, referred: set[str]) -> 
     for file in _weight_files(folder):
         try:
             with safe_open(file, framework="pt") as tensors, torch.no_grad():
-                for key in tensors.keys():  # noqa: SIM118  # not a mapping
-                    target = targets.get(aliases.get(key, key))
+                names: list[str] = list(tensors.keys())
+                for key in names:
+                    name = aliases.get(key, key)
+                    target = targets.get(name)
                     if target is None:
                         unexpected.append(key)
                         continue
@@ -194,7 +115,7 @@ def load_weights_into(model: SpeechLMM, folder: Path, *, referred: set[str]) -> 
                         wrong.append(f"{key} (got {tuple(tensor.shape)}, expected {tuple(target.shape)})")
                         continue
                     target.copy_(tensor)
-                    seen.add(aliases.get(key, key))
+                    seen.add(name)
         except (SafetensorError, OSError) as exc:
             raise CheckpointError(f"cannot read {str(file)!r}: {exc}; the file is damaged, save it again") from exc
     missing = [key for key in targets if key not in seen and component_of(model, key) not in referred]

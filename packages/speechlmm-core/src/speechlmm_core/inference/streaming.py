@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from speechlmm_core.chat.tokenizer import ChatTokenizer
@@ -18,7 +17,7 @@ class _Stop(StoppingCriteria):
     def __init__(self) -> None:
         self.event = threading.Event()
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
         return torch.full((input_ids.shape[0],), self.event.is_set(), device=input_ids.device)
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from speechlmm_core.config import ModelConfig
+from speechlmm_core.model.dtypes import default_dtype
 from speechlmm_core.model.freezing import freeze, set_trainable
 from speechlmm_core.model.hf_config import SpeechLMMConfig
-from speechlmm_core.model.speechlmm import SpeechLMM, default_dtype
+from speechlmm_core.model.speechlmm import SpeechLMM
 
 
 @dataclass(frozen=True)

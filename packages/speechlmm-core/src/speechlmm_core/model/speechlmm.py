@@ -6,20 +6,23 @@ Shapes: B media, R rows, N tokens, T frames, D hidden, M supervised positions.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 
+from speechlmm_core.checkpoint.provenance import base_source
+from speechlmm_core.checkpoint.save import save_weights
 from speechlmm_core.config import ModelConfig
 from speechlmm_core.errors import DataError
 from speechlmm_core.features import Features, Loss
 from speechlmm_core.interfaces.modules import Adapter, Component, Encoder, Objective, TextDecoder
 from speechlmm_core.interfaces.objective import weight_at
+from speechlmm_core.model.dtypes import default_dtype
 from speechlmm_core.model.hf_config import SpeechLMMConfig
+from speechlmm_core.model.loading import load_model
 from speechlmm_core.model.outputs import SpeechLMMOutput
 from speechlmm_core.splice.gather import compact, splice
 from speechlmm_core.wiring import wire
@@ -80,8 +83,6 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
         Raises:
             CheckpointError: A base checkpoint is missing or does not fit.
         """
-        from speechlmm_core.checkpoint.provenance import base_source
-
         with default_dtype(dtype):
             model = cls(SpeechLMMConfig(model=config.model_dump(mode="json"), dtype=dtype))
         if load_base_weights:
@@ -105,16 +106,14 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
         Raises:
             CheckpointError: The checkpoint is missing, incomplete or does not fit.
         """
-        from speechlmm_core.checkpoint.load import load_model
-
         if args:
             raise TypeError(f"from_pretrained takes one positional argument, got {1 + len(args)}")
         # What the Auto classes hand over beside the user's arguments; the configuration is read again, strictly.
         for key in ("config", "revision", "adapter_kwargs", "kernel_config", "trust_remote_code"):
             kwargs.pop(key, None)
-        return load_model(pretrained_model_name_or_path, **kwargs)
+        return load_model(cls, pretrained_model_name_or_path, **kwargs)
 
-    def save_pretrained(  # type: ignore[override]  # narrower than the base on purpose: one safe format
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # one safe format, on purpose
         self, save_directory: str | Path, *, save: Literal["full", "trainable"] = "full", **_: Any
     ) -> None:
         """Saves weights and configuration, atomically; the processor is saved by `SpeechLMMProcessor`.
@@ -123,8 +122,6 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
             save_directory: The folder.
             save: `full` for every tensor; `trainable` for what was trained and references to frozen bases.
         """
-        from speechlmm_core.checkpoint.save import save_weights
-
         save_weights(self, Path(save_directory), save=save)
 
     def components(self) -> dict[str, Component]:
@@ -141,11 +138,11 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
 
     def encoder(self, name: str) -> Encoder:
         """The encoder of an input."""
-        return self.get_submodule(f"{name}_encoder")  # type: ignore[return-value]  # built as one above
+        return cast("Encoder", self.get_submodule(f"{name}_encoder"))
 
     def adapter(self, name: str) -> Adapter:
         """The adapter of an input."""
-        return self.get_submodule(f"{name}_adapter")  # type: ignore[return-value]  # built as one above
+        return cast("Adapter", self.get_submodule(f"{name}_adapter"))
 
     def _init_weights(self, module: nn.Module) -> None:
         # Components initialise themselves when they are built; a second initialisation would undo theirs.
@@ -222,15 +219,13 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
         stages = self.encode(batch.get("media", {}))
         needed = {stage for name in weights for stage in self.objective(name).config.stages}
         if "text_decoder" in needed or not weights:
-            embeds, batch = self.embed(batch, stages)
+            embeds, layout = self.embed(batch, stages)
+            mask = layout.get("attention_mask")
             hidden = self.text_decoder(
-                embeds,
-                position_ids=batch["position_ids"],
-                attention_mask=batch.get("attention_mask"),
-                segments=batch.get("segments"),
+                embeds, position_ids=layout["position_ids"], attention_mask=mask, segments=layout.get("segments")
             )  # (R, N, D)
-            mask = batch.get("attention_mask")
-            lengths = torch.ones_like(batch["input_ids"]).sum(1) if mask is None else mask.sum(1)
+            lengths = torch.ones_like(layout["input_ids"]).sum(1) if mask is None else mask.sum(1)
+            batch = {**layout}
             stages["text_decoder"] = Features(hidden, lengths)
         losses: dict[str, Loss] = {}
         for name in weights:
@@ -247,17 +242,23 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
 
     def objective(self, name: str) -> Objective:
         """The objective called ``name``."""
-        return self.objectives[name]  # type: ignore[return-value]  # built as one above
+        return cast("Objective", self.objectives[name])
 
     def _total(
         self, losses: Mapping[str, Loss], weights: Mapping[str, float], batch: Mapping[str, Any]
     ) -> Tensor | None:
         counts = batch.get("num_items", {})
-        terms = [weights[n] * loss.sum / max(counts[loss.unit], 1) for n, loss in losses.items() if loss.unit in counts]
+        for name, loss in losses.items():
+            if loss.unit not in counts:
+                raise DataError(
+                    f"objective {name!r} counts its loss in {loss.unit!r}, which the batch's `num_items` lacks; it has "
+                    f"{', '.join(counts) or 'nothing'}"
+                )
+        terms = [weights[name] * loss.sum / max(counts[loss.unit], 1) for name, loss in losses.items()]
         return torch.stack(terms).sum() if terms else None
 
     @torch.no_grad()
-    def generate(self, batch: Mapping[str, Any], **kwargs: Any) -> Tensor:  # type: ignore[override]  # takes a batch
+    def generate(self, batch: Mapping[str, Any], **kwargs: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Generates answers with the language model's own `generate`.
 
         Args:
@@ -274,23 +275,6 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
             input_ids=ids, inputs_embeds=embeds, attention_mask=batch["attention_mask"], **kwargs
         )
         return out[:, ids.shape[1] :]
-
-
-def default_dtype(dtype: torch.dtype) -> Any:
-    """A context in which new parameters have ``dtype``."""
-    return _DefaultDtype(dtype) if dtype != torch.get_default_dtype() else nullcontext()
-
-
-class _DefaultDtype:
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-
-    def __enter__(self) -> None:
-        self.previous = torch.get_default_dtype()
-        torch.set_default_dtype(self.dtype)
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_default_dtype(self.previous)
 
 
 AutoModel.register(SpeechLMMConfig, SpeechLMM, exist_ok=True)

@@ -149,6 +149,9 @@ class SpeechLMMProcessor:
         )
         batch["media"] = {name: self._media(name, samples) for name in present}
         counts: dict[str, int] = {"supervised_tokens": int(batch["supervised"]["ids"].numel())}
+        for name, media in batch["media"].items():
+            counts[f"{name}_media"] = len(media["lengths"])
+            counts[f"{name}_frames"] = int(media["encoder_lengths"].sum())
         batch["targets"] = {}
         for name, objective in self._objectives.items():
             counts[f"{name}_targets"] = counts[f"{name}_infeasible"] = 0

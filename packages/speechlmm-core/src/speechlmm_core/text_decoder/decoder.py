@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 # Still read by transformers 5, which turns them into `rope_parameters`.
 _LEGACY_KEYS = ("rope_theta", "rope_scaling", "partial_rotary_factor")
 
-# Fields that make logits more than hidden states times the head, which the chunked loss computes.
-_LOGIT_KEYS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+# Factors on the logits that the chunked loss does not know (it knows softcaps and scales).
+_LOGIT_KEYS = ("lm_head_multiplier",)
 
 # How transformers marks tensors that `_init_weights` is to leave alone.
 _MARK = "_is_hf_initialized"
@@ -59,6 +59,7 @@ class CausalLMDecoder(TextDecoder):
         head = self.model.get_output_embeddings()
         if head is None or getattr(head, "bias", None) is not None:
             raise ConfigError(f"text decoder {config.model_type!r} has no head that is a plain matrix; choose another")
+
         for key in _LOGIT_KEYS:
             value = getattr(hf_config.get_text_config(), key, None)
             if value not in (None, 1.0):

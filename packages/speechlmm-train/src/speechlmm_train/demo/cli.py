@@ -35,8 +35,8 @@ def demo(
 
     import psutil
     from rich.console import Console
-    from speechlmm_core.errors import ConfigError
 
+    from speechlmm_core.errors import ConfigError
     from speechlmm_train.demo.memory import PeakMemory, keep_freed_memory
     from speechlmm_train.demo.show import show
     from speechlmm_train.trainer.output_folder import OutputFolder

@@ -10,6 +10,7 @@ import random
 from typing import Annotated, Literal
 
 from pydantic import Field
+
 from speechlmm_core.chat.messages import Message
 from speechlmm_core.data.example import Example
 from speechlmm_core.interfaces.task import TaskConfig, get_task

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from speechlmm_core.checkpoint.atomic import write_text
 from speechlmm_core.interfaces.task import get_task
-
 from speechlmm_train.compose import Composed, compose_config
 from speechlmm_train.demo.corpus import Corpus, synthesise_corpus
 from speechlmm_train.demo.tokenizer import train_tokenizer
@@ -92,7 +91,6 @@ def evaluate_all(model_path: Path, prepared: Prepared, folder: Path) -> dict[str
     from speechlmm_core.inference.options import GenerationOptions
     from speechlmm_core.model.speechlmm import SpeechLMM
     from speechlmm_core.processor.processor import SpeechLMMProcessor
-
     from speechlmm_train.evaluate.evaluate import evaluate
 
     model = SpeechLMM.from_pretrained(model_path)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
-from speechlmm_core.checkpoint.load import resolve_model_path
 
+from speechlmm_core.checkpoint.load import resolve_model_path
 from speechlmm_train.demo.recipe import examples
 from speechlmm_train.demo.report import DemoReport, save_learning_curve, save_report, table
 
