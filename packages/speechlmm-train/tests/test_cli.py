@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from speechlmm_train.cli import main
-from speechlmm_train.cli.main import COMMANDS
+from speechlmm_train.cli.commands import COMMANDS
 
 HEAVY = ("torch", "transformers", "hydra", "pydantic", "accelerate")
 

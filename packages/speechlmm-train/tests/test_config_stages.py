@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from speechlmm_core.errors import DataError
 from speechlmm_core.interfaces.decoder import DecoderConfig, decoders
 from speechlmm_train.config import DEFAULT_TOKEN_BUDGET, DataConfig, RunConfig
+from speechlmm_train.dataset_spec import opened
 from speechlmm_train.training_arguments import DECIDED_ELSEWHERE, training_argument_names
 
 
@@ -116,9 +117,9 @@ def test_a_dataset_file(tmp_path):
     file.write_text("train: [a.jsonl, {type: jsonl, path: /b.jsonl}]\neval: c.jsonl\n")
     file.with_name("bad.yaml").write_text("trian: []\n")
     with pytest.raises(DataError, match="expected `train:`"):
-        DataConfig(data_config_path="bad.yaml").opened(tmp_path)
+        opened(DataConfig(data_config_path="bad.yaml"), tmp_path)
     with pytest.raises(DataError, match="cannot be read"):
-        DataConfig(data_config_path="none.yaml").opened(tmp_path)
-    opened = DataConfig(data_config_path="sets.yaml").opened(tmp_path)
-    assert [entry.path for entry in opened.train] == [str(tmp_path / "a.jsonl"), "/b.jsonl"]
-    assert [entry.path for entry in opened.eval] == [str(tmp_path / "c.jsonl")]
+        opened(DataConfig(data_config_path="none.yaml"), tmp_path)
+    sets = opened(DataConfig(data_config_path="sets.yaml"), tmp_path)
+    assert [entry.path for entry in sets.train] == [str(tmp_path / "a.jsonl"), "/b.jsonl"]
+    assert [entry.path for entry in sets.eval] == [str(tmp_path / "c.jsonl")]

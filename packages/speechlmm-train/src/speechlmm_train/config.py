@@ -6,7 +6,6 @@ What is not listed here but is a field of transformers' `TrainingArguments` may 
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
@@ -75,19 +74,6 @@ class DataConfig(_Section):
         if self.max_duration_s is not None and self.max_duration_s < self.min_duration_s:
             raise PydanticCustomError("durations", "max_duration_s is below min_duration_s: no example would be left")
         return self
-
-    def opened(self, base: Path) -> DataConfig:
-        """The configuration with the file behind `data_config_path` read.
-
-        Raises:
-            DataError: The file is missing or does not hold ``train:`` and ``eval:``.
-        """
-        if self.data_config_path is None:
-            return self
-        from speechlmm_train.dataset_spec import read_dataset_spec
-
-        train, evaluation = read_dataset_spec(base / Path(self.data_config_path).expanduser())
-        return self.model_copy(update={"train": train, "eval": evaluation, "data_config_path": None})
 
 
 class _Sizes(_Section):

@@ -12,6 +12,18 @@ from speechlmm_core.errors import DataError
 from speechlmm_train.config import DataConfig
 
 
+def opened(data: DataConfig, base: Path) -> DataConfig:
+    """The configuration with the file behind its `data_config_path` read; relative paths start at ``base``.
+
+    Raises:
+        DataError: The file cannot be read, or holds something else.
+    """
+    if data.data_config_path is None:
+        return data
+    train, evaluation = read_dataset_spec(base / Path(data.data_config_path).expanduser())
+    return data.model_copy(update={"train": train, "eval": evaluation, "data_config_path": None})
+
+
 def read_dataset_spec(path: Path) -> tuple[list[Any], list[Any]]:
     """The training and evaluation sets that a file names; relative paths in it start at its folder.
 

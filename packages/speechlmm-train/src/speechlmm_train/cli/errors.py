@@ -38,7 +38,7 @@ def _usage(exc: click.ClickException) -> str:
     message = exc.format_message().replace("\n", " ")
     if isinstance(exc, click.UsageError) and message.startswith("No such command"):
         from speechlmm_core.registry import nearest
-        from speechlmm_train.cli.main import COMMANDS
+        from speechlmm_train.cli.commands import COMMANDS
 
         name = message.split("'")[1] if "'" in message else message
         return f"no such command {name!r}{nearest(name, list(COMMANDS))} (available: {', '.join(COMMANDS)})"

@@ -20,6 +20,7 @@ from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.batching.loader import TrainingBatches
 from speechlmm_train.batching.plan import BatchPlan
 from speechlmm_train.config import DataConfig, ResolvedStage, RunConfig
+from speechlmm_train.dataset_spec import opened as opened_data
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def open_stages(config: RunConfig, processor: SpeechLMMProcessor, *, base: Path,
         key = stage.data.model_dump_json(include=_SOURCES)
         if key not in opened:
             try:
-                opened[key] = _open(stage.data.opened(base), processor, base)
+                opened[key] = _open(opened_data(stage.data, base), processor, base)
             except DataError as exc:
                 faults.extend(exc)
     faults.raise_if_any()
