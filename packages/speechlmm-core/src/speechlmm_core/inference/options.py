@@ -32,6 +32,8 @@ class GenerationOptions(BaseModel):
         """The options as transformers' `generate` names them."""
         options: dict[str, Any] = {
             "max_new_tokens": self.max_new_tokens,
+            # Older checkpoints state one, which would only be warned about.
+            "max_length": None,
             "do_sample": self.temperature > 0,
             "num_beams": self.num_beams,
             "repetition_penalty": self.repetition_penalty,
