@@ -35,19 +35,29 @@ class TaskPrompt:
 
     @classmethod
     def of(cls, name: str, source_language: str | None, target_language: str | None) -> TaskPrompt:
-        """Looks a task up, and tries it out.
+        """Looks a task up.
 
         Raises:
-            ConfigError: There is no such task, or it needs a language that is not given.
+            ConfigError: There is no such task.
         """
-        prompt = cls(get_task(name), source_language, target_language)
+        return cls(get_task(name), source_language, target_language)
+
+    def check(self, example: Example | None = None) -> None:
+        """Tries the task out.
+
+        Args:
+            example: What a manifest says; its languages come first.
+
+        Raises:
+            ConfigError: The task needs a language that is not given, or does not know it.
+        """
         try:
-            prompt.messages({"audio": {"type": "audio", "path": "probe"}})
+            self.messages({"audio": {"type": "audio", "path": "probe"}}, example)
         except DataError as exc:
             reason = str(exc).partition(": ")[2] or str(exc)
-            flags = reason.replace("`source_language`", "--source-language")
-            raise ConfigError(flags.replace("`target_language`", "--target-language")) from exc
-        return prompt
+            for name in ("source_language", "target_language"):
+                reason = reason.replace(f"`{name}`", f"--{name.replace('_', '-')}")
+            raise ConfigError(reason) from exc
 
     def messages(self, media: Mapping[str, Mapping[str, Any]], example: Example | None = None) -> list[Message]:
         """The conversation up to the answer.
@@ -55,6 +65,9 @@ class TaskPrompt:
         Args:
             media: Content items by input name.
             example: What a manifest says beside the media; its languages come first.
+
+        Raises:
+            DataError: The task lacks something.
         """
         own = Example(
             id=example.id if example else "",
@@ -62,5 +75,6 @@ class TaskPrompt:
             media={name: dict(item) for name, item in media.items()},
             source_language=(example.source_language if example else None) or self.source_language,
             target_language=(example.target_language if example else None) or self.target_language,
+            messages=example.messages if example else None,
         )
         return self.task.messages(own, draw=0, with_answer=False)

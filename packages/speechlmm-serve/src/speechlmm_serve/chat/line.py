@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RESET = "<reset>"
-AUDIO = re.compile(r"(?:^|\s)audio:(?P<path>\S.*)$", re.DOTALL)
+AUDIO = re.compile(r"(?:^|(?<=\s))audio:(?=\S)")
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,35 @@ def parse_line(line: str) -> Line:
         return Line(end=True)
     if text == RESET:
         return Line(reset=True)
-    found = AUDIO.search(text)
-    if found is None:
+    found = [(text[: match.start()].strip(), read_path(text[match.end() :])) for match in AUDIO.finditer(text)]
+    if not found:
         return Line(text=text)
-    return Line(text=text[: found.start()].strip(), audio=_path(found["path"].strip()))
+    # A path may itself hold ` audio:`; where none of the readings is a file, the last one was meant.
+    message, path = next((one for one in found if _exists(one[1])), found[-1])
+    return Line(text=message, audio=path)
 
 
-def _path(written: str) -> Path:
+def read_path(written: str) -> Path:
     """The path that was meant: as it is written if there is such a file, else as a shell would read it."""
-    plain = Path(written).expanduser()
-    if plain.exists():
+    plain = _expand(written)
+    if _exists(plain):
         return plain
     try:
         words = shlex.split(written)
     except ValueError:  # an apostrophe in a name is no quotation mark
         return plain
-    return Path(words[0]).expanduser() if len(words) == 1 else plain
+    return _expand(words[0]) if len(words) == 1 and words[0] else plain
+
+
+def _expand(written: str) -> Path:
+    try:
+        return Path(written).expanduser()
+    except RuntimeError:  # `~` and what is no user
+        return Path(written)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long a name, or a null byte
+        return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,8 @@ from speechlmm_serve.task_prompt import TaskPrompt, audio_input
 if TYPE_CHECKING:
     from speechlmm_core.inference.engine import InferenceEngine
     from speechlmm_core.inference.options import GenerationOptions
+
+Pieces = Generator[str, None, None]
 
 
 class ChatSession:
@@ -44,47 +46,50 @@ class ChatSession:
         Raises:
             SpeechLMMError: The file cannot be used; the conversation stays as it was.
         """
-        config = self.engine.processor.config
-        name = audio_input(config)
-        item = {"type": name, "path": str(path)}
-        medium = config.inputs[name].encoder.load(item)
+        item = {"type": audio_input(self.engine.processor.config), "path": str(path)}
+        sample = self.engine.prepare([Message(role="user", content=[item])])
         self.reset()
         self._waiting = item
-        return medium.duration_s
+        return sample.duration_s
 
     @property
     def can_ask_task(self) -> bool:
         """Whether a file waits to be asked about, and a task knows the question."""
         return self._waiting is not None and self.task is not None
 
-    def ask_task(self) -> Iterator[str]:
-        """Asks the task's question about the file."""
+    def ask_task(self) -> Pieces:
+        """Asks the task's question about the file; otherwise as `ask`."""
         assert self.task is not None
         assert self._waiting is not None
         item = {key: value for key, value in self._waiting.items() if key != "type"}
-        messages = self.task.messages({self._waiting["type"]: item})
-        self._waiting = None
-        yield from self._answer([*self.history, *messages])
+        return self._answer([*self.history, *self.task.messages({self._waiting["type"]: item})])
 
-    def ask(self, text: str) -> Iterator[str]:
-        """Asks a question; the answer comes piece by piece. Closing the iterator stops it, and keeps what was said.
+    def ask(self, text: str) -> Pieces:
+        """Asks a question; the answer comes piece by piece.
+
+        Closing the iterator stops the answer. What was said until then stays in the conversation; if nothing was,
+        the question is taken back.
 
         Raises:
             SpeechLMMError: The message cannot be used; the conversation stays as it was.
         """
         content: list[dict[str, Any]] = [] if self._waiting is None else [self._waiting]
         content.append({"type": "text", "text": text})
-        yield from self._answer([*self.history, Message(role="user", content=content)])
-        self._waiting = None
+        return self._answer([*self.history, Message(role="user", content=content)])
 
-    def _answer(self, messages: list[Message]) -> Iterator[str]:
+    def _answer(self, messages: list[Message]) -> Pieces:
         said = ""
         try:
             for piece in self.engine.stream(messages, self.options):
                 said += piece
                 yield piece
-        finally:
-            if said:
-                answer = Message(role="assistant", content=[{"type": "text", "text": said.strip()}])
-                self.history = [*messages, answer]
-                self._waiting = None
+        except (GeneratorExit, KeyboardInterrupt):
+            if said.strip():
+                self._keep(messages, said)
+            raise
+        self._keep(messages, said)
+
+    def _keep(self, messages: list[Message], said: str) -> None:
+        answer = Message(role="assistant", content=[{"type": "text", "text": said.strip()}])
+        self.history = [*messages, answer]
+        self._waiting = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,23 @@ def chat(
     temperature: float,
     max_new_tokens: int,
     **place: Any,
-) -> None:
+) -> int:
     """Talk with a model in the terminal.
 
     An empty message ends the chat, <reset> clears its history and media, and audio:/path/to/file at the end of a
-    message clears the history and loads that file. With --task, a file without a question is asked the task's.
+    message clears the history and loads that file. With --task, a file without a question is asked the task's. Reads
+    from a pipe, too; the exit code is then 1 if a message could not be answered.
     """
     from speechlmm_core.inference.options import GenerationOptions
+    from speechlmm_serve.chat.line import read_path
     from speechlmm_serve.chat.session import ChatSession
     from speechlmm_serve.chat.terminal import run_chat
     from speechlmm_serve.task_prompt import TaskPrompt
 
     prompt = TaskPrompt.of(task, source_language, target_language) if task else None
+    if prompt is not None:
+        prompt.check()
     engine = load_engine(model_path, **place)
     options = GenerationOptions(max_new_tokens=max_new_tokens, temperature=temperature)
-    run_chat(ChatSession(engine, options, prompt), audio=audio.expanduser() if audio else None)
+    failed = run_chat(ChatSession(engine, options, prompt), audio=read_path(str(audio)) if audio else None)
+    return 1 if failed and not sys.stdin.isatty() else 0

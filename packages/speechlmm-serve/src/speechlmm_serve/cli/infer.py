@@ -64,21 +64,23 @@ def infer(
     from speechlmm_serve.task_prompt import TaskPrompt, audio_input
 
     # Everything that can be wrong with the call is looked at before a weight is loaded.
+    output = None if output is None else output.expanduser()
     check_output(output, resume=resume, overwrite=overwrite)
     prompt = TaskPrompt.of(task, source_language, target_language)
     name = audio_input(read_model_config(resolve_model_path(model_path)))
     inputs = find_inputs(audios_file_path, name)
+    inputs.check(prompt)
     engine = load_engine(model_path, **place)
     failed = run_inference(
         engine,
         inputs,
         prompt,
-        name=name,
         options=GenerationOptions(max_new_tokens=max_new_tokens, temperature=temperature),
         batch_size=batch_size,
         output=output,
         resume=resume,
-        progress=progress and sys.stderr.isatty(),
+        # Lines that scroll by on the same terminal are progress enough.
+        progress=progress and sys.stderr.isatty() and not (output is None and sys.stdout.isatty()),
     )
     if failed:
         click.echo(f"{failed} of {len(inputs)} inputs failed; their lines say why", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command and exits: 0, or 2 for a user's mistake, 130 after Ctrl-C, 1 for a fault."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = cli.main(arguments, prog_name="speechlmm-serve", standalone_mode=False)
+        code = cli.main(arguments or ["--help"], prog_name="speechlmm-serve", standalone_mode=False)
     except click.exceptions.Exit as exc:
         sys.exit(exc.exit_code)
     except click.Abort:
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except BrokenPipeError:
         # Whoever read our output has gone; nothing is left to say, not even when Python flushes at exit.
-        sys.stdout = None  # type: ignore[assignment]  # the documented way to keep the exit silent
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
     except (Exception, KeyboardInterrupt) as exc:
         if "--debug" in arguments:

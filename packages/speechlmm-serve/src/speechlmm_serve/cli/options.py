@@ -71,6 +71,8 @@ def load_engine(
         place = torch.device(device)
     except RuntimeError as exc:
         raise ConfigError(f"unknown device {device!r}; expected auto, cpu, cuda or cuda:<number>") from exc
+    if place.type not in ("cpu", "cuda", "mps", "xpu"):
+        raise ConfigError(f"cannot run on the device {device!r}; expected auto, cpu, cuda or cuda:<number>")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"no device {device!r} on this machine, which has {torch.cuda.device_count()} GPUs")
     return InferenceEngine.from_pretrained(

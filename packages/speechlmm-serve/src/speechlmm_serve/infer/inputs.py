@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from speechlmm_core.data.example import Example
-from speechlmm_core.errors import DataError
+from speechlmm_core.data.faults import Faults
+from speechlmm_core.errors import ConfigError, DataError
+from speechlmm_serve.task_prompt import TaskPrompt
 
 AUDIO_SUFFIXES = frozenset(
-    {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".mp4", ".webm", ".wma", ".aif", ".aiff"}
+    {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".m4b", ".aac", ".mp4", ".mov", ".mkv", ".mka"}
+    | {".webm", ".wma", ".aif", ".aiff", ".caf", ".au", ".amr", ".3gp"}
 )
 
 
@@ -21,80 +24,177 @@ class Input:
 
     path: str
     """As it goes to the output."""
-    item: dict[str, Any] = field(default_factory=dict)
-    """The content item of the medium."""
+    media: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Content items by the model's inputs."""
     example: Example | None = None
     """What a manifest says about it."""
 
     @property
     def key(self) -> str:
         """Tells inputs apart when an output is resumed."""
-        part = "".join(f"#{name}={self.item[name]}" for name in ("start", "end") if name in self.item)
-        return f"{self.path}{part}#{self.example.id if self.example else ''}"
+        item = next(iter(self.media.values()))
+        part = "".join(f"#{name}={item[name]}" for name in ("start", "end") if name in item)
+        return f"{self.path}{part}{f'#{self.example.id}' if self.example else ''}"
 
 
-def find_inputs(path: Path, name: str) -> list[Input]:
+class Inputs(Protocol):
+    """The inputs in order; may be gone through again."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def __iter__(self) -> Iterator[Input]:
+        """One after the other."""
+        ...
+
+    def check(self, prompt: TaskPrompt) -> None:
+        """Tries a task out on them.
+
+        Raises:
+            ConfigError: The task lacks something, such as a language.
+            DataError: It does for some lines of a manifest.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class FileInputs:
+    """Audio files."""
+
+    paths: Sequence[str]
+    name: str
+    """The model's audio input."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[Input]:
+        """One after the other."""
+        for path in self.paths:
+            yield Input(path, {self.name: {"path": path}})
+
+    def check(self, prompt: TaskPrompt) -> None:
+        """Tries a task out."""
+        prompt.check()
+
+
+class ManifestInputs:
+    """The examples of a manifest; each is made when it is asked for.
+
+    Args:
+        path: The manifest.
+        name: The model's audio input.
+
+    Raises:
+        DataError: Lines are wrong; all are counted, the first listed with their numbers.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        from speechlmm_core.data.jsonl.reader import JsonlExamples
+
+        self.examples = JsonlExamples(path, check_media=False, check_task=False)
+        self.name = name
+        faults = Faults()
+        for number in range(len(self.examples)):
+            if self._media(self.examples[number]) is None:
+                faults.add(self.examples.place(number), f"no `{name}` to run on", order=number)
+        faults.raise_if_any()
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.examples)
+
+    def __iter__(self) -> Iterator[Input]:
+        """One after the other."""
+        for number in range(len(self.examples)):
+            example = self.examples[number]
+            media = self._media(example)
+            assert media is not None
+            yield Input(next(iter(media.values()))["path"], media, example)
+
+    def check(self, prompt: TaskPrompt) -> None:
+        """Tries a task out on every line."""
+        known: dict[tuple[str | None, str | None, bool], str | None] = {}
+        faults = Faults()
+        for number in range(len(self.examples)):
+            example = self.examples[number]
+            kind = (example.source_language, example.target_language, example.messages is None)
+            if kind not in known:
+                try:
+                    known[kind] = prompt.check(example)
+                except ConfigError as exc:
+                    known[kind] = str(exc)
+            if known[kind] is not None:
+                faults.add(self.examples.place(number), str(known[kind]), order=number)
+        faults.raise_if_any()
+
+    def _media(self, example: Example) -> dict[str, dict[str, Any]] | None:
+        """The media for the model, the audio first; an example of messages is asked about its first medium."""
+        items = dict(example.media)
+        if example.messages is not None:
+            items = {item["type"]: item for item in [i for m in example.messages for i in m.media][:1]}
+        first = items.pop(self.name, None)
+        if first is None and len(items) == 1:
+            _, first = items.popitem()  # a manifest of `audio` for a model whose input has another name
+        if first is None:
+            return None
+        found = {self.name: first, **items}
+        left_out = ("type", "transcript")
+        return {name: {k: v for k, v in item.items() if k not in left_out} for name, item in found.items()}
+
+
+def find_inputs(path: Path, name: str) -> Inputs:
     """Lists the inputs, in order: a folder's sorted, a list's and a manifest's as they stand.
 
     Args:
-        path: A folder (searched recursively), an audio file, a `.txt` list of paths, or a `.jsonl` manifest.
+        path: A folder (searched recursively, hidden files left out), an audio file, a `.txt` list of paths, or a
+            `.jsonl` manifest.
         name: The model's audio input.
 
     Raises:
         DataError: There is nothing to read.
     """
-    path = path.expanduser()
-    if not path.exists():
+    try:
+        path = path.expanduser()
+        found = path.exists()
+    except (OSError, RuntimeError):
+        found = False
+    if not found:
         raise DataError(f"no file or folder {str(path)!r}; expected a folder, an audio file, a .txt list or a .jsonl")
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file())
+        files = sorted(str(p) for p in path.rglob("*") if _is_audio(p, path))
         if not files:
             known = " ".join(sorted(AUDIO_SUFFIXES))
             raise DataError(f"the folder {str(path)!r} holds no audio; its files would end in {known}")
-        return [_file(file) for file in files]
+        return FileInputs(files, name)
     if path.suffix.lower() == ".txt":
-        return _from_list(path)
+        return FileInputs(_read_list(path), name)
     if path.suffix.lower() in (".jsonl", ".json"):
-        return _from_manifest(path, name)
-    return [_file(path)]
+        return ManifestInputs(path, name)
+    return FileInputs([str(path)], name)
 
 
-def _file(path: Path) -> Input:
-    return Input(str(path), {"path": str(path)})
+def _is_audio(path: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return path.suffix.lower() in AUDIO_SUFFIXES and not hidden and path.is_file()
 
 
-def _from_list(path: Path) -> list[Input]:
+def _read_list(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
         raise DataError(f"cannot read the list {str(path)!r}: {exc}") from exc
-    written = [line.strip() for line in lines if line.strip()]
+    # Not `splitlines`, which also splits at characters that a name may hold.
+    written = [line.strip() for line in text.split("\n") if line.strip()]
     if not written:
         raise DataError(f"the list {str(path)!r} is empty; expected a path on each line")
-    return [_file(path.parent / Path(line).expanduser()) for line in written]
+    return [str(path.parent / _expand(line)) for line in written]
 
 
-def _from_manifest(path: Path, name: str) -> list[Input]:
-    from speechlmm_core.data.jsonl.reader import JsonlExamples
-
-    examples: Sequence[Example] = JsonlExamples(path, check_media=False, check_task=False)
-    found: list[Input] = []
-    faults: list[str] = []
-    for number in range(len(examples)):
-        example = examples[number]
-        media = example.media or _media_of_messages(example)
-        item = media.get(name) or (next(iter(media.values())) if len(media) == 1 else None)
-        if item is None or "path" not in item:
-            faults.append(f"{path}: example {example.id or number + 1!r} has no `audio`")
-            continue
-        plain = {key: value for key, value in item.items() if key not in ("type", "transcript")}
-        found.append(Input(item["path"], plain, example))
-    if faults:
-        more = f" (and {len(faults) - 5} more)" if len(faults) > 5 else ""
-        raise DataError("\n".join(faults[:5]) + more)
-    return found
-
-
-def _media_of_messages(example: Example) -> dict[str, dict[str, Any]]:
-    items = [item for message in example.messages or () for item in message.media]
-    return {item["type"]: item for item in items[:1]}
+def _expand(line: str) -> Path:
+    try:
+        return Path(line).expanduser()
+    except RuntimeError:  # `~` and what is no user
+        return Path(line)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
-from speechlmm_serve.infer.inputs import Input
+from speechlmm_serve.infer.inputs import Input, Inputs
 from speechlmm_serve.infer.output import open_output, read_done, write_record
 from speechlmm_serve.task_prompt import TaskPrompt
 
@@ -19,10 +20,9 @@ if TYPE_CHECKING:
 
 def run_inference(
     engine: InferenceEngine,
-    inputs: Sequence[Input],
+    inputs: Inputs,
     prompt: TaskPrompt,
     *,
-    name: str,
     options: GenerationOptions,
     batch_size: int | Literal["auto"] = "auto",
     output: Path | None = None,
@@ -35,7 +35,6 @@ def run_inference(
         engine: The model.
         inputs: What to run on.
         prompt: The task.
-        name: The model's audio input.
         options: How to generate.
         batch_size: Rows of a batch, or `auto`.
         output: File for the lines; standard output if None.
@@ -44,37 +43,48 @@ def run_inference(
 
     Returns:
         How many inputs failed.
+
+    Raises:
+        DataError: What is to be resumed is no output of `infer`, or is of another task.
     """
-    done = read_done(output) if output is not None and resume else {}
-    todo = [one for one in inputs if one.key not in done]
-    results = engine.run((_request(one, prompt, name) for one in todo), options=options, batch_size=batch_size)
+    done = read_done(output, about(prompt)) if output is not None and resume else {}
+    todo = (_request(one, prompt) for one in inputs if one.key not in done)
+    results = engine.run(todo, options=options, batch_size=batch_size)
     failed = 0
     with (
+        closing(results),  # pyright: ignore[reportArgumentType]  # a generator
         open_output(output, resume=resume) as file,
-        tqdm(total=len(inputs), initial=0, unit="file", disable=not progress, dynamic_ncols=True) as bar,
+        tqdm(total=len(inputs), unit="file", disable=not progress, dynamic_ncols=True) as bar,
     ):
-        for record in _records(inputs, done, results):
+        for record in _records(inputs, done, results, prompt):
             failed += record["error"] is not None
             write_record(file, record)
             bar.update()
     return failed
 
 
-def _request(one: Input, prompt: TaskPrompt, name: str) -> Request:
+def about(prompt: TaskPrompt) -> dict[str, Any]:
+    """What of the call stands on every line."""
+    languages = {"source_language": prompt.source_language, "target_language": prompt.target_language}
+    return {"task": prompt.task.type, **{name: code for name, code in languages.items() if code is not None}}
+
+
+def _request(one: Input, prompt: TaskPrompt) -> Request:
     from speechlmm_core.inference.options import Request
 
-    return Request(prompt.messages({name: one.item}, one.example), one)
+    return Request(prompt.messages(one.media, one.example), one.key)
 
 
 def _records(
-    inputs: Sequence[Input], done: Mapping[str, dict[str, Any]], results: Iterator[Result]
+    inputs: Inputs, done: Mapping[str, dict[str, Any]], results: Iterator[Result], prompt: TaskPrompt
 ) -> Iterator[dict[str, Any]]:
     for one in inputs:
-        if one.key in done:
-            yield done[one.key]
+        key = one.key
+        if key in done:
+            yield done[key]
             continue
         result = next(results)
-        assert result.id is one
+        assert result.id == key
         example = one.example
         yield {
             "path": one.path,
@@ -85,5 +95,6 @@ def _records(
             "complete": result.complete if result.error is None else None,
             **({"id": example.id} if example and example.id else {}),
             **({"reference": example.text} if example and example.text is not None else {}),
-            "key": one.key,
+            **about(prompt),
+            "key": key,
         }
