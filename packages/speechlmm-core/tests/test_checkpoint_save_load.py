@@ -139,6 +139,10 @@ def test_provenance_names_distributions(saved):
     assert {"torch", "transformers"} <= versions.keys()
 
 
+def test_weights_are_as_readable_as_the_rest(saved):
+    assert (saved / "model.safetensors").stat().st_mode == (saved / "chat_template.jinja").stat().st_mode
+
+
 def test_a_full_disk_leaves_the_old_checkpoint(tiny_model, tiny_processor, saved, monkeypatch):
     before = {name: value.clone() for name, value in tiny_model.state_dict().items()}
 

@@ -61,8 +61,10 @@ def staged(folder: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        readable = temporary.stat().st_mode & 0o666  # what the umask leaves
         files = sorted((f for f in temporary.rglob("*") if f.is_file()), key=lambda f: f.name == "config.json")
         for file in files:
+            file.chmod(readable)  # safetensors makes its files private, and a checkpoint is often shared
             handle = os.open(file, os.O_RDONLY)
             try:
                 os.fsync(handle)
