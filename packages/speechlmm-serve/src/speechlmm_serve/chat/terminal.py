@@ -40,10 +40,10 @@ def run_chat(session: ChatSession, *, audio: Path | None = None) -> int:
     _tolerate_bytes()
     if audio is not None:
         _load(session, audio)
+    read = _keyboard() if interactive else _pipe
     if interactive:
         click.echo(HELP, err=True)
     failed = 0 if audio is None else _attempt(session, Line())
-    read = _keyboard() if interactive else _pipe
     while True:
         try:
             line = parse_line(read())
