@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from speechlmm_core.checkpoint.atomic import atomic_folder, write_text
 from speechlmm_core.checkpoint.load import load_weights_into, resolve_model_path
 from speechlmm_core.checkpoint.save import save_model
@@ -93,11 +95,14 @@ def run(
     total = sum(stage.max_steps for stage in stages)
     sinks = open_sinks(list(config.training.report_to), folder.path, first_step=done_steps, config=written)
     reporter = Reporter(sinks, total_steps=total, first_step=done_steps, progress=progress)
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(config.training.float32_matmul_precision)
     try:
         state = _Run(config, stages, model, processor, folder, reporter, checkpoint)
         for index in range(len(stages)):
             state.stage(index)
     finally:
+        torch.set_float32_matmul_precision(precision)
         reporter.close()
     with guarded_save(folder.model_path), atomic_folder(folder.model_path) as temporary:
         save_model(model, processor, temporary, save=config.training.save)

@@ -18,8 +18,8 @@ from speechlmm_train.demo.tokenizer import train_tokenizer
 if TYPE_CHECKING:
     from speechlmm_train.evaluate.evaluate import Evaluation, Prediction
 
-VOCAB_SIZE = 640
-"""Bytes, word pieces, and a token for each of the grammar's words."""
+VOCAB_SIZE = 2048
+"""Bytes, word pieces, and a token for each word of the grammar and of the prompts, at most."""
 
 
 @dataclass(frozen=True)
