@@ -10,6 +10,8 @@ from pathlib import Path
 RESET = "<reset>"
 AUDIO = re.compile(r"(?:^|(?<=\s))audio:(?=\S)")
 
+ESCAPED = re.compile(r"\\(.)")
+
 
 @dataclass(frozen=True)
 class Line:
@@ -45,13 +47,15 @@ def parse_line(line: str) -> Line:
 def read_path(written: str) -> Path:
     """The path that was meant: as it is written if there is such a file, else as a shell would read it."""
     plain = _expand(written)
-    if _exists(plain):
-        return plain
+    readings = [plain]
     try:
         words = shlex.split(written)
     except ValueError:  # an apostrophe in a name is no quotation mark
-        return plain
-    return _expand(words[0]) if len(words) == 1 and words[0] else plain
+        words = []
+    if len(words) == 1 and words[0]:
+        readings.append(_expand(words[0]))
+    found = next((one for one in [*readings, _expand(ESCAPED.sub(r"\1", written))] if _exists(one)), None)
+    return found or readings[-1]
 
 
 def _expand(written: str) -> Path:
