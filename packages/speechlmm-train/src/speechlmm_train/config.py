@@ -132,8 +132,6 @@ class TrainingConfig(_Sizes):
     """Whether the examples of a micro-batch share one row; otherwise they are padded."""
     bf16: bool | Literal["auto"] = False
     """Mixed precision; `auto` is on where a GPU supports it."""
-    float32_matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """How exactly fp32 matrices are multiplied: `medium` lets processors with bfloat16 units use them."""
     gradient_checkpointing: bool = False
     """Trades computation for memory."""
     num_workers: Annotated[int, Field(ge=0)] = 0

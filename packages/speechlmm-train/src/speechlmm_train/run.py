@@ -7,12 +7,10 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from speechlmm_core.checkpoint.atomic import atomic_folder, write_text
 from speechlmm_core.checkpoint.load import load_weights_into, resolve_model_path
@@ -56,6 +54,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
+    beside: Sequence[str] = (),
 ) -> RunReport:
     """Trains a model, stage after stage, and saves it.
 
@@ -66,6 +65,7 @@ def run(
         resume: Go on from the last whole checkpoint in the output folder, or start if there is none.
         overwrite: Remove an earlier run from the output folder.
         progress: Show a progress bar.
+        beside: Names that may be in the output folder before the run and are not its own.
 
     Raises:
         ConfigError: The configuration does not fit together, or the output folder is not empty.
@@ -74,7 +74,7 @@ def run(
     """
     started = time.perf_counter()
     written = dict(plain) if plain is not None else config.model_dump(mode="json")
-    folder = OutputFolder(config.training.output_dir)
+    folder = OutputFolder(config.training.output_dir, beside=beside)
     folder.check(resume=resume, overwrite=overwrite)
     if resume:
         folder.check_same(written)
@@ -95,14 +95,11 @@ def run(
     total = sum(stage.max_steps for stage in stages)
     sinks = open_sinks(list(config.training.report_to), folder.path, first_step=done_steps, config=written)
     reporter = Reporter(sinks, total_steps=total, first_step=done_steps, progress=progress)
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(config.training.float32_matmul_precision)
     try:
         state = _Run(config, stages, model, processor, folder, reporter, checkpoint)
         for index in range(len(stages)):
             state.stage(index)
     finally:
-        torch.set_float32_matmul_precision(precision)
         reporter.close()
     with guarded_save(folder.model_path), atomic_folder(folder.model_path) as temporary:
         save_model(model, processor, temporary, save=config.training.save)
