@@ -15,16 +15,26 @@ from speechlmm_train.cli.options import debug_option
     type=click.Path(path_type=Path),
     default=Path("runs/demo"),
     show_default=True,
-    help="Folder for the corpus, the model and the report.",
+    help="Folder for the corpus, the model and the report; it is a model path, too.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random.")
 @click.option("--resume", is_flag=True, help="Go on where an earlier demo in the folder stopped.")
 @click.option("--overwrite", is_flag=True, help="Train anew; a finished corpus in the folder is kept.")
 @click.option("--progress/--no-progress", default=True, help="Show progress bars.")
+@click.option("--num-train", type=click.IntRange(min=16), default=4000, hidden=True)
+@click.option("--num-test", type=click.IntRange(min=4), default=300, hidden=True)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @debug_option
 def demo(
-    *, output_dir: Path, seed: int, resume: bool, overwrite: bool, progress: bool, overrides: tuple[str, ...]
+    *,
+    output_dir: Path,
+    seed: int,
+    resume: bool,
+    overwrite: bool,
+    progress: bool,
+    num_train: int,
+    num_test: int,
+    overrides: tuple[str, ...],
 ) -> None:
     """Train and show a tiny speech LLM on synthetic speech.
 
@@ -36,31 +46,35 @@ def demo(
     import psutil
     from rich.console import Console
 
-    from speechlmm_core.errors import ConfigError
     from speechlmm_train.demo.memory import PeakMemory, keep_freed_memory
+    from speechlmm_train.demo.recipe import BESIDE, CorpusSize, evaluate_all, prepare
     from speechlmm_train.demo.show import show
     from speechlmm_train.trainer.output_folder import OutputFolder
 
-    if resume and overwrite:
-        raise ConfigError("give either --resume or --overwrite, not both")
     started = psutil.Process().create_time()
     keep_freed_memory()
     console = Console()
-    OutputFolder(str(output_dir / "run")).check(resume=resume, overwrite=overwrite)
+    output_dir = output_dir.expanduser()
+    OutputFolder(output_dir, beside=BESIDE).check(resume=resume, overwrite=overwrite)
     with PeakMemory() as memory:
-        from speechlmm_train.demo.recipe import evaluate_all, prepare
-
         console.print("[bold]1/3[/] speech: sentences of a small grammar, spoken by eSpeak NG")
-        prepared = prepare(output_dir, seed=seed, overrides=overrides, progress=progress)
+        prepared = prepare(
+            output_dir,
+            seed=seed,
+            size=CorpusSize(num_train, num_test, num_test // 3),
+            overrides=overrides,
+            resume=resume,
+            progress=progress,
+        )
         console.print(f"    {prepared.corpus.num_train:,} utterances in {prepared.corpus.folder}")
 
         from speechlmm_train.run import run
 
         console.print("[bold]2/3[/] training: the language model on text, then all of it on speech")
         config, plain = prepared.composed.config, prepared.composed.plain
-        trained = run(config, plain=plain, resume=resume, overwrite=overwrite, progress=progress)
+        trained = run(config, plain=plain, resume=resume, overwrite=overwrite, progress=progress, beside=BESIDE)
         console.print("[bold]3/3[/] evaluation: sentences that are in no training data")
-        evaluations = evaluate_all(trained.model_path, prepared, output_dir / "run")
+        evaluations = evaluate_all(trained.model_path, prepared, output_dir / "evaluations")
         memory.sample()
         show(
             console,

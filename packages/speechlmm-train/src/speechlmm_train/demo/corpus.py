@@ -19,7 +19,7 @@ import soxr
 from tqdm import tqdm
 
 from speechlmm_core.checkpoint.atomic import write_text
-from speechlmm_core.errors import DataError
+from speechlmm_core.errors import ConfigError, DataError
 from speechlmm_train.demo.corpus_audio import (
     GAIN,
     NOISE,
@@ -109,6 +109,7 @@ def synthesise_corpus(
     num_text: int | None = None,
     workers: int = 2,
     progress: bool = True,
+    replace: bool = True,
 ) -> Corpus:
     """Writes the corpus, or completes or reuses the one that is there.
 
@@ -124,9 +125,11 @@ def synthesise_corpus(
         num_text: Sentences for text-only training, with those of the training set; three times as many by default.
         workers: Processes that synthesise; 1 does it in this one.
         progress: Whether to show a progress bar.
+        replace: Whether an earlier corpus with other settings is replaced, or refused.
 
     Raises:
         MissingDependencyError: eSpeak NG is not installed.
+        ConfigError: There is a corpus with other settings, and it may not be replaced.
         DataError: The folder holds something else, or a worker was killed.
     """
     folder = Path(folder).expanduser()
@@ -141,6 +144,8 @@ def synthesise_corpus(
     if same and state.get("complete") and _all_there(folder, utterances):
         return Corpus(folder, *counts, duration_s=float(state["duration_s"]), reused=True)
     if not same:
+        if state and not replace:
+            _refuse(folder, state.get("settings"), settings)
         _clear(folder)
     write_text(marker, _dump({"complete": False, "settings": settings}))
     for one in splits:
@@ -173,6 +178,17 @@ def _settings(seed: int, num_train: int, num_test: int, num_unseen: int, num_tex
         "grammar": hashlib.sha256(grammar).hexdigest()[:16],
         "versions": {"espeak-ng": synthesiser().version, "soxr": soxr.__version__},
     }
+
+
+def _refuse(folder: Path, old: Any, new: dict[str, Any]) -> None:
+    """Says in what an earlier corpus differs."""
+    was = old if isinstance(old, dict) else {}
+    short = [key for key in new if was.get(key) != new[key]]
+    told = ", ".join(f"{key} {was.get(key)!r} and not {new[key]!r}" for key in short[:3])
+    raise ConfigError(
+        f"the corpus in {str(folder)!r} was made with {told}; --resume goes on with what is there: name the same "
+        "settings, or start anew with --overwrite"
+    )
 
 
 def _utterances(seed: int, sentences: SentenceSets, num_test: int) -> dict[str, list[Utterance]]:

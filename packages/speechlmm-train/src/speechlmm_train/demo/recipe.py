@@ -10,16 +10,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speechlmm_core.checkpoint.atomic import write_text
+from speechlmm_core.errors import ConfigError
 from speechlmm_core.interfaces.task import get_task
 from speechlmm_train.compose import Composed, compose_config
 from speechlmm_train.demo.corpus import Corpus, synthesise_corpus
-from speechlmm_train.demo.tokenizer import train_tokenizer
+from speechlmm_train.demo.tokenizer import saved_vocab_size, train_tokenizer
 
 if TYPE_CHECKING:
     from speechlmm_train.evaluate.evaluate import Evaluation, Prediction
 
+BESIDE = ("corpus", "tokenizer")
+"""What training starts from: it lies in the demo's folder beside the run's own files."""
 VOCAB_SIZE = 2048
 """Bytes, word pieces, and a token for each word of the grammar and of the prompts, at most."""
+
+
+@dataclass(frozen=True)
+class CorpusSize:
+    """Numbers of utterances."""
+
+    train: int = 4000
+    test: int = 300
+    unseen: int = 100
 
 
 @dataclass(frozen=True)
@@ -32,29 +44,52 @@ class Prepared:
     composed: Composed
 
 
-def prepare(folder: Path, *, seed: int, overrides: Sequence[str] = (), progress: bool = True) -> Prepared:
+def prepare(
+    folder: Path,
+    *,
+    seed: int,
+    size: CorpusSize | None = None,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    progress: bool = True,
+) -> Prepared:
     """Synthesises the corpus, learns the tokenizer and composes the configuration.
 
     Args:
-        folder: The demo's folder; `corpus/`, `tokenizer/` and `run/` are made in it.
+        folder: The demo's folder, which is the run's output folder; `corpus/` and `tokenizer/` are made in it.
         seed: Decides the corpus and the training.
+        size: Size of the corpus.
         overrides: Further overrides in Hydra's grammar.
+        resume: Take the corpus and the tokenizer as an earlier demo left them.
         progress: Show progress bars.
 
     Raises:
         MissingDependencyError: eSpeak NG is not installed.
+        ConfigError: An override is wrong, or `resume` is asked for and the corpus there is another one.
     """
-    corpus = synthesise_corpus(folder / "corpus", seed=seed, progress=progress)
+    size = size or CorpusSize()
+    corpus = synthesise_corpus(
+        folder / "corpus",
+        seed=seed,
+        num_train=size.train,
+        num_test=size.test,
+        num_unseen=size.unseen,
+        progress=progress,
+        replace=not resume,
+    )
     sentences = [line["text"] for line in _lines(corpus.text)]
     pretraining = folder / "corpus" / "text_denoise.jsonl"
     lines = ({"task": "denoise", "text": text, "language": "en", "id": str(i)} for i, text in enumerate(sentences))
     write_text(pretraining, "".join(json.dumps(line) + "\n" for line in lines))
-    vocab_size = train_tokenizer(folder / "tokenizer", sentences, get_task("asr").prompts("en"), vocab_size=VOCAB_SIZE)
+    prompts = get_task("asr").prompts("en")
+    vocab_size = saved_vocab_size(folder / "tokenizer") if resume else None
+    if vocab_size is None:
+        vocab_size = train_tokenizer(folder / "tokenizer", sentences, prompts, vocab_size=VOCAB_SIZE)
     composed = compose_config(
         "pretrain",
         [
             "training_setting=demo",
-            f"training.output_dir={_quoted(folder / 'run')}",
+            f"training.output_dir={_quoted(folder)}",
             f"training.seed={seed}",
             f"model.text_decoder.tokenizer={_quoted(folder / 'tokenizer')}",
             f"model.text_decoder.model.vocab_size={vocab_size}",
@@ -63,6 +98,9 @@ def prepare(folder: Path, *, seed: int, overrides: Sequence[str] = (), progress:
             *overrides,
         ],
     )
+    training = composed.config.training
+    if training.output_dir != str(folder) or training.seed != seed:
+        raise ConfigError("the demo's folder and seed are given with --output-dir and --seed")
     shuffled = folder / "corpus" / "test_shuffled.jsonl"
     write_text(shuffled, "".join(json.dumps(line) + "\n" for line in shuffle_audio(list(_lines(corpus.test)), seed)))
     return Prepared(corpus, shuffled, composed)
@@ -102,7 +140,7 @@ def evaluate_all(model_path: Path, prepared: Prepared, folder: Path) -> dict[str
             processor,
             open_datasets([str(path)], Path.cwd()),
             options=GenerationOptions(max_new_tokens=32),
-            predictions_path=folder / f"predictions_{name}.jsonl",
+            predictions_path=folder / f"{name}.jsonl",
         )
         for name, path in manifests.items()
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from speechlmm_core.checkpoint.atomic import atomic_write, write_text
 
+REPORT, CURVE = "report.json", "learning_curve.png"
 LOSSES = {
     "train/loss": "all losses, weighted",
     "train/lm": "next token (text decoder)",
@@ -67,7 +68,8 @@ def save_learning_curve(records: Sequence[Mapping[str, float]], path: Path) -> N
     axes.set_ylabel("loss per token (nats)")
     axes.set_title("SpeechLMM demo: learning curve")
     axes.grid(visible=True, which="both", alpha=0.25)
-    axes.legend()
+    if axes.lines:
+        axes.legend()
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png")
 

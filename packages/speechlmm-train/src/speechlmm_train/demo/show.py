@@ -13,7 +13,8 @@ from rich.table import Table
 
 from speechlmm_core.checkpoint.load import resolve_model_path
 from speechlmm_train.demo.recipe import examples
-from speechlmm_train.demo.report import DemoReport, save_learning_curve, save_report, table
+from speechlmm_train.demo.report import CURVE, REPORT, DemoReport, save_learning_curve, save_report, table
+from speechlmm_train.trainer.output_folder import METRICS
 
 if TYPE_CHECKING:
     from speechlmm_train.evaluate.evaluate import Evaluation
@@ -53,9 +54,9 @@ def show(
         num_parameters=_num_parameters(trained.model_path),
         seed=seed,
     )
-    save_report(report, folder / "report.json")
-    with (folder / "run" / "metrics.jsonl").open(encoding="utf-8") as file:
-        save_learning_curve([json.loads(line) for line in file], folder / "learning_curve.png")
+    save_report(report, folder / REPORT)
+    with (folder / METRICS).open(encoding="utf-8") as file:
+        save_learning_curve([json.loads(line) for line in file], folder / CURVE)
 
     rows = Table(title="SpeechLMM demo", title_justify="left", show_header=False)
     for name, value in table(report):
@@ -64,20 +65,26 @@ def show(
     for reference, answer in examples(evaluations["test"].predictions):
         console.print(f"  said:  {reference}", highlight=False, markup=False)
         console.print(f"  heard: {answer}\n", highlight=False, markup=False)
-    console.print(f"report: {folder / 'report.json'}   learning curve: {folder / 'learning_curve.png'}", soft_wrap=True)
+    console.print(f"report: {folder / REPORT}   learning curve: {folder / CURVE}", soft_wrap=True)
     console.print("\nNext, try:", highlight=False)
-    audio = next((folder / "corpus" / "audio").rglob("*.flac"))
-    model, clip = shlex.quote(str(trained.model_path)), shlex.quote(str(audio))
-    for command in (
+    for command in next_commands(folder):
+        console.print(f"  uv run {command}", highlight=False, markup=False, soft_wrap=True)
+    return report
+
+
+def next_commands(folder: Path) -> list[str]:
+    """What to try with the demo's model, as shell commands to be put after ``uv run``."""
+    with (folder / "corpus" / "test.jsonl").open(encoding="utf-8") as file:
+        first = json.loads(next(file))
+    model, clip = shlex.quote(str(folder)), shlex.quote(str(folder / "corpus" / first["audio"]))
+    return [
         f"speechlmm-serve chat --model-path {model} --task asr --audio {clip}",
         f"speechlmm-serve infer --model-path {model} --task asr --audios-file-path "
         f"{shlex.quote(str(folder / 'corpus' / 'test.jsonl'))} --output transcripts.jsonl",
-        f"tensorboard --logdir {shlex.quote(str(folder / 'run'))}",
+        f"tensorboard --logdir {model}",
         "speechlmm-train plan training_setting=demo model.text_decoder.tokenizer=bytes "
         "model.text_decoder.model.vocab_size=512 data.train=[train.jsonl] training.output_dir=runs/mine",
-    ):
-        console.print(f"  uv run {command}", highlight=False, markup=False, soft_wrap=True)
-    return report
+    ]
 
 
 def _num_parameters(model_path: Path) -> int:

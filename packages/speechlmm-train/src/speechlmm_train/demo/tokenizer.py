@@ -10,6 +10,13 @@ from speechlmm_core.checkpoint.atomic import atomic_folder
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
+def saved_vocab_size(folder: Path) -> int | None:
+    """Size of the vocabulary of a tokenizer that an earlier run saved; None where there is none."""
+    from transformers import AutoTokenizer
+
+    return len(AutoTokenizer.from_pretrained(folder)) if (folder / "tokenizer.json").is_file() else None
+
+
 def train_tokenizer(folder: Path, sentences: Sequence[str], prompts: Sequence[str], *, vocab_size: int) -> int:
     """Learns byte-pair encodings and saves them with the tokens of the ChatML template.
 

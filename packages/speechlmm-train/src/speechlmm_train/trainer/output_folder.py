@@ -10,6 +10,7 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,9 @@ logger = logging.getLogger(__name__)
 PROGRESS = "progress.json"
 OPTIMIZER = "optimizer.pt"
 CONFIG, METRICS, REPORT = "config.yaml", "metrics.jsonl", "train_report.json"
-_OURS = (CONFIG, METRICS, REPORT, "tensorboard", "model", "evaluations")
+_OURS = (CONFIG, METRICS, REPORT, "tensorboard", "model", "evaluations", "report.json", "learning_curve.png")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-_LEFT_OVER = re.compile(
-    r"\.(checkpoint-\d+|model|config\.yaml|metrics\.jsonl|train_report\.json)\.[0-9a-f]{8}\.(tmp|old)"
-)
+_LEFT_OVER = re.compile(r"\.(checkpoint-\d+|model|tokenizer|[a-z_]+\.(yaml|jsonl?|png))\.[0-9a-f]{8}\.(tmp|old)")
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,16 @@ class Checkpoint:
 
 
 class OutputFolder:
-    """The output folder of a run."""
+    """The output folder of a run.
 
-    def __init__(self, path: str | Path) -> None:
+    Args:
+        path: The folder.
+        beside: Names in it that may be there before the run; they are not the run's and are never removed.
+    """
+
+    def __init__(self, path: str | Path, *, beside: Sequence[str] = ()) -> None:
         self.path = Path(path).expanduser()
+        self.beside = frozenset(beside)
 
     @property
     def model_path(self) -> Path:
@@ -73,11 +78,16 @@ class OutputFolder:
             raise ConfigError("give either --resume or --overwrite, not both")
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"training.output_dir {str(self.path)!r} is a file; expected a folder")
-        if not resume and not overwrite and self.path.is_dir() and any(self.path.iterdir()):
+        if not resume and not overwrite and self._entries():
             raise ConfigError(
                 f"training.output_dir {str(self.path)!r} is not empty; go on with --resume, or start anew with "
                 "--overwrite"
             )
+
+    def _entries(self) -> list[str]:
+        """What lies in the folder, but for what may and for what a killed run left half written."""
+        names = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else []
+        return [name for name in names if name not in self.beside and not _LEFT_OVER.fullmatch(name)]
 
     def prepare(self, *, overwrite: bool) -> None:
         """Makes the folder, and removes what a killed run left half written and, on request, all of an earlier run.
@@ -102,7 +112,7 @@ class OutputFolder:
         """Checks that the run to go on with is the one that was begun.
 
         Raises:
-            ConfigError: The model or the stages differ.
+            ConfigError: The model, the stages or the seed differ.
         """
         file = self.path / CONFIG
         if not file.is_file():
@@ -110,6 +120,12 @@ class OutputFolder:
         old = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
         changed = [key for key in sorted({*old, *plain}) if old.get(key) != plain.get(key)]
         stages = [[stage.get("name") for stage in one.get("stages") or []] for one in (old, plain)]
+        seeds = [(one.get("training") or {}).get("seed", 0) for one in (old, plain)]
+        if seeds[0] != seeds[1]:
+            raise ConfigError(
+                f"--resume: the run in {str(self.path)!r} was begun with seed {seeds[0]}, and this one has seed "
+                f"{seeds[1]}; go on with that seed, or start anew with --overwrite"
+            )
         if "model" in changed or stages[0] != stages[1]:
             what = "model" if "model" in changed else "stages"
             raise ConfigError(
