@@ -13,11 +13,11 @@ from transformers import AutoConfig, AutoModel, LlamaForCausalLM
 
 from speechlmm_core.checkpoint import save as saving
 from speechlmm_core.checkpoint.atomic import atomic_folder, atomic_write
-from speechlmm_core.checkpoint.load import resolve_model_path
+from speechlmm_core.checkpoint.load import resolve_model_path, restore
 from speechlmm_core.checkpoint.save import save_model
 from speechlmm_core.config import ModelConfig
 from speechlmm_core.errors import CheckpointError, MissingDependencyError
-from speechlmm_core.model.freezing import freeze
+from speechlmm_core.model.freezing import freeze, set_trainable
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_core.text_decoder.decoder import build_hf_config
@@ -250,6 +250,85 @@ def test_another_base_is_refused(based_config, base, tiny_processor, tmp_path):
     shutil.rmtree(base[0])
     with pytest.raises(CheckpointError, match="no folder"):
         SpeechLMM.from_pretrained(tmp_path / "model")
+
+
+def norm_of(model):
+    return model.text_decoder.model.model.norm.weight
+
+
+def test_what_a_trainable_checkpoint_holds_is_kept_by_the_next_one(based_config, tiny_processor, tmp_path):
+    """Train a layer of the language model, save, load, freeze the language model, save, load."""
+    model = SpeechLMM.from_model_config(based_config)
+    set_trainable(model, ["text_decoder.model.model.norm"])
+    with torch.no_grad():
+        norm_of(model).add_(1)
+    save_model(model, tiny_processor, tmp_path / "first", save="trainable")
+    second = SpeechLMM.from_pretrained(tmp_path / "first")
+    freeze(second, ["text_decoder"])
+    save_model(second, tiny_processor, tmp_path / "second", save="trainable")
+    keys = {key for key in load_file(tmp_path / "second" / "model.safetensors") if key.startswith("text_decoder.")}
+    assert keys == {"text_decoder.model.model.norm.weight"}
+    assert torch.equal(norm_of(SpeechLMM.from_pretrained(tmp_path / "second")), norm_of(model))
+
+
+def test_a_full_fine_tune_is_no_base(based_config, tiny_processor, tmp_path):
+    """Begun from a full checkpoint, a model no longer has the base's weights, and may not refer to them."""
+    tuned = SpeechLMM.from_model_config(based_config)
+    with torch.no_grad():
+        norm_of(tuned).add_(1)
+    save_model(tuned, tiny_processor, tmp_path / "full")
+    model = SpeechLMM.from_model_config(based_config)
+    restore(model, tmp_path / "full")
+    freeze(model, ["text_decoder"])
+    save_model(model, tiny_processor, tmp_path / "trainable", save="trainable")
+    assert torch.equal(norm_of(SpeechLMM.from_pretrained(tmp_path / "trainable")), norm_of(tuned))
+
+
+def test_restoring_brings_the_base_back(based_config, tiny_processor, tmp_path):
+    model = SpeechLMM.from_model_config(based_config)
+    freeze(model, ["text_decoder"])
+    save_model(model, tiny_processor, tmp_path / "model", save="trainable")
+    other = SpeechLMM.from_model_config(based_config, load_base_weights=False)
+    restore(other, tmp_path / "model")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+    assert other.base_sources == model.base_sources
+    unbased = based_config.model_dump(mode="json")
+    unbased["text_decoder"]["pretrained"] = None
+    with pytest.raises(CheckpointError, match=r"the configuration names none; set model\.text_decoder\.pretrained"):
+        restore(SpeechLMM.from_model_config(ModelConfig.model_validate(unbased)), tmp_path / "model")
+
+
+def test_a_trained_tensor_missing_beside_a_base_is_named(based_config, tiny_processor, tmp_path):
+    model = SpeechLMM.from_model_config(based_config)
+    set_trainable(model, ["text_decoder.model.model.norm"])
+    save_model(model, tiny_processor, tmp_path / "model", save="trainable")
+    edit(tmp_path / "model", lambda state: state.pop("text_decoder.model.model.norm.weight"))
+    with pytest.raises(CheckpointError, match=r"1 missing: text_decoder\.model\.model\.norm\.weight"):
+        SpeechLMM.from_pretrained(tmp_path / "model")
+
+
+def test_a_full_checkpoint_needs_every_tensor_even_where_a_base_has_it(based_config, tiny_processor, tmp_path):
+    model = SpeechLMM.from_model_config(based_config)
+    save_model(model, tiny_processor, tmp_path / "model")
+    edit(tmp_path / "model", lambda state: state.pop("text_decoder.model.model.norm.weight"))
+    with pytest.raises(CheckpointError, match=r"1 missing: text_decoder\.model\.model\.norm\.weight"):
+        restore(SpeechLMM.from_model_config(based_config), tmp_path / "model")
+
+
+@pytest.mark.parametrize("index", ["[]", '{"weight_map": []}', '{"weight_map": {"a": 3}}', '{"weight_map": {}}', "{"])
+def test_a_malformed_index_is_reported(saved, index):
+    (saved / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json"):
+        SpeechLMM.from_pretrained(saved)
+
+
+def test_an_index_may_not_lead_out_of_the_folder(saved):
+    shutil.copy(saved / "model.safetensors", saved.parent / "elsewhere.safetensors")
+    index = {"weight_map": {"a": "../elsewhere.safetensors"}}
+    (saved / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="expected a plain file name"):
+        SpeechLMM.from_pretrained(saved)
 
 
 def write_and_fail(path):

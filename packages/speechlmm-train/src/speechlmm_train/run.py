@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from speechlmm_core.checkpoint.atomic import atomic_folder, write_text
-from speechlmm_core.checkpoint.load import load_weights_into, resolve_model_path
+from speechlmm_core.checkpoint.load import resolve_model_path, restore
 from speechlmm_core.checkpoint.save import save_model
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.model.freezing import freeze, set_trainable
@@ -115,12 +115,12 @@ def build_model(config: RunConfig, checkpoint: Checkpoint | None) -> SpeechLMM:
         CheckpointError: A checkpoint is missing or does not fit.
     """
     seed_step(config.training.seed, WEIGHTS_STAGE, 0, 0)
-    model = SpeechLMM.from_model_config(config.model)
     source: Path | None = checkpoint.path if checkpoint else None
     if source is None and config.training.init_from is not None:
         source = resolve_model_path(config.training.init_from)
+    model = SpeechLMM.from_model_config(config.model, load_base_weights=source is None)
     if source is not None:
-        load_weights_into(model, source, referred=set(model.base_sources))
+        restore(model, source)
     return model
 
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from speechlmm_core.checkpoint.provenance import base_source
 from speechlmm_core.checkpoint.source import fetch_pretrained
+from speechlmm_core.checkpoint.weights import read_shards
 from speechlmm_core.config import ModelConfig
 from speechlmm_core.errors import CheckpointError
 
@@ -79,16 +81,59 @@ def _explain(exc: ValidationError, data: dict[str, Any]) -> str:
     return "the checkpoint's configuration does not fit what is installed: " + "; ".join(lines)
 
 
-def load_weights_into(model: SpeechLMM, folder: Path, *, referred: set[str]) -> None:
-    """Fills a model from a checkpoint's safetensors.
+def restore(model: SpeechLMM, folder: Path) -> None:
+    """Brings a model to the state of a checkpoint: the base checkpoints that it refers to, then its own tensors.
+
+    Used wherever a checkpoint is read (loading, `init_from`, resuming). What it holds of a component with a base
+    counts as trained from then on, so that a later `save: trainable` keeps it, whatever is frozen by then.
+
+    Raises:
+        CheckpointError: A tensor is missing, unexpected, or of another shape, a file is damaged, or a base checkpoint
+            is not the one that was trained on.
+    """
+    from speechlmm_core.checkpoint.save import component_of
+
+    data = read_config(folder)
+    bases: dict[str, dict[str, Any]] = {}
+    listed: set[str] | None = None
+    if data.get("saved") == "trainable":
+        bases, names = data.get("bases") or {}, data.get("tensors")
+        if not isinstance(names, list) or not isinstance(bases, dict):
+            raise CheckpointError(f"{str(folder / 'config.json')!r} does not list the tensors that were saved")
+        listed = set(names)
+    _load_bases(model, bases)
+    seen = _load_tensors(model, folder, listed, referred=set(bases))
+    model.base_sources = dict(bases)
+    model.ever_trainable |= {key for key in seen if component_of(model, key) in bases}
+
+
+def _load_bases(model: SpeechLMM, bases: dict[str, dict[str, Any]]) -> None:
+    components = model.components()
+    for name, saved in bases.items():
+        component = components.get(name)
+        pretrained = getattr(getattr(component, "config", None), "pretrained", None)
+        if component is None or pretrained is None:
+            raise CheckpointError(
+                f"the checkpoint refers to the base checkpoint {saved['pretrained']!r} of {name}, but the "
+                f"configuration names none; set model.{name}.pretrained to where that is"
+            )
+        now = base_source(pretrained)
+        if now["fingerprint"] != saved["fingerprint"]:
+            raise CheckpointError(
+                f"the base checkpoint {pretrained!r} of {name} is not the one that this checkpoint was "
+                f"trained on (fingerprint {now['fingerprint']}, expected {saved['fingerprint']}); restore that one"
+            )
+        component.load_base_weights()
+
+
+def _load_tensors(model: SpeechLMM, folder: Path, listed: set[str] | None, *, referred: set[str]) -> set[str]:
+    """Copies the tensors of a checkpoint's files; gives back their names.
 
     Args:
         model: The model.
         folder: The checkpoint.
-        referred: Components whose missing tensors come from base checkpoints, already loaded.
-
-    Raises:
-        CheckpointError: A tensor is missing, unexpected, or of another shape, or a file is damaged.
+        listed: The names that must be there; None for all of the model's.
+        referred: Components whose other tensors come from base checkpoints.
     """
     import torch
     from safetensors import SafetensorError, safe_open
@@ -97,6 +142,11 @@ def load_weights_into(model: SpeechLMM, folder: Path, *, referred: set[str]) -> 
 
     aliases = tied_aliases(model)
     targets = {key: value for key, value in model.state_dict(keep_vars=True).items() if key not in aliases}
+    required = {key for key in targets if component_of(model, key) not in referred}
+    allowed = set(targets)
+    if listed is not None:
+        allowed = {aliases.get(key, key) for key in listed}
+        required |= allowed
     seen: set[str] = set()
     unexpected: list[str] = []
     wrong: list[str] = []
@@ -106,37 +156,31 @@ def load_weights_into(model: SpeechLMM, folder: Path, *, referred: set[str]) -> 
                 names: list[str] = list(tensors.keys())
                 for key in names:
                     name = aliases.get(key, key)
-                    target = targets.get(name)
+                    target = targets.get(name) if name in allowed else None
                     if target is None:
                         unexpected.append(key)
                         continue
                     tensor = tensors.get_tensor(key)
+                    seen.add(name)
                     if tensor.shape != target.shape:
                         wrong.append(f"{key} (got {tuple(tensor.shape)}, expected {tuple(target.shape)})")
                         continue
                     target.copy_(tensor)
-                    seen.add(name)
         except (SafetensorError, OSError) as exc:
             raise CheckpointError(f"cannot read {str(file)!r}: {exc}; the file is damaged, save it again") from exc
-    missing = [key for key in targets if key not in seen and component_of(model, key) not in referred]
     faults = [
         f"{len(keys)} {what}: {', '.join(sorted(keys)[:5])}{', …' if len(keys) > 5 else ''}"
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
+        for what, keys in (("missing", required - seen), ("unexpected", unexpected), ("of another shape", wrong))
         if keys
     ]
     if faults:
         raise CheckpointError(f"the checkpoint {str(folder)!r} does not fit its configuration: {'; '.join(faults)}")
+    return seen
 
 
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError) as exc:
-            raise CheckpointError(f"cannot read {str(index)!r}: {exc}") from exc
-    else:
-        names = ["model.safetensors"]
+    names = read_shards(index) if index.is_file() else ["model.safetensors"]
     for name in names:
         if not (folder / name).is_file():
             raise CheckpointError(f"the checkpoint {str(folder)!r} is incomplete: {name} is missing")

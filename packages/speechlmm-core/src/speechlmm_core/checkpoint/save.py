@@ -98,7 +98,8 @@ def write_weights(model: SpeechLMM, folder: Path, *, save: Save) -> None:
     config = model.config
     config.versions = component_versions(model.model_config)
     config.saved = save
-    config.bases = model.base_sources if save == "trainable" else None
+    config.bases = dict(model.base_sources) if save == "trainable" else None
+    config.tensors = sorted(state) if save == "trainable" else None
     config.architectures = [type(model).__name__]
     config.dtype = model.dtype
     config.to_json_file(folder / "config.json", use_diff=False)

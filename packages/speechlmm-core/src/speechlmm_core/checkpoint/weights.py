@@ -93,10 +93,7 @@ def weight_files(source: str | Path) -> list[Path]:
             continue
         if found.suffix != ".json":
             return [found]
-        try:
-            shards = sorted(set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise CheckpointError(f"{str(found)!r} is not an index of weight files ({exc}); fetch it again") from exc
+        shards = read_shards(found)
         files = {shard: checkpoint_file(source, shard) for shard in shards}
         absent = [shard for shard, file in files.items() if file is None]
         if absent:
@@ -105,15 +102,36 @@ def weight_files(source: str | Path) -> list[Path]:
     raise CheckpointError(f"{str(source)!r} holds no weights; expected one of {', '.join(WEIGHT_FILES)}")
 
 
+def read_shards(index: Path) -> list[str]:
+    """The names of the files that an index of sharded weights lists.
+
+    Raises:
+        CheckpointError: It is no such index, or names anything but files beside itself.
+    """
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise CheckpointError(f"{str(index)!r} is not an index of weight files ({exc}); fetch it again") from exc
+    for name in names:
+        _check_plain(name, index)
+    if not names:
+        raise CheckpointError(f"{str(index)!r} names no weight files; fetch it again")
+    return sorted(names)
+
+
+def _check_plain(name: object, source: str | Path) -> None:
+    # A shard's name comes from a file that others wrote; it may not lead out of the folder.
+    if not isinstance(name, str) or not name or Path(name).name != name:
+        raise CheckpointError(f"{str(source)!r} names the weight file {name!r}, expected a plain file name")
+
+
 def checkpoint_file(source: str | Path, name: str) -> Path | None:
     """A file of a checkpoint, downloaded first if ``source`` is a hub name; None where it has no such file.
 
     Raises:
         CheckpointError: There is no such checkpoint, or it cannot be fetched.
     """
-    # A shard's name comes from a file that others wrote; it may not lead out of the folder.
-    if Path(name).name != name:
-        raise CheckpointError(f"{str(source)!r} names the weight file {name!r}, expected a plain file name")
+    _check_plain(name, source)
     path = fetch_pretrained(str(source), [name]) / name
     return path if path.is_file() else None
 

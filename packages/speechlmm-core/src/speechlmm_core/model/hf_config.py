@@ -23,6 +23,8 @@ class SpeechLMMConfig(PreTrainedConfig):
     """`full`, or `trainable` where frozen bases are only referred to."""
     bases: dict[str, Any] | None = None
     """For `trainable`: the base checkpoint of each component that is not in the file, with its fingerprint."""
+    tensors: list[str] | None = None
+    """For `trainable`: the names of all tensors in the file, none of which may be missing."""
 
     def parse(self) -> ModelConfig:
         """The typed model configuration.

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from speechlmm_core.checkpoint.load import load_weights_into, read_config, read_model_config, resolve_model_path
-from speechlmm_core.checkpoint.provenance import base_source
+from speechlmm_core.checkpoint.load import read_config, read_model_config, resolve_model_path, restore
 from speechlmm_core.errors import CheckpointError, ConfigError, MissingDependencyError
 from speechlmm_core.model.dtypes import default_dtype
 from speechlmm_core.model.hf_config import SpeechLMMConfig
@@ -63,10 +62,7 @@ def load_model(
         shell = SpeechLMMConfig(model=config.model_dump(mode="json"), dtype=dtype)
         shell.name_or_path = str(folder)
         model = model_class(shell)
-    bases: dict[str, Any] = data.get("bases") or {}
-    if data.get("saved") == "trainable":
-        _load_bases(model, bases)
-    load_weights_into(model, folder, referred=set(bases))
+    restore(model, folder)
     if load_in_4bit or load_in_8bit:
         quantise(model.text_decoder.model, bits=4 if load_in_4bit else 8, compute_dtype=dtype)
     torch.nn.Module.to(model, device or "cpu")
@@ -78,16 +74,3 @@ def _require_bitsandbytes() -> None:
         raise MissingDependencyError(
             "loading in 4 or 8 bits needs bitsandbytes, which is not installed: pip install 'speechlmm-core[quant]'"
         )
-
-
-def _load_bases(model: SpeechLMM, bases: dict[str, Any]) -> None:
-    components = model.components()
-    for name, saved in bases.items():
-        now = base_source(saved["pretrained"])
-        if now["fingerprint"] != saved["fingerprint"]:
-            raise CheckpointError(
-                f"the base checkpoint {saved['pretrained']!r} of {name} is not the one that this checkpoint was "
-                f"trained on (fingerprint {now['fingerprint']}, expected {saved['fingerprint']}); restore that one"
-            )
-        components[name].load_base_weights()
-        model.base_sources[name] = saved

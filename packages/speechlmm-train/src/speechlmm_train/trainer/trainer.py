@@ -24,7 +24,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from speechlmm_core.checkpoint.atomic import atomic_folder
-from speechlmm_core.checkpoint.load import load_weights_into
+from speechlmm_core.checkpoint.load import restore
 from speechlmm_core.checkpoint.save import save_model
 from speechlmm_core.errors import CheckpointError, ConfigError
 from speechlmm_core.interfaces.objective import Schedule, weight_at
@@ -218,7 +218,7 @@ class SpeechLMMTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         assert isinstance(self.model, SpeechLMM)
-        load_weights_into(self.model, Path(resume_from_checkpoint), referred=set(self.model.base_sources))
+        restore(self.model, Path(resume_from_checkpoint))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Nothing to load: every step is seeded by itself."""
