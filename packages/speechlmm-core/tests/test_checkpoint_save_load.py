@@ -316,6 +316,19 @@ def test_a_full_checkpoint_needs_every_tensor_even_where_a_base_has_it(based_con
         restore(SpeechLMM.from_model_config(based_config), tmp_path / "model")
 
 
+def test_a_full_checkpoint_needs_no_base(based_config, base, tiny_processor, tmp_path):
+    model = SpeechLMM.from_model_config(based_config)
+    save_model(model, tiny_processor, tmp_path / "model")
+    shutil.rmtree(base[0])
+    loaded = SpeechLMM.from_pretrained(tmp_path / "model").state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, loaded[name]), name
+    assert (
+        SpeechLMMProcessor.from_pretrained(tmp_path / "model").tokenizer.decode(tiny_processor.tokenizer.encode("a"))
+        == "a"
+    )
+
+
 @pytest.mark.parametrize("index", ["[]", '{"weight_map": []}', '{"weight_map": {"a": 3}}', '{"weight_map": {}}', "{"])
 def test_a_malformed_index_is_reported(saved, index):
     (saved / "model.safetensors.index.json").write_text(index)

@@ -93,6 +93,17 @@ def test_a_checkpoint_on_the_hub_is_not_needed_where_the_numbers_are_given(monke
     )
 
 
+def test_a_saved_configuration_needs_the_checkpoint_no_more(checkpoint):
+    for model in ({}, {"model_type": "llama", "hidden_size": 32, "vocab_size": 300, "num_hidden_layers": 3}):
+        config = CausalLMConfig.model_validate({"pretrained": str(checkpoint), "model": model})
+        plain = json.loads(config.model_dump_json())
+        (checkpoint / "config.json").rename(checkpoint / "away")
+        again = CausalLMConfig.model_validate(plain)
+        assert again == config
+        assert again.numbers == config.numbers
+        (checkpoint / "away").rename(checkpoint / "config.json")
+
+
 def test_missing_numbers_say_what_to_give():
     with pytest.raises(ConfigError, match="expected a positive 'hidden_size'"):
         _ = CausalLMConfig(model={"model_type": "llama"}).hidden_size

@@ -209,6 +209,18 @@ def test_a_truncated_file_is_refused(saved):
         load(folder)
 
 
+def test_a_base_with_other_numbers_is_refused(saved):
+    """Numbers that nobody gave, and that shapes do not show, must be the checkpoint's all the same."""
+    folder, _ = saved
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").rename(folder / "away")
+    given = {key: config[key] for key in (*NUMBERS, "model_type", "tie_word_embeddings")}
+    decoder = build(CausalLMConfig.model_validate({"pretrained": str(folder), "tokenizer": "bytes", "model": given}))
+    (folder / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    with pytest.raises(ConfigError, match=r"'rms_norm_eps' is 1e-06, but the checkpoint .* has 0\.5"):
+        decoder.load_base_weights()
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from speechlmm_core.checkpoint.source import fetch_pretrained, read_json_config, resolve_pretrained
-from speechlmm_core.errors import ConfigError
+from speechlmm_core.errors import CheckpointError, ConfigError
 from speechlmm_core.interfaces.decoder import DecoderConfig
 from speechlmm_core.text_decoder import byte_tokenizer
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 BYTES = "bytes"
 
 _HIDDEN_SIZE_KEYS = ("hidden_size", "n_embd", "d_model")
+_DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model")
 
 # Facts about how a checkpoint was written, not about the model.
@@ -51,11 +52,33 @@ class CausalLMConfig(DecoderConfig):
 
     Without any, and without a checkpoint, a tiny Llama.
     """
+    published: dict[str, Any] | None = None
+    """The fields that the checkpoint's `config.json` gives; null to read them there. They are filled in at validation,
+    so that a saved model can be built without the checkpoint that it began with."""
     tokenizer: str | None = None
     """Folder or hub name of the tokenizer, or `bytes` for one over bytes that needs no file; null to take the
     checkpoint's (`bytes` where there is no checkpoint)."""
     chat_template: str = "chatml"
     """Name of a pinned chat template (`llama_3`, `chatml`, `mistral`, `vicuna`), or the path of a Jinja file."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_numbers(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        given = cast("dict[str, Any]", data)
+        name, model = given.get("pretrained"), given.get("model") or {}
+        if not isinstance(name, str) or not isinstance(model, dict) or given.get("published") is not None:
+            return given
+        try:
+            # A checkpoint on the hub is asked only where the numbers given here do not suffice.
+            if _is_complete(cast("dict[str, Any]", model)) and not isinstance(resolve_pretrained(name), Path):
+                return given
+            return {**given, "published": architecture(read_json_config(name))}
+        except CheckpointError:
+            if _is_complete(cast("dict[str, Any]", model)):
+                return given
+            raise
 
     @property
     def uses_bytes(self) -> bool:
@@ -66,17 +89,12 @@ class CausalLMConfig(DecoderConfig):
     def numbers(self) -> dict[str, Any]:
         """Fields of the transformers configuration: the ones given here, and the checkpoint's.
 
-        A checkpoint on the hub is read only where the numbers given here do not suffice.
-
         Raises:
-            CheckpointError: The checkpoint's `config.json` cannot be read.
             ConfigError: A number given here differs from the checkpoint's.
         """
         found = dict(self.model)
-        if self.pretrained is not None:
-            complete = {"model_type", "vocab_size"} <= found.keys() and any(key in found for key in _HIDDEN_SIZE_KEYS)
-            if not complete or isinstance(resolve_pretrained(self.pretrained), Path):
-                found = merge(found, read_json_config(self.pretrained), self.pretrained)
+        if self.pretrained is not None and self.published is not None:
+            found = merge(found, self.published, self.pretrained)
         return {**self._byte_numbers(), **found}
 
     def _byte_numbers(self) -> dict[str, Any]:
@@ -164,14 +182,24 @@ class CausalLMConfig(DecoderConfig):
         return CausalLMDecoder(self, ctx)
 
 
+def _is_complete(numbers: dict[str, Any]) -> bool:
+    """Whether numbers say what model they make, so that no checkpoint need be asked."""
+    named = {"model_type", "vocab_size"} <= numbers.keys()
+    return named and all(any(key in numbers for key in keys) for keys in (_HIDDEN_SIZE_KEYS, _DEPTH_KEYS))
+
+
+def architecture(found: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a checkpoint's `config.json` that are about the model."""
+    return {key: value for key, value in found.items() if key not in _NOT_ARCHITECTURE}
+
+
 def merge(given: dict[str, Any], found: dict[str, Any], name: str) -> dict[str, Any]:
     """The checkpoint's fields with the given ones, which must agree where both are there.
 
     Raises:
         ConfigError: They do not agree.
     """
-    checkpoint = {key: value for key, value in found.items() if key not in _NOT_ARCHITECTURE}
-    ours, theirs = with_rope_parameters(given), with_rope_parameters(checkpoint)
+    ours, theirs = with_rope_parameters(given), with_rope_parameters(architecture(found))
     for key, value in ours.items():
         if key in theirs and theirs[key] != value:
             raise ConfigError(

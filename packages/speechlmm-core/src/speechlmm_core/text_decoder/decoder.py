@@ -15,8 +15,10 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from speechlmm_core.checkpoint.source import read_json_config
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.interfaces.modules import TextDecoder
+from speechlmm_core.text_decoder.config import merge
 
 if TYPE_CHECKING:
     from speechlmm_core.interfaces.context import BuildContext
@@ -27,6 +29,9 @@ _LEGACY_KEYS = ("rope_theta", "rope_scaling", "partial_rotary_factor")
 
 # Factors on the logits that the chunked loss does not know (it knows softcaps and scales).
 _LOGIT_KEYS = ("lm_head_multiplier",)
+
+# Fields of a configuration that change neither the weights nor what they compute.
+_NOT_SHAPE = ("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "use_cache")
 
 # How transformers marks tensors that `_init_weights` is to leave alone.
 _MARK = "_is_hf_initialized"
@@ -121,9 +126,11 @@ class CausalLMDecoder(TextDecoder):
 
         Raises:
             CheckpointError: A tensor is missing, left over, or has another shape.
+            ConfigError: The checkpoint's numbers are not the model's.
         """
         if self.config.pretrained is None:
             return
+        check_base(self.config, self.model.config)
         from speechlmm_core.checkpoint.weights import load_weights
 
         own = self.model.state_dict(keep_vars=True)
@@ -189,6 +196,25 @@ def build_hf_config(config: CausalLMConfig) -> PreTrainedConfig:
     if found.is_encoder_decoder:
         raise ConfigError(f"{model_type!r} is an encoder-decoder; a text decoder is a causal language model alone")
     return found
+
+
+def check_base(config: CausalLMConfig, built: PreTrainedConfig) -> None:
+    """Compares the model that was built with the one that its base checkpoint holds.
+
+    Raises:
+        CheckpointError: The checkpoint's `config.json` cannot be read.
+        ConfigError: They differ in a number that the checkpoint states.
+    """
+    assert config.pretrained is not None
+    stated = merge(config.model, read_json_config(config.pretrained), config.pretrained)
+    wanted = type(built)(**{key: value for key, value in stated.items() if key != "model_type"}).to_dict()
+    got = built.to_dict()
+    for key in stated:
+        if key in got and key not in _NOT_SHAPE and got[key] != wanted.get(key):
+            raise ConfigError(
+                f"the text decoder's {key!r} is {got[key]!r}, but the checkpoint {config.pretrained!r} has "
+                f"{wanted.get(key)!r}; give its number under `model:`, or leave all of them out"
+            )
 
 
 def pick_attention(hf_config: PreTrainedConfig, asked: str) -> str:
