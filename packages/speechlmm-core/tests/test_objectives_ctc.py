@@ -11,6 +11,7 @@ from speechlmm_core.errors import ConfigError
 from speechlmm_core.features import Features
 from speechlmm_core.interfaces.context import BuildContext
 from speechlmm_core.interfaces.modules import TextDecoder
+from speechlmm_core.losses.ctc import ctc_loss_restricted
 from speechlmm_core.objectives.ctc.config import CTCObjectiveConfig
 
 D, V = 6, 11
@@ -194,6 +195,24 @@ def test_targets_that_turn_out_too_long_add_nothing(restricted):
     loss.backward()
     assert not stage.values.grad[[1, 3]].any()
     assert stage.values.grad.isfinite().all()
+
+
+def test_a_target_that_is_certain_among_its_own_labels_still_competes_with_the_others():
+    """The restricted loss is exactly zero here, but label 2 of the vocabulary takes most of the mass."""
+    weight = torch.tensor([[0.0, 0.0], [200.0, 0.0], [201.0, 0.0]])
+    hidden = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]])
+    targets = torch.tensor([[1, 0], [1, 1]])
+    loss = ctc_loss_restricted(
+        hidden,
+        torch.tensor([1, 1]),
+        targets,
+        torch.tensor([1, 2]),
+        weight=weight,
+        blank=weight[0],
+        blank_in_weight=True,
+    )
+    expected = -torch.log_softmax(weight @ hidden[0, 0], 0)[1]
+    torch.testing.assert_close(loss, torch.stack([expected, torch.tensor(0.0)]))
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

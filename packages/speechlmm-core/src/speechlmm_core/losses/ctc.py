@@ -72,7 +72,7 @@ def ctc_loss_restricted(
         chunk_size: Frames at a time for the log-sum-exp.
 
     Returns:
-        (B,) fp32 (fp64 for fp64 inputs).
+        (B,) fp32 (fp64 for fp64 inputs); 0 for a row whose target does not fit into its frames.
     """
     B, T, D = hidden.shape
     U = targets.shape[1]
@@ -90,5 +90,11 @@ def ctc_loss_restricted(
     missing = everything - torch.logsumexp(logits, dim=2)  # (B, T): -log of the mass on the labels in use
     loss = ctc_loss(logits, lengths, first + 1, target_lengths, blank=0)
     missing = torch.where(length_mask(lengths, T), missing, 0).sum(dim=1)  # (B,)
-    # No loss where the target is empty or does not fit; for those `ctc_loss` gave exactly zero.
-    return torch.where(loss != 0, loss + missing, 0)
+    return torch.where(fits(lengths, targets, target_lengths), loss + missing, 0)
+
+
+def fits(lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
+    """(B,) bool: the target is not empty, and has a frame for each label and for a blank between equal neighbours."""
+    U = targets.shape[1]
+    repeats = (targets[:, 1:] == targets[:, :-1]) & length_mask(target_lengths - 1, max(U - 1, 0))  # (B, U-1)
+    return (target_lengths > 0) & (lengths >= target_lengths + repeats.sum(dim=1))
