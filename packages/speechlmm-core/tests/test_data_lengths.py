@@ -13,7 +13,13 @@ from speechlmm_core.data import header_cache
 from speechlmm_core.data.faults import FaultyDataError
 from speechlmm_core.data.lengths import measure
 from speechlmm_core.data.spec import open_datasets
+from speechlmm_core.errors import MediaError
 from speechlmm_core.media.audio import load_audio_item
+
+
+def check_length(num_samples: int) -> None:
+    if num_samples > 10 * 16_000:
+        raise MediaError("more than 10 s; cut it")
 
 
 class Sizer:
@@ -22,6 +28,8 @@ class Sizer:
     def __init__(self) -> None:
         encoder = SimpleNamespace(
             modality="audio",
+            reads_audio_files=True,
+            check_length=check_length,
             sampling_rate=16_000,
             frame_rate=Fraction(100),
             output_lengths=lambda n: n // 160,
@@ -117,6 +125,12 @@ def test_a_cache_that_is_broken_or_cannot_be_written_is_no_fault(
     assert "cannot keep lengths" in caplog.text
     monkeypatch.setenv("SPEECHLMM_CACHE", str(manifest / "elsewhere"))
     assert header_cache.cache_folder() == manifest / "elsewhere"
+
+
+def test_media_that_the_encoder_does_not_take_are_reported_before_training(manifest: Path) -> None:
+    soundfile.write(manifest / "0.wav", np.zeros(11 * 16_000, np.float32), 16_000)
+    with pytest.raises(FaultyDataError, match=r"m\.jsonl:1.*0\.wav: more than 10 s; cut it"):
+        measure(open_datasets(["m.jsonl"], manifest), Sizer(), cache=manifest / "cache")
 
 
 def test_all_media_that_cannot_be_used_are_reported(manifest: Path) -> None:

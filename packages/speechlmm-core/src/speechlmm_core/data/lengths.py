@@ -163,20 +163,24 @@ class _Measurement:
         return [item for item in items if item["type"] in self.processor.inputs]
 
     def is_audio(self, item: Mapping[str, Any]) -> bool:
-        return self.processor.inputs[item["type"]].encoder.modality == "audio"
+        return self.processor.inputs[item["type"]].encoder.reads_audio_files
 
     def length(self, item: Mapping[str, Any]) -> int:
         """Samples of a medium at its encoder's rate.
 
         Raises:
-            MediaError: It cannot be used, or gives no frame.
+            MediaError: It cannot be used, gives no frame, or is longer than the encoder takes.
         """
         towers = self.processor.inputs[item["type"]]
         encoder = towers.encoder
         if self.is_audio(item):
             samples = self.headers.length(item, encoder.sampling_rate)
         else:
-            samples = encoder.load(dict(item)).num_samples
+            samples = encoder.num_samples(dict(item))
+        try:
+            encoder.check_length(samples)
+        except MediaError as exc:
+            raise MediaError(f"{item.get('path')}: {exc}") from exc
         frames = towers.adapter.max_output_lengths(encoder.output_lengths(samples), encoder.frame_rate)
         if frames < 1:
             seconds = samples / encoder.sampling_rate

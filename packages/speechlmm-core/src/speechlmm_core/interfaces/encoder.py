@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 class EncoderConfig(ComponentConfig, ABC):
     """Configuration of an encoder; also its weightless length arithmetic, which the batch plan relies on.
 
-    A new modality needs no edit in the core: it sets `modality` and overrides `load`, and messages may then
-    hold ``{"type": <modality>, "path": ...}``.
+    A new modality needs no edit in the core: it sets `modality` and overrides `load` (and `num_samples`, where that
+    can be told without reading the whole file). A message names the *input* that its medium is for: in a model with
+    an `image_encoder` it may hold ``{"type": "image", "path": ...}``, in one with a `speaker_encoder`
+    ``{"type": "speaker", "path": ...}``. An input is by default named like its modality.
     """
 
     modality: ClassVar[str] = "audio"
-    """Name of the content item that this encoder takes in a message."""
+    """What kind of media this encoder takes."""
 
     pretrained: str | None = None
     """Folder, name under `$PRETRAINED_COMPONENTS`, or hub name of the base checkpoint; null for random weights."""
@@ -72,6 +74,34 @@ class EncoderConfig(ComponentConfig, ABC):
         from speechlmm_core.media.audio import load_audio_item
 
         return load_audio_item(item, self.sampling_rate)
+
+    def num_samples(self, item: dict[str, Any]) -> int:
+        """The number of samples that `load` returns: from the header of an audio file, by loading anything else.
+
+        Raises:
+            MediaError: The file cannot be used.
+        """
+        if not self.reads_audio_files:
+            return self.load(item).num_samples
+        from speechlmm_core.media.audio import audio_item_length
+
+        return audio_item_length(item, self.sampling_rate)
+
+    @property
+    def reads_audio_files(self) -> bool:
+        """Whether media are audio files that `load` reads as it is given here; their headers then tell the length."""
+        cls = type(self)
+        return cls.load is EncoderConfig.load and cls.num_samples is EncoderConfig.num_samples
+
+    def check_length(self, num_samples: int) -> None:
+        """Refuses a medium that is longer than the encoder can take, before any of it is computed.
+
+        Args:
+            num_samples: Samples of the medium at the encoder's rate.
+
+        Raises:
+            MediaError: It is too long; says how long it is, what the limit is, and what to do.
+        """
 
 
 encoders: Registry[EncoderConfig] = Registry("encoder", EncoderConfig)

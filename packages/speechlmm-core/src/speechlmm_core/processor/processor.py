@@ -106,6 +106,10 @@ class SpeechLMMProcessor:
 
         Returns:
             Positions in the language model, and encoder frames of all media together.
+
+        Raises:
+            DataError: The messages do not fit the model.
+            MediaError: A medium is longer than its encoder takes.
         """
         parsed = self._parse(messages, with_answer=with_answer)
         pieces = self.tokenizer.encode_chat(parsed, add_generation_prompt=not with_answer)
@@ -116,6 +120,7 @@ class SpeechLMMProcessor:
         frames = 0
         for name, samples in zip(names, num_samples, strict=True):
             encoder, adapter = self.inputs[name].encoder, self.inputs[name].adapter
+            encoder.check_length(samples)
             encoded = encoder.output_lengths(samples)
             frames += encoded
             positions += adapter.max_output_lengths(encoded, encoder.frame_rate)
@@ -172,12 +177,22 @@ class SpeechLMMProcessor:
         for message in parsed:
             for item in message.media:
                 if item["type"] not in self.inputs:
-                    known = ", ".join(self.inputs) or "only text"
-                    raise DataError(f"a message holds {item['type']!r}, but this model takes {known}")
+                    raise DataError(f"a message holds {item['type']!r}, but this model takes {self._known(item)}")
         return parsed
+
+    def _known(self, item: Mapping[str, Any]) -> str:
+        """What the model takes; where the item names a modality, the inputs that it could have named."""
+        roles = [name for name, towers in self.inputs.items() if towers.encoder.modality == item["type"]]
+        if roles:
+            return f"it by the name of the input that it is for: {' or '.join(map(repr, roles))}"
+        return ", ".join(self.inputs) or "only text"
 
     def _num_frames(self, name: str, medium: Medium, item: Mapping[str, Any]) -> int:
         encoder, adapter = self.inputs[name].encoder, self.inputs[name].adapter
+        try:
+            encoder.check_length(medium.num_samples)
+        except MediaError as exc:
+            raise MediaError(f"{item.get('path', name)!r}: {exc}") from exc
         frames = encoder.output_lengths(medium.num_samples)
         frames = adapter.max_output_lengths(frames, encoder.frame_rate)
         if frames < 1:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from speechlmm_core.chunking import Chunker
+from speechlmm_core.errors import MediaError
 from speechlmm_core.interfaces.encoder import EncoderConfig
 from speechlmm_core.lengths import Length, ceil_div, not_negative
 from speechlmm_encoders.architecture import Architecture, Probability, Size, architecture_of
@@ -226,6 +227,19 @@ class UnrestrictedWhisperEncoderConfig(WhisperBase):
             hop=self.hop,
             num_frames=self.audio_frames,
         )
+
+    def check_length(self, num_samples: int) -> None:
+        """Refuses audio that is longer than `max_duration_s` and is not cut.
+
+        Raises:
+            MediaError: It is.
+        """
+        seconds = num_samples / SAMPLING_RATE
+        if self.chunk_seconds is None and seconds > self.max_duration_s:
+            raise MediaError(
+                f"got audio of {seconds:.1f} s, the encoder takes at most {self.max_duration_s:g} s in one piece; "
+                "give a segment of it (`start`, `end`), set chunk_seconds, or raise max_duration_s"
+            )
 
     def build_preprocessor(self) -> UnrestrictedWhisperPreprocessor:
         """Makes log-mel features in the data worker."""

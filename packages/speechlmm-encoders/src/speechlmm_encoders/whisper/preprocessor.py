@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from speechlmm_core.chunking import Chunk, check_media, merge_tensors
-from speechlmm_core.errors import DataError
 from speechlmm_core.interfaces.modules import Preprocessor
 from speechlmm_encoders.whisper.config import HOP_LENGTH, SAMPLING_RATE
 from speechlmm_encoders.whisper.log_mel import log_mel, padded_log_mel
@@ -69,13 +68,14 @@ class UnrestrictedWhisperPreprocessor(Preprocessor):
             `input_features` (R, M, T), `lengths` (R,) and `merge_index` where media were cut.
 
         Raises:
-            DataError: A clip is longer than `max_duration_s`, and `chunk_seconds` is not set.
+            MediaError: A clip is longer than `max_duration_s`, and `chunk_seconds` is not set.
         """
         waveforms = check_media(media, SAMPLING_RATE)
+        for waveform in waveforms:
+            self.config.check_length(len(waveform))
         values, lengths = log_mel(waveforms, self.config.architecture.num_mel_bins)
         chunker = self.config.chunker
         if chunker is None:
-            self._check_durations(waveforms)
             return {"input_features": values, "lengths": lengths}
         chunks = [chunker.split(len(waveform)) for waveform in waveforms]
         merged = merge_tensors(chunks, chunker.frames)
@@ -91,13 +91,3 @@ class UnrestrictedWhisperPreprocessor(Preprocessor):
         for row, piece in zip(cut, pieces, strict=True):
             row[:, : piece.shape[1]] = piece
         return {"input_features": cut, "lengths": torch.tensor([piece.shape[1] for piece in pieces]), **merged}
-
-    def _check_durations(self, waveforms: Sequence[Tensor]) -> None:
-        limit = self.config.max_duration_s
-        for waveform in waveforms:
-            duration = len(waveform) / SAMPLING_RATE
-            if duration > limit:
-                raise DataError(
-                    f"got audio of {duration:.1f} s, the encoder takes at most {limit:g} s in one piece; "
-                    "set chunk_seconds, or raise max_duration_s"
-                )
