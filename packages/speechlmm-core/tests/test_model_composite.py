@@ -140,6 +140,35 @@ def test_frozen_modules_stay_in_evaluation_mode(tiny_model):
     assert all(p.requires_grad for p in tiny_model.parameters())
 
 
+def test_a_component_whose_network_is_frozen_stays_in_evaluation_mode(tiny_model):
+    """By whatever name: the wrapper must not drop anything out either."""
+    inner = [f"text_decoder.model.model.{name}" for name in ("embed_tokens", "layers.0", "layers.1", "norm")]
+    for names in (["audio_encoder.model", *inner], ["audio_*.*", *inner]):
+        freeze(tiny_model, names)
+        tiny_model.train()
+        assert not tiny_model.audio_encoder.training
+        assert not tiny_model.text_decoder.model.model.training
+        assert tiny_model.text_decoder.training, "the head still trains"
+        assert tiny_model.speaker_encoder.training
+    freeze(tiny_model, [])
+    tiny_model.train()
+    assert all(module.training for module in tiny_model.modules())
+
+
+def test_a_medium_that_the_encoder_does_not_take_is_refused_by_its_length(tiny_processor, conversation, monkeypatch):
+    def check_length(self, num_samples):
+        if num_samples > 5_000:
+            raise MediaError("too long; cut it")
+
+    monkeypatch.setattr(type(tiny_processor.inputs["audio"].encoder), "check_length", check_length)
+    chat = conversation(5_001, "a")
+    with pytest.raises(MediaError, match="'audio': too long; cut it"):
+        tiny_processor.sample(chat, with_answer=True)
+    with pytest.raises(MediaError, match="too long; cut it"):
+        tiny_processor.sizes(chat, [5_001])
+    assert tiny_processor.sizes(chat, [5_000])[1] == 5_000 // 320
+
+
 def test_globs_freeze_and_misspelt_names_are_refused(tiny_model):
     freeze(tiny_model, ["*_encoder"])
     assert not any(p.requires_grad for p in tiny_model.speaker_encoder.parameters())

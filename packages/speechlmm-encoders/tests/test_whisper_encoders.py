@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
-from speechlmm_core.errors import DataError
+from speechlmm_core.errors import MediaError
 from speechlmm_core.interfaces.context import BuildContext
 from speechlmm_core.media.medium import Medium
 from speechlmm_encoders.whisper.config import UnrestrictedWhisperEncoderConfig, WhisperEncoderConfig
@@ -238,6 +238,17 @@ def test_dropout_acts_at_training_only(kind):
 
 
 @pytest.mark.parametrize("kind", [WhisperEncoderConfig, UnrestrictedWhisperEncoderConfig])
+def test_only_layers_in_training_mode_are_left_out(kind):
+    encoder = build(kind.model_validate({"model": {**NUMBERS, "encoder_layerdrop": 1.0}}))
+    inputs = encoder.config.build_preprocessor()(media(16_000))
+    whole = encoder(inputs).values
+    encoder.train()
+    assert not torch.equal(encoder(inputs).values, whole)
+    encoder.model.layers.eval()
+    assert torch.equal(encoder(inputs).values, whole)
+
+
+@pytest.mark.parametrize("kind", [WhisperEncoderConfig, UnrestrictedWhisperEncoderConfig])
 def test_bf16_and_gradients(kind):
     encoder = build(kind.model_validate({"model": NUMBERS}))
     inputs = encoder.config.build_preprocessor()(media(16_000, 3000))
@@ -289,8 +300,12 @@ def test_configurations_that_cannot_be(kind, data, message):
 
 def test_too_long_for_one_piece():
     config = UnrestrictedWhisperEncoderConfig.model_validate({"model": NUMBERS, "max_duration_s": 1})
-    with pytest.raises(DataError, match=r"1\.5 s, the encoder takes at most 1 s"):
+    with pytest.raises(MediaError, match=r"1\.5 s, the encoder takes at most 1 s.*set chunk_seconds"):
+        config.check_length(24_000)
+    with pytest.raises(MediaError, match=r"1\.5 s, the encoder takes at most 1 s"):
         config.build_preprocessor()(media(24_000))
+    config.check_length(16_000)
+    config.model_copy(update={"chunk_seconds": 1.0}).check_length(24_000)
 
 
 def test_published_numbers_by_default():

@@ -34,9 +34,16 @@ def zero_padding(values: Tensor, lengths: Tensor) -> Tensor:
 
 
 def run_layers(layers: Iterable[nn.Module], values: Tensor, mask: Tensor, *, layerdrop: float) -> Tensor:
-    """Applies encoder layers in turn; ``layerdrop`` is the probability of leaving one out (arXiv:1909.11556)."""
+    """Applies encoder layers in turn.
+
+    Args:
+        layers: Layers of transformers.
+        values: (B, T, D).
+        mask: From `attention_mask`.
+        layerdrop: Probability of leaving a layer out while it is in training mode (arXiv:1909.11556).
+    """
     for layer in layers:
-        if layerdrop > 0 and torch.rand(()) < layerdrop:
+        if layerdrop > 0 and layer.training and torch.rand(()) < layerdrop:
             continue
         values = layer(values, attention_mask=mask)  # (B, T, D)
     return values

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
 
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.registry import nearest
@@ -58,10 +58,25 @@ def _can_train(model: SpeechLMM, name: str, parameter: Parameter) -> bool:
 
 
 def _settle(model: SpeechLMM, frozen: Sequence[str]) -> None:
-    """Records what can change from now on, and puts the frozen modules in evaluation mode."""
+    """Records what can change from now on, and puts in evaluation mode what is frozen.
+
+    That is the named modules, and every module none of whose parameters train: a component whose network is frozen
+    drops nothing out either, whatever name it was frozen by.
+    """
     model.ever_trainable |= {name for name, p in model.named_parameters() if p.requires_grad}
-    model.frozen_modules = tuple(dict.fromkeys(frozen))
+    still = [name for name, module in model.named_modules() if name and _is_still(module)]
+    outermost: list[str] = []
+    for name in sorted({*frozen, *still}):
+        if not any(name.startswith(f"{outer}.") for outer in outermost):
+            outermost.append(name)
+    model.frozen_modules = tuple(outermost)
     model.train(model.training)
+
+
+def _is_still(module: Module) -> bool:
+    # A module without parameters (a dropout) follows the one that it is in.
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
 
 
 def match(model: SpeechLMM, name: str) -> list[str]:

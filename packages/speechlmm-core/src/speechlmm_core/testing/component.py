@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from speechlmm_core.interfaces.modules import Component
 from speechlmm_core.registry import ComponentConfig, Registry
@@ -247,6 +247,25 @@ class ComponentKit(ABC):
         assert_same(self.composite_output(component), self.composite_output(component), "a second call")
         for name, value in component.named_buffers():
             assert_same(value, buffers[name], f"buffer {name!r} after the forward pass")
+
+    @check
+    def frozen_inside(self) -> None:
+        """Frozen by the name of its network, the component drops nothing out either while the model trains."""
+        from speechlmm_core.model.freezing import freeze
+
+        with tiny_model_config(self.towers()) as config:
+            model = new_model(config)
+        component = model.components()[self.place]
+        inner = getattr(component, "model", None)
+        if not isinstance(inner, nn.Module) or not any(True for _ in inner.parameters()):
+            return
+        freeze(model, [f"{self.place}.model"])
+        model.train()
+        active = [name for name, one in inner.named_modules() if one.training]
+        assert not active, f"{active[:3]} of the frozen network are in training mode"
+        if not any(parameter.requires_grad for parameter in component.parameters()):
+            first, second = self.composite_output(component), self.composite_output(component)
+            assert_same(second, first, "a second call (it drops out although nothing in it trains)")
 
 
 def probe(like: Tensor, seed: int = 0) -> Tensor:

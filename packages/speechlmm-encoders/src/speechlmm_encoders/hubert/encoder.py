@@ -96,8 +96,7 @@ class HubertEncoder(Encoder):
         depth = len(encoder.layers)
         wanted = self.config.layer if self.config.layer >= 0 else depth + 1 + self.config.layer
         mask = attention_mask(num_frames, hidden.shape[1], model.config._attn_implementation, hidden.dtype)
-        layerdrop = model.config.layerdrop if self.training else 0.0
-        hidden = run_layers(encoder.layers[:wanted], hidden, mask, layerdrop=layerdrop)
+        hidden = run_layers(encoder.layers[:wanted], hidden, mask, layerdrop=model.config.layerdrop)
         if stable and wanted == depth:
             hidden = encoder.layer_norm(hidden)
         return Features(zero_padding(hidden, num_frames), num_frames)
@@ -122,7 +121,7 @@ class HubertEncoder(Encoder):
 
     def _augment(self, hidden: Tensor, num_frames: Tensor) -> Tensor:
         """Masks spans of frames at training (SpecAugment, arXiv:1904.08779), in clips that are long enough."""
-        if not (self.training and self.config.apply_spec_augment):
+        if not (self.model.training and self.config.apply_spec_augment):
             return hidden
         if hidden.shape[1] < self.config.architecture.mask_time_length:
             return hidden

@@ -80,12 +80,11 @@ class WhisperEncoderBase(Encoder):
         values = _zero_beyond(nn.functional.gelu(model.conv1(values)), first)  # (B, D, T)
         values = nn.functional.gelu(model.conv2(values)).transpose(1, 2)  # (B, T_out, D)
         values = values + self._positions(values.shape[1])
-        values = nn.functional.dropout(values, p=model.dropout, training=self.training)
+        values = nn.functional.dropout(values, p=model.dropout, training=model.training)
         depth = len(model.layers)
         wanted = self.config.layer if self.config.layer >= 0 else depth + 1 + self.config.layer
         mask = attention_mask(second, values.shape[1], model.config._attn_implementation, values.dtype)
-        layerdrop = model.layerdrop if self.training else 0.0
-        values = run_layers(model.layers[:wanted], values, mask, layerdrop=layerdrop)
+        values = run_layers(model.layers[:wanted], values, mask, layerdrop=model.layerdrop)
         return model.layer_norm(values) if wanted == depth else values
 
     def _positions(self, num_frames: int) -> Tensor:
