@@ -7,8 +7,10 @@ from pydantic import ValidationError
 
 from speechlmm_core.errors import DataError
 from speechlmm_core.interfaces.decoder import DecoderConfig, decoders
-from speechlmm_train.config import DEFAULT_TOKEN_BUDGET, DataConfig, RunConfig
+from speechlmm_train.config import RunConfig
+from speechlmm_train.data_config import DataConfig
 from speechlmm_train.dataset_spec import opened
+from speechlmm_train.stage_config import DEFAULT_TOKEN_BUDGET
 from speechlmm_train.training_arguments import DECIDED_ELSEWHERE, training_argument_names
 
 
@@ -38,7 +40,7 @@ def make(*, stages=(), data=None, **training):
         {
             "model": {"text_decoder": {"type": "test.staged"}},
             "data": {"train": "a.jsonl"} if data is None else data,
-            "training": {"output_dir": "out", **training},
+            "training": {"output_dir": "out"} | training,
             "stages": list(stages),
         }
     )
@@ -72,6 +74,50 @@ def test_a_stage_lays_its_own_values_over_the_common_ones():
     assert third.objectives == {"lm": [(0, 0), (1, 2)]}
 
 
+def test_a_stages_data_leave_the_rest_to_the_run():
+    data = {"train": "a.jsonl", "eval": "e.jsonl", "max_duration_s": 9, "oversized": "alone"}
+    own = [
+        {"train": "b.jsonl"},
+        {"train": "c.jsonl", "eval": [], "max_duration_s": None},
+        {"data_config_path": "sets.yaml"},
+    ]
+    stages = [{"name": str(i), "max_steps": 1, "data": one} for i, one in enumerate(own)]
+    first, second, third = (stage.data for stage in make(data=data, stages=stages).resolved_stages())
+    assert [entry.path for entry in (*first.train, *first.eval)] == ["b.jsonl", "e.jsonl"]
+    assert (first.max_duration_s, first.oversized) == (9, "alone")
+    assert (second.eval, second.max_duration_s, second.oversized) == ([], None, "alone")
+    assert (third.train, third.eval, third.data_config_path, third.max_duration_s) == ([], [], "sets.yaml", 9)
+    (only,) = make(data={"data_config_path": "sets.yaml"}, stages=stages[:1]).resolved_stages()
+    assert (only.data.train[0].path, only.data.data_config_path) == ("b.jsonl", None)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"frame_budget": 500}, (DEFAULT_TOKEN_BUDGET, 500, None)),
+        ({"frame_budget": 20_000}, (20_000, 20_000, None)),
+        ({"token_budget": 100}, (100, None, None)),
+        ({"per_device_train_batch_size": 3}, (None, None, 3)),
+    ],
+)
+def test_positions_are_always_bounded(given, expected):
+    """Text alone has no frames: a frame budget would let all of it into one micro-batch."""
+    stages = [{"name": "a", "max_steps": 1, **given}]
+    for config in (make(max_steps=1, **given), make(stages=stages), make(stages=stages, per_device_train_batch_size=7)):
+        (stage,) = config.resolved_stages()
+        training = stage.training
+        sizes = (training.token_budget, training.frame_budget, training.per_device_train_batch_size)
+        assert sizes == expected
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["run_name", "dataloader_prefetch_factor", "per_device_eval_batch_size", "dataloader_pin_memory", "hub_model_id"],
+)
+def test_arguments_that_would_change_nothing_are_refused(key):
+    assert f"'{key}' cannot be set" in faults(max_steps=1, **{key: 1})
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -79,7 +125,29 @@ def test_a_stage_lays_its_own_values_over_the_common_ones():
         ({"max_steps": 1, "stages": [{"name": "a", "max_steps": 1}]}, "give each stage its max_steps"),
         ({"stages": [{"name": "a", "max_steps": 1}, {"name": "a", "max_steps": 1}]}, "two stages have one name"),
         ({"max_steps": 1, "data": {}}, "data: no training data"),
-        ({"stages": [{"name": "a", "max_steps": 1, "data": {"eval": "e.jsonl"}}]}, "stage 'a': no training data"),
+        (
+            {"data": {}, "stages": [{"name": "a", "max_steps": 1, "data": {"eval": "e.jsonl"}}]},
+            "stage 'a': no training data",
+        ),
+        (
+            {
+                "data": {"train": "a.jsonl", "min_duration_s": 2},
+                "stages": [{"name": "a", "max_steps": 1, "data": {"max_duration_s": 1}}],
+            },
+            "stage 'a': max_duration_s is below min_duration_s",
+        ),
+        ({"max_steps": 1, "eval_steps": 1}, "training.eval_steps: there is nothing to evaluate on"),
+        ({"stages": [{"name": "a", "max_steps": 1, "objectives": {"lm": 0}}]}, "the weight of every objective is zero"),
+        (
+            {"stages": [{"name": "a", "max_steps": 1, "objectives": {"lm": [[1, 0], [0, 1]]}}]},
+            "progress rising in 0..1",
+        ),
+        ({"max_steps": 1, "learning_rate": float("inf")}, "learning_rate"),
+        ({"max_steps": 1, "learning_rate": 0}, "learning_rate"),
+        ({"max_steps": 1, "warmup_steps": float("nan")}, "warmup_steps"),
+        ({"max_steps": 1, "lr_groups": {"text_decoder": -1}}, "lr_groups"),
+        ({"stages": [{"name": "a", "max_steps": 1, "lr_groups": {"text_decoder": float("inf")}}]}, "lr_groups"),
+        ({"max_steps": 1, "output_dir": ""}, "output_dir"),
         ({"stages": [{"name": "a", "max_steps": 1, "objectives": {"lmm": 1}}]}, "did you mean 'lm'?"),
         ({"max_steps": 1, "token_budget": 5, "per_device_train_batch_size": 2}, "not both"),
         (

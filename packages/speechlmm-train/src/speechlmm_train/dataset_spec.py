@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from speechlmm_core.errors import DataError
-from speechlmm_train.config import DataConfig
+from speechlmm_train.data_config import DataConfig
 
 
 def opened(data: DataConfig, base: Path) -> DataConfig:

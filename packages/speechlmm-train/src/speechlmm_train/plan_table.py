@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import torch
 
 from speechlmm_core.model.describe import describe
-from speechlmm_train.config import ResolvedStage, RunConfig
+from speechlmm_train.config import RunConfig
+from speechlmm_train.stage_config import ResolvedStage
 
 _HEAD = ("COMPONENT", "CLASS", "SOURCE", "PARAMETERS", "TRAINABLE", "DTYPE", "BYTES", "ATTENTION")
 

@@ -16,12 +16,13 @@ from speechlmm_core.checkpoint.atomic import atomic_folder, write_text
 from speechlmm_core.checkpoint.load import resolve_model_path, restore
 from speechlmm_core.checkpoint.save import save_model
 from speechlmm_core.errors import ConfigError
-from speechlmm_core.model.freezing import freeze, set_trainable
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
-from speechlmm_train.config import ResolvedStage, RunConfig
+from speechlmm_train.config import RunConfig
+from speechlmm_train.stage_config import can_weigh
 from speechlmm_train.trainer.arguments import training_arguments
-from speechlmm_train.trainer.callbacks import Reporter, open_sinks, require_sinks
+from speechlmm_train.trainer.callbacks import Reporter, open_sinks
+from speechlmm_train.trainer.checks import check_stage, freeze_for
 from speechlmm_train.trainer.evaluation import EvaluationCallback
 from speechlmm_train.trainer.output_folder import REPORT, Checkpoint, OutputFolder
 from speechlmm_train.trainer.stage_data import StageData, open_stages
@@ -78,13 +79,17 @@ def run(
     folder.check(resume=resume, overwrite=overwrite)
     if resume:
         folder.check_same(written)
-        if (done := folder.report()) is not None:
-            logger.warning("the run in %s is complete; nothing is left to train", folder.path)
-            return RunReport(folder.model_path, done["steps"], done["seconds"], done["figures"])
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     processor = SpeechLMMProcessor.from_config(config.model)
     stages = open_stages(config, processor, base=base or Path.cwd(), world_size=world_size)
-    checkpoint = folder.last_checkpoint() if resume and folder.path.is_dir() else None
+    total = sum(stage.max_steps for stage in stages)
+    checkpoint = None
+    if resume:
+        if (done := folder.report()) is not None and done["steps"] == total:
+            logger.warning("the run in %s is complete; nothing is left to train", folder.path)
+            return RunReport(folder.model_path, total, done["seconds"], done["figures"])
+        checkpoint = folder.last_checkpoint()
+        folder.check_progress(checkpoint.progress if checkpoint else None, [stage.max_steps for stage in stages])
     model = build_model(config, checkpoint)
     _check_stages(model, stages)
     # Nothing is written before everything has been checked: a run that is refused can be started again as it is.
@@ -92,7 +97,6 @@ def run(
     folder.write_config(written)
     done_steps = checkpoint.progress.total_step if checkpoint else 0
     folder.cut_metrics(done_steps)
-    total = sum(stage.max_steps for stage in stages)
     sinks = open_sinks(list(config.training.report_to), folder.path, first_step=done_steps, config=written)
     reporter = Reporter(sinks, total_steps=total, first_step=done_steps, progress=progress)
     try:
@@ -140,7 +144,7 @@ class _Run:
         """Trains one stage, or what is left of it; nothing if the checkpoint lies beyond it."""
         stage = self.stages[index]
         settings = stage.settings
-        _freeze(self.model, settings)  # also for stages that are done: it records what has ever been trained
+        freeze_for(self.model, settings)  # also for stages that are done: it records what has ever been trained
         at = self.checkpoint.progress if self.checkpoint else None
         if at is not None and (index < at.stage or (index == at.stage and at.step >= stage.max_steps)):
             return
@@ -166,6 +170,7 @@ class _Run:
             first_total_step=sum(earlier.max_steps for earlier in self.stages[:index]),
             weights={**weights, **settings.objectives},
             lr_groups=training.lr_groups,
+            own_lr_groups=settings.own_lr_groups,
             save=training.save,
             save_total_limit=training.save_total_limit,
             seed=training.seed,
@@ -185,27 +190,19 @@ def _check_stages(model: SpeechLMM, stages: list[StageData]) -> None:
     """Tries out what each stage asks for.
 
     Raises:
-        ConfigError: A name matches no module, nothing would be trained, or a training argument is wrong.
+        ConfigError: A stage does not fit the model, or its data give it nothing to learn from.
         MissingDependencyError: Figures are to go where nothing that is installed can take them.
     """
     recorded = set(model.ever_trainable)
     for stage in stages:
-        settings = stage.settings
-        _freeze(model, settings)
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise ConfigError(f"stage {settings.name!r} trains nothing; every part of the model is frozen")
-        training_arguments(
-            settings,
-            output_dir=settings.training.output_dir,
-            max_steps=stage.max_steps,
-            world_size=stage.world_size,
-        )
-        require_sinks(settings.training.report_to)
+        check_stage(model, stage.settings, max_steps=stage.max_steps, world_size=stage.world_size)
+        if not stage.plan.frames.any():
+            configured = model.model_config.all_objectives
+            weights = {name: one.weight for name, one in configured.items()} | stage.settings.objectives
+            learnt = [name for name, weight in weights.items() if can_weigh(weight)]
+            if not any(set(configured[name].stages) <= {"text_decoder"} for name in learnt):
+                raise ConfigError(
+                    f"stage {stage.settings.name!r}: its data are text alone, and of the objectives with a weight "
+                    f"({', '.join(learnt)}) none can learn from that"
+                )
     model.ever_trainable = recorded
-
-
-def _freeze(model: SpeechLMM, stage: ResolvedStage) -> None:
-    if stage.trainable_modules is not None:
-        set_trainable(model, stage.trainable_modules)
-    else:
-        freeze(model, stage.training.freeze_modules)

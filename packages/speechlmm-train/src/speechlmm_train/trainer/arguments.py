@@ -9,7 +9,7 @@ import torch
 from transformers import TrainingArguments
 
 from speechlmm_core.errors import ConfigError
-from speechlmm_train.config import ResolvedStage
+from speechlmm_train.stage_config import ResolvedStage
 
 
 def use_bf16(wanted: bool | str) -> bool:

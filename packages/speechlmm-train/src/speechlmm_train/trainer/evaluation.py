@@ -10,8 +10,8 @@ from transformers import TrainerCallback
 from speechlmm_core.data.example import Example
 from speechlmm_core.inference.options import GenerationOptions
 from speechlmm_core.model.speechlmm import SpeechLMM
-from speechlmm_train.config import TrainingConfig
 from speechlmm_train.evaluate.evaluate import evaluate
+from speechlmm_train.training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from speechlmm_train.trainer.trainer import SpeechLMMTrainer

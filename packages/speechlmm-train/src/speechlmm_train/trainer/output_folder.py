@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import yaml
@@ -89,20 +90,53 @@ class OutputFolder:
         names = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else []
         return [name for name in names if name not in self.beside and not _LEFT_OVER.fullmatch(name)]
 
+    def make(self) -> None:
+        """Makes the folder.
+
+        Raises:
+            ConfigError: It cannot be made, or not be written to.
+        """
+        make_folder(self.path, "training.output_dir")
+
     def prepare(self, *, overwrite: bool) -> None:
         """Makes the folder, and removes what a killed run left half written and, on request, all of an earlier run.
 
         Raises:
             ConfigError: The folder cannot be made.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as exc:
-            raise ConfigError(f"training.output_dir {str(self.path)!r} cannot be made: {exc.strerror}") from exc
+        self.make()
         for entry in list(self.path.iterdir()):
             ours = entry.name in _OURS or _CHECKPOINT.fullmatch(entry.name)
             if _LEFT_OVER.fullmatch(entry.name) or (overwrite and ours):
                 _remove(entry)
+
+    def check_progress(self, at: Progress | None, steps: Sequence[int]) -> None:
+        """Checks that the run can go on from where it stands.
+
+        Args:
+            at: Where the last checkpoint stands; None if there is none.
+            steps: Steps of each stage.
+
+        Raises:
+            ConfigError: Stages that are over had other lengths, more has been trained than is asked for, or a finished
+                run left no checkpoint to go on from.
+        """
+        if at is not None:
+            if sum(steps[: at.stage]) != at.total_step - at.step:
+                raise ConfigError(
+                    f"--resume: the stages before {at.stage_name!r} took {at.total_step - at.step} steps in the run in "
+                    f"{str(self.path)!r}, and are {sum(steps[: at.stage])} now; only steps to come can be changed"
+                )
+            if at.step > steps[at.stage]:
+                raise ConfigError(
+                    f"--resume: stage {at.stage_name!r} has done {at.step} steps, and {steps[at.stage]} are "
+                    "asked for; ask for more, or start anew with --overwrite"
+                )
+        elif self.report() is not None:
+            raise ConfigError(
+                f"--resume: the run in {str(self.path)!r} ended after another number of steps and left no checkpoint "
+                "to go on from; start anew with --overwrite, or from its model with training.init_from"
+            )
 
     def write_config(self, plain: dict[str, Any]) -> None:
         """Writes the composed configuration, from which the run can be repeated."""
@@ -154,8 +188,8 @@ class OutputFolder:
         Raises:
             CheckpointError: There are checkpoints, but none is whole.
         """
-        found = self.checkpoints()
-        if not found and any(_CHECKPOINT.fullmatch(entry.name) for entry in self.path.iterdir()):
+        found = self.checkpoints() if self.path.is_dir() else []
+        if not found and self.path.is_dir() and any(_CHECKPOINT.fullmatch(entry.name) for entry in self.path.iterdir()):
             raise CheckpointError(f"no checkpoint in {str(self.path)!r} is whole; start anew with --overwrite")
         return found[-1] if found else None
 
@@ -196,6 +230,24 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")  # a line cut off by a kill
+
+
+def make_folder(path: Path, what: str) -> None:
+    """Makes a folder, and makes sure that it can be written to.
+
+    Args:
+        path: The folder.
+        what: How the user gave it.
+
+    Raises:
+        ConfigError: It cannot be made, or not be written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path):
+            pass
+    except OSError as exc:
+        raise ConfigError(f"{what} {str(path)!r} cannot be written to: {exc.strerror}") from exc
 
 
 def _remove(entry: Path) -> None:

@@ -19,8 +19,10 @@ from speechlmm_core.errors import DataError
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.batching.loader import TrainingBatches
 from speechlmm_train.batching.plan import BatchPlan
-from speechlmm_train.config import DataConfig, ResolvedStage, RunConfig
+from speechlmm_train.config import RunConfig
+from speechlmm_train.data_config import DataConfig
 from speechlmm_train.dataset_spec import opened as opened_data
+from speechlmm_train.stage_config import ResolvedStage
 
 
 @dataclass(frozen=True)

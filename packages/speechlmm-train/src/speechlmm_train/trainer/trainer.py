@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,13 +24,13 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from speechlmm_core.checkpoint.atomic import atomic_folder
-from speechlmm_core.checkpoint.load import restore
 from speechlmm_core.checkpoint.save import save_model
-from speechlmm_core.errors import CheckpointError, ConfigError
+from speechlmm_core.errors import CheckpointError
 from speechlmm_core.interfaces.objective import Schedule, weight_at
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.trainer.callbacks import Reporter
+from speechlmm_train.trainer.groups import optimizer_groups
 from speechlmm_train.trainer.output_folder import PROGRESS, OutputFolder, Progress
 
 
@@ -44,8 +44,10 @@ class StageContext:
     """Steps that earlier stages have done."""
     weights: Mapping[str, float | Schedule]
     """Weights of the objectives."""
-    lr_groups: Mapping[str, float] = field(default_factory=dict)
-    save: str = "full"
+    lr_groups: Mapping[str, float] = field(default_factory=dict[str, float])
+    own_lr_groups: bool = True
+    """Whether each of them has to match something that the stage trains."""
+    save: Literal["full", "trainable"] = "full"
     save_total_limit: int | None = None
     seed: int = 0
 
@@ -138,10 +140,9 @@ class SpeechLMMTrainer(Trainer):
             term = weights[name] * mean
             total = term if total is None else total + term
         if total is None:
-            raise ConfigError(
-                f"stage {self.stage.name!r}: no objective applies to its data (weights: "
-                f"{', '.join(f'{name} {value:g}' for name, value in weights.items())})"
-            )
+            # Text alone while only objectives that need a medium have a weight: a zero that backward can start from.
+            parameter = next(parameter for parameter in model.parameters() if parameter.requires_grad)
+            total = parameter.flatten()[:0].sum()
         # Gradients are averaged over the ranks, but the counts are already global.
         scaled = total * self.args.world_size
         return (scaled, outputs) if return_outputs else scaled
@@ -152,28 +153,16 @@ class SpeechLMMTrainer(Trainer):
             target = model or self.model
             assert target is not None
             cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args)
-            self.optimizer = cls(self._groups(target), **kwargs)
+            groups = optimizer_groups(
+                target,
+                self.stage.lr_groups,
+                learning_rate=self.args.learning_rate,
+                weight_decay=self.args.weight_decay,
+                decays=set(self.get_decay_parameter_names(target)),
+                strict=self.stage.own_lr_groups,
+            )
+            self.optimizer = cls(list(groups), **kwargs)
         return super().create_optimizer(model)
-
-    def _groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        decays = set(self.get_decay_parameter_names(model))
-        prefixes = sorted(self.stage.lr_groups, key=len, reverse=True)
-        groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                prefix = next((p for p in prefixes if name == p or name.startswith(f"{p}.")), "")
-                groups.setdefault((prefix, name in decays), []).append(parameter)
-        unused = [prefix for prefix in prefixes if not any(key[0] == prefix for key in groups)]
-        if unused:
-            raise ConfigError(f"lr_groups: nothing is trained in {', '.join(map(repr, unused))}")
-        return [
-            {
-                "params": parameters,
-                "weight_decay": self.args.weight_decay if decay else 0.0,
-                "lr": self.stage.lr_groups.get(prefix, self.args.learning_rate),
-            }
-            for (prefix, decay), parameters in groups.items()
-        ]
 
     def _measure(self, batches: list[dict[str, Any]]) -> None:
         inputs = self.processor.inputs
@@ -208,7 +197,7 @@ class SpeechLMMTrainer(Trainer):
             return
         with guarded_save(target), atomic_folder(target) as temporary:
             assert isinstance(self.model, SpeechLMM)
-            save_model(self.model, self.processor, temporary, save="trainable" if self.stage.save != "full" else "full")
+            save_model(self.model, self.processor, temporary, save=self.stage.save)
             self._save_optimizer_and_scheduler(str(temporary))
             self._save_scaler(str(temporary))
             self.state.save_to_json(str(temporary / "trainer_state.json"))
@@ -217,8 +206,7 @@ class SpeechLMMTrainer(Trainer):
         self.folder.rotate(self.stage.save_total_limit)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        assert isinstance(self.model, SpeechLMM)
-        restore(self.model, Path(resume_from_checkpoint))
+        """Nothing to load: the model was built with the checkpoint's weights."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Nothing to load: every step is seeded by itself."""
@@ -254,6 +242,9 @@ def seed_step(seed: int, stage: int, step: int, rank: int) -> None:
     torch.manual_seed(value)
 
 
+_WRITER = ("PytorchStreamWriter", "inline_container", "iostream", "write")
+
+
 @contextmanager
 def guarded_save(target: Path) -> Iterator[None]:
     """Words what goes wrong while saving; what was saved before stays valid.
@@ -263,7 +254,10 @@ def guarded_save(target: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as exc:  # torch and safetensors word a full disk in their own way
+    except (OSError, RuntimeError, SafetensorError) as exc:
+        # torch words a full disk as a RuntimeError of its writer; any other, such as a GPU out of memory, is not ours.
+        if isinstance(exc, RuntimeError) and not any(word in str(exc) for word in _WRITER):
+            raise
         reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc).splitlines()[0]
         raise CheckpointError(
             f"cannot save {str(target)!r}: {reason}; earlier checkpoints are still valid: free some space and go on "

@@ -1,0 +1,132 @@
+# pyright: strict
+"""The `training:` section of a run. Imports no torch.
+
+What is not listed here but is a field of transformers' `TrainingArguments` may stand there, too.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from speechlmm_core.registry import nearest
+from speechlmm_train.data_config import Positive, Rate, Section
+from speechlmm_train.training_arguments import DECIDED_ELSEWHERE, training_argument_names
+
+Groups = dict[str, Rate]
+"""Learning rates by module name or glob; 0 leaves a part as it is."""
+
+
+class Sizes(Section):
+    """How large a micro-batch is."""
+
+    token_budget: Positive | None = None
+    """Positions of the text decoder in a micro-batch, padding included."""
+    frame_budget: Positive | None = None
+    """Encoder output frames in a micro-batch, padding included."""
+    per_device_train_batch_size: Positive | None = None
+    """Examples in a micro-batch, in place of the budgets."""
+
+    @model_validator(mode="after")
+    def _one_way_to_size(self) -> Sizes:
+        if self.per_device_train_batch_size and (self.token_budget or self.frame_budget):
+            raise PydanticCustomError(
+                "batch_size", "give either per_device_train_batch_size or token_budget/frame_budget, not both", {}
+            )
+        return self
+
+
+class TrainingConfig(Sizes):
+    """How the model is trained."""
+
+    model_config = ConfigDict(extra="allow")
+
+    output_dir: Annotated[str, Field(min_length=1)]
+    """Folder that everything is written to."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of weights, dropout, order and prompts."""
+    max_steps: Positive | None = None
+    """Optimiser steps."""
+    num_epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the data, in place of `max_steps`."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Peak learning rate."""
+    lr_scheduler_type: str = "cosine"
+    """Shape of the learning rate over the steps."""
+    warmup_steps: Rate = 0
+    """Steps until the peak; below 1, a fraction of all steps."""
+    weight_decay: Rate = 0.0
+    """Weight decay, on matrices only."""
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of AdamW's first moment."""
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of AdamW's second moment."""
+    max_grad_norm: Rate = 1.0
+    """Gradients are clipped to this norm; 0 for no clipping."""
+    micro_batches_per_step: Positive = 1
+    """Micro-batches in the global batch of a step, over all processes."""
+    freeze_modules: list[str] = Field(default_factory=list[str])
+    """Parts of the model that are not trained: module names (`audio_encoder`) or globs (`*_encoder`)."""
+    lr_groups: Groups = Field(default_factory=dict[str, float])
+    """Learning rates of parts of the model, by module name or glob; of several that match, the longest counts."""
+    packed: bool = True
+    """Whether the examples of a micro-batch share one row; otherwise they are padded."""
+    bf16: bool | Literal["auto"] = False
+    """Mixed precision; `auto` is on where a GPU supports it."""
+    gradient_checkpointing: bool = False
+    """Trades computation for memory."""
+    num_workers: Annotated[int, Field(ge=0)] = 0
+    """Data worker processes."""
+    save: Literal["full", "trainable"] = "full"
+    """Whether checkpoints hold every weight, or those that were trained and references to the others."""
+    save_steps: Positive | None = 500
+    """Steps between checkpoints; null for none before the end."""
+    save_total_limit: Positive | None = 3
+    """Checkpoints that are kept."""
+    logging_steps: Positive = 10
+    """Steps between two log lines."""
+    eval_steps: Positive | None = None
+    """Steps between two evaluations by generation; null for none."""
+    eval_samples: Positive = 32
+    """Examples of `data.eval` that such an evaluation generates from; always the same ones."""
+    eval_max_new_tokens: Positive = 128
+    """Tokens of an answer at most, in such an evaluation."""
+    init_from: str | None = None
+    """Path of a trained model of the same components, whose weights training starts from."""
+    report_to: list[Literal["tensorboard", "wandb"]] = Field(default_factory=lambda: ["tensorboard"])
+    """Where figures go, beside `metrics.jsonl`."""
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        if value in (None, "none"):
+            return []
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> TrainingConfig:
+        if self.max_steps and self.num_epochs:
+            raise PydanticCustomError("steps", "give either max_steps or num_epochs, not both", {})
+        return self
+
+    @model_validator(mode="after")
+    def _known_extras(self) -> TrainingConfig:
+        for key in self.extras:
+            if key in DECIDED_ELSEWHERE:
+                raise PydanticCustomError(
+                    "decided_elsewhere",
+                    "{key} cannot be set: {instead}",
+                    {"key": repr(key), "instead": DECIDED_ELSEWHERE[key]},
+                )
+            known = training_argument_names() - DECIDED_ELSEWHERE.keys()
+            if key not in known:
+                hint = nearest(key, [*type(self).model_fields, *sorted(known)])
+                raise PydanticCustomError("unknown_key", "unknown key {key}{hint}", {"key": repr(key), "hint": hint})
+        return self
+
+    @property
+    def extras(self) -> dict[str, Any]:
+        """Further fields of `TrainingArguments`."""
+        return dict(self.__pydantic_extra__ or {})
