@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from speechlmm_core.errors import CheckpointError, ConfigError
 from speechlmm_core.interfaces.context import BuildContext
 from speechlmm_core.text_decoder.config import CausalLMConfig
+from speechlmm_core.text_decoder.decoder import check_logits
 
 PRESETS = resources.files("speechlmm_core.presets.model.text_decoder")
 TINY = ("tiny_llama", "tiny_mistral", "tiny_qwen3", "tiny_gemma3")
@@ -99,6 +100,45 @@ def test_dtype_follows_the_surroundings():
 def test_attention_implementation(asked):
     assert build(CausalLMConfig(), attn_implementation=asked).model.config._attn_implementation == asked
     assert build(CausalLMConfig(), attn_implementation="auto").model.config._attn_implementation == "sdpa"
+
+
+NARROW = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 1, "pad_token_id": 0, "bos_token_id": 1}
+USUAL = {**NARROW, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "eos_token_id": 2}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {**USUAL, "model_type": "gemma2", "head_dim": 8, "final_logit_softcapping": 30.0},
+        {**USUAL, "model_type": "granite", "logits_scaling": 4.0},
+        {**USUAL, "model_type": "cohere", "logit_scale": 0.25},
+        {**USUAL, "model_type": "mixtral"},
+        {"model_type": "gpt2", "vocab_size": 61, "n_embd": 32, "n_layer": 1, "n_head": 4},
+    ],
+    ids=lambda model: model["model_type"],
+)
+def test_families_whose_logits_the_loss_knows(model):
+    with torch.device("meta"):
+        build(CausalLMConfig(model=model, tokenizer="none"))
+    decoder = build(CausalLMConfig(model=model, tokenizer="none"))
+    state = torch.get_rng_state()
+    check_logits(decoder)
+    assert torch.equal(torch.get_rng_state(), state), "the model's other weights would depend on the check"
+    assert "forward" not in vars(decoder.model.get_decoder())
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {**USUAL, "model_type": "hyperclovax", "logits_scaling": 4.0},
+        {**NARROW, "model_type": "recurrent_gemma", "num_attention_heads": 4, "logits_soft_cap": 30.0},
+    ],
+    ids=lambda model: model["model_type"],
+)
+def test_families_whose_logits_the_loss_does_not_know_are_refused(model):
+    """The one multiplies by what others divide by, the other caps under another name."""
+    with pytest.raises(ConfigError, match="changes its logits in a way that the chunked loss does not know"):
+        build(CausalLMConfig(model=model, tokenizer="none"))
 
 
 # ---- checkpoints ----

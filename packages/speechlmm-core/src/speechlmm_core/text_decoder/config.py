@@ -67,16 +67,17 @@ class CausalLMConfig(DecoderConfig):
         if not isinstance(data, dict):
             return data
         given = cast("dict[str, Any]", data)
-        name, model = given.get("pretrained"), given.get("model") or {}
+        name, model = given.get("pretrained"), cast("object", given.get("model") or {})
         if not isinstance(name, str) or not isinstance(model, dict) or given.get("published") is not None:
             return given
+        complete = _is_complete(cast("dict[str, Any]", model))
         try:
             # A checkpoint on the hub is asked only where the numbers given here do not suffice.
-            if _is_complete(cast("dict[str, Any]", model)) and not isinstance(resolve_pretrained(name), Path):
+            if complete and not isinstance(resolve_pretrained(name), Path):
                 return given
             return {**given, "published": architecture(read_json_config(name))}
         except CheckpointError:
-            if _is_complete(cast("dict[str, Any]", model)):
+            if complete:
                 return given
             raise
 
