@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, LlamaForCausalLM
 
+from speechlmm_core.checkpoint import atomic
+from speechlmm_core.checkpoint import load as loading
 from speechlmm_core.checkpoint import save as saving
 from speechlmm_core.checkpoint.atomic import atomic_folder, atomic_write
 from speechlmm_core.checkpoint.load import resolve_model_path, restore
@@ -124,7 +126,7 @@ def test_a_folder_of_another_kind_is_refused(tmp_path):
 
 
 def test_quantisation_says_what_is_missing(saved, monkeypatch):
-    monkeypatch.setattr("speechlmm_core.model.loading.find_spec", lambda name: None)
+    monkeypatch.setattr("speechlmm_core.model.quantise.find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r"bitsandbytes.*pip install 'speechlmm-core\[quant\]'"):
         SpeechLMM.from_pretrained(saved, load_in_4bit=True)
 
@@ -156,10 +158,94 @@ def test_a_full_disk_leaves_the_old_checkpoint(tiny_model, tiny_processor, saved
             parameter.add_(1)
     with pytest.raises(OSError, match="No space left"):
         save_model(tiny_model, tiny_processor, saved)
-    assert not list(saved.glob(".saving-*"))
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
     loaded = SpeechLMM.from_pretrained(saved).state_dict()
     for name, value in before.items():
         assert torch.equal(value, loaded[name])
+
+
+def snapshot(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_save_that_fails_at_the_very_end_changes_nothing(tiny_model, tiny_processor, saved, monkeypatch):
+    """Whether folders can be exchanged in one step or not."""
+    before = snapshot(saved)
+    with torch.no_grad():
+        tiny_model.text_decoder.model.model.norm.weight.add_(1)
+    replace = atomic.os.replace
+
+    def fail(source, target):
+        if target == saved and not str(source).endswith(".old"):
+            raise OSError(errno.EIO, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(atomic.os, "replace", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        save_model(tiny_model, tiny_processor, saved)
+    assert snapshot(saved) == before
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_save_over_another_keeps_what_is_not_its_own(tiny_model, tiny_processor, saved, monkeypatch, exchange):
+    (saved / "README.md").write_text("mine")
+    (saved / "runs").mkdir()
+    (saved / "runs" / "a").write_text("too")
+    (saved / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
+    (saved / "model-00001-of-00002.safetensors").write_text("stale")
+    (saved.parent / ".model.0123abcd.tmp").mkdir()  # of a save that was killed
+    (saved.parent / "link").symlink_to(saved)
+    if not exchange:
+        monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+    with torch.no_grad():
+        tiny_model.text_decoder.model.model.norm.weight.add_(1)
+    save_model(tiny_model, tiny_processor, saved.parent / "link")
+    assert (saved / "README.md").read_text() == "mine"
+    assert (saved / "runs" / "a").read_text() == "too"
+    assert [file.name for file in saved.glob("model*")] == ["model.safetensors"]
+    assert {path.name for path in saved.parent.iterdir()} == {"model", "link"}
+    assert torch.equal(norm_of(SpeechLMM.from_pretrained(saved)), norm_of(tiny_model))
+
+
+def test_an_empty_folder_is_filled_and_not_replaced(tiny_model, tiny_processor, tmp_path):
+    (tmp_path / "mount").mkdir()
+    inode = (tmp_path / "mount").stat().st_ino
+    save_model(tiny_model, tiny_processor, tmp_path / "mount")
+    assert (tmp_path / "mount").stat().st_ino == inode
+    assert not list((tmp_path / "mount").glob(".*"))
+    assert torch.equal(norm_of(SpeechLMM.from_pretrained(tmp_path / "mount")), norm_of(tiny_model))
+
+
+def test_arguments_that_are_not_taken_are_refused(tiny_model, saved, tmp_path):
+    with pytest.raises(TypeError, match="save_pretrained takes no 'state_dict'"):
+        tiny_model.save_pretrained(tmp_path / "other", state_dict={"a": torch.zeros(1)})
+    with pytest.raises(TypeError, match="save_pretrained takes no 'push_to_hub'"):
+        tiny_model.save_pretrained(tmp_path / "other", push_to_hub=True)
+    tiny_model.save_pretrained(tmp_path / "other", max_shard_size="50KB", push_to_hub=False)
+    assert len(list((tmp_path / "other").glob("model-*.safetensors"))) > 1
+    with pytest.raises(CheckpointError, match="is a folder, which has no revision 'v1'"):
+        SpeechLMM.from_pretrained(saved, revision="v1")
+    with pytest.raises(TypeError, match="takes no 'trust_remote_code'"):
+        SpeechLMM.from_pretrained(saved, trust_remote_code=True)
+    config = AutoConfig.from_pretrained(saved)
+    assert isinstance(SpeechLMM.from_pretrained(saved, config=config), SpeechLMM)
+    config.model["text_decoder"]["chat_template"] = "llama_3"
+    with pytest.raises(TypeError, match="takes the checkpoint's own configuration"):
+        SpeechLMM.from_pretrained(saved, config=config)
+
+
+def test_a_revision_on_the_hub_is_asked_for(saved, monkeypatch):
+    asked = []
+
+    def fetch(name, patterns):
+        asked.append(name)
+        return saved
+
+    monkeypatch.setattr(loading, "fetch_pretrained", fetch)
+    assert isinstance(SpeechLMM.from_pretrained("acme/model", revision="v1"), SpeechLMM)
+    assert set(asked) == {"acme/model@v1"}
 
 
 def test_large_checkpoints_are_sharded(tiny_model, tiny_processor, saved, monkeypatch):

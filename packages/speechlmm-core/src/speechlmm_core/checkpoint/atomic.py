@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -22,9 +24,9 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, target)
-        _sync(target.parent)
+        sync(target.parent)
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
@@ -44,10 +46,10 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     try:
         yield temporary
         for file in temporary.rglob("*"):
-            _sync(file)
-        _sync(temporary)
+            sync(file)
+        sync(temporary)
         _swap(temporary, target)
-        _sync(target.parent)
+        sync(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -58,9 +60,23 @@ def write_text(path: Path | str, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def sweep(path: Path | str) -> None:
+    """Removes what writes of ``path`` left beside it when they were killed."""
+    target = Path(path)
+    left_over = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.(tmp|old)")
+    # Where the target itself is missing, the folder that stepped aside may be all that there is.
+    if target.exists():
+        for entry in target.parent.iterdir():
+            if left_over.fullmatch(entry.name):
+                shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+
+
 def _swap(new: Path, target: Path) -> None:
+    """Puts a folder in the place of another, which is left under the new one's name or removed."""
     if not target.exists():
         os.replace(new, target)
+        return
+    if _exchange(new, target):
         return
     # A folder with content cannot be replaced in one call: the old one steps aside and comes back on failure.
     old = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
@@ -73,7 +89,19 @@ def _swap(new: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchanges two paths in one step, where the system and the file system can (Linux's `renameat2`)."""
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError):
+        return False
+    at_working_folder, exchange = -100, 2
+    done = renameat2(at_working_folder, os.fsencode(one), at_working_folder, os.fsencode(other), exchange)
+    return done == 0
+
+
+def sync(path: Path) -> None:
+    """Waits until a file or a folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
 
+from speechlmm_core.checkpoint.atomic import atomic_folder, sweep, sync
 from speechlmm_core.checkpoint.provenance import component_versions
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Save = Literal["full", "trainable"]
 WEIGHTS = "model.safetensors"
+MAX_SHARD_SIZE = "5GB"
 INDEX = "model.safetensors.index.json"
 
 
@@ -44,50 +45,83 @@ def save_model(model: SpeechLMM, processor: SpeechLMMProcessor, folder: str | Pa
         processor.save_pretrained(temporary)
 
 
-def save_weights(model: SpeechLMM, folder: Path, *, save: Save = "full") -> None:
+def save_weights(
+    model: SpeechLMM, folder: Path, *, save: Save = "full", max_shard_size: int | str = MAX_SHARD_SIZE
+) -> None:
     """Saves weights and `config.json` only."""
     with staged(folder) as temporary:
-        write_weights(model, temporary, save=save)
+        write_weights(model, temporary, save=save, max_shard_size=max_shard_size)
 
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """Yields a temporary folder whose files move into ``folder`` when all of them are written and synced.
+    """Yields a temporary folder that takes the place of ``folder`` when everything in it is written and synced.
 
-    `config.json` moves last: a folder without it is no checkpoint.
+    Files of the old folder that are no weights and are not written anew stay. Until the one rename at the end nothing
+    in it changes, so that it is either the old checkpoint or the new one.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".saving-{uuid.uuid4().hex[:8]}"
+    target = folder.resolve()  # a link stays a link
+    if target.is_dir() and not any(target.iterdir()):
+        # Nothing to protect; the folder may be one that cannot be replaced (a mount), or another's temporary one.
+        with _filled(target) as temporary:
+            yield temporary
+            _make_readable(temporary)
+        return
+    sweep(target)
+    with atomic_folder(target) as temporary:
+        yield temporary
+        _make_readable(temporary)
+        if target.is_dir():
+            fresh = any((temporary / name).exists() for name in (WEIGHTS, INDEX))
+            _keep_others(target, temporary, stale="model*.safetensors*" if fresh else "")
+            shutil.copymode(target, temporary)
+
+
+@contextmanager
+def _filled(folder: Path) -> Iterator[Path]:
+    """Yields a temporary folder whose files move into an empty one; `config.json` last, which makes a checkpoint."""
+    temporary = folder / ".saving"
     temporary.mkdir()
     try:
         yield temporary
-        readable = temporary.stat().st_mode & 0o666  # what the umask leaves
-        files = sorted((f for f in temporary.rglob("*") if f.is_file()), key=lambda f: f.name == "config.json")
-        for file in files:
-            file.chmod(readable)  # safetensors makes its files private, and a checkpoint is often shared
-            handle = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-        written = {str(file.relative_to(temporary)) for file in files}
-        stale = [f for f in folder.glob("model*.safetensors*") if f.name not in written]
-        for file in files:
-            target = folder / file.relative_to(temporary)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, target)
-        if WEIGHTS in written or INDEX in written:
-            for file in stale:
-                file.unlink()
+        for entry in sorted(temporary.iterdir(), key=lambda entry: entry.name == "config.json"):
+            sync(entry)
+            os.replace(entry, folder / entry.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    sync(folder)
 
 
-def write_weights(model: SpeechLMM, folder: Path, *, save: Save) -> None:
+def _make_readable(folder: Path) -> None:
+    readable = folder.stat().st_mode & 0o666  # what the umask leaves
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(readable)  # safetensors makes its files private, and a checkpoint is often shared
+
+
+def _keep_others(old: Path, new: Path, *, stale: str) -> None:
+    """Takes over the files of an old folder that the new one lacks, but those that match ``stale``."""
+    for entry in old.iterdir():
+        if (new / entry.name).exists() or (stale and entry.match(stale)):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.copytree(entry, new / entry.name, symlinks=True, copy_function=_link)
+        else:
+            _link(str(entry), str(new / entry.name))
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def write_weights(model: SpeechLMM, folder: Path, *, save: Save, max_shard_size: int | str = MAX_SHARD_SIZE) -> None:
     """Writes the weights and `config.json` into an empty folder."""
     state = dict(kept_tensors(model, save))
     split = split_torch_state_dict_into_shards(
-        state, max_shard_size="5GB", filename_pattern="model{suffix}.safetensors"
+        state, max_shard_size=max_shard_size, filename_pattern="model{suffix}.safetensors"
     )
     for name, keys in split.filename_to_tensors.items():
         shard = {key: state[key].detach().to("cpu").contiguous() for key in keys}
@@ -142,8 +176,3 @@ def component_of(model: SpeechLMM, key: str) -> str:
     """The component that a state-dict key belongs to."""
     parts = key.split(".")
     return ".".join(parts[:2]) if parts[0] == "objectives" else parts[0]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's object."""
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from speechlmm_core.checkpoint.load import read_config, read_model_config, resolve_model_path, restore
-from speechlmm_core.errors import CheckpointError, ConfigError, MissingDependencyError
+from speechlmm_core.errors import CheckpointError, ConfigError
 from speechlmm_core.model.dtypes import default_dtype
 from speechlmm_core.model.hf_config import SpeechLMMConfig
-from speechlmm_core.model.quantise import quantise
+from speechlmm_core.model.quantise import quantise, require_bitsandbytes
 
 if TYPE_CHECKING:
     from speechlmm_core.model.speechlmm import SpeechLMM
@@ -46,7 +45,7 @@ def load_model(
     if load_in_4bit and load_in_8bit:
         raise ConfigError("give either load_in_4bit or load_in_8bit, not both")
     if load_in_4bit or load_in_8bit:
-        _require_bitsandbytes()
+        require_bitsandbytes()
     folder = resolve_model_path(path)
     data = read_config(folder)
     config = read_model_config(folder)
@@ -69,8 +68,26 @@ def load_model(
     return model.eval()
 
 
-def _require_bitsandbytes() -> None:
-    if find_spec("bitsandbytes") is None:
-        raise MissingDependencyError(
-            "loading in 4 or 8 bits needs bitsandbytes, which is not installed: pip install 'speechlmm-core[quant]'"
-        )
+def take_arguments(path: str | Path, kwargs: dict[str, Any]) -> str | Path:
+    """Takes out of ``kwargs`` what transformers' `from_pretrained` knows beside the arguments of `load_model`.
+
+    Returns:
+        The model path, with the revision where one is asked for.
+
+    Raises:
+        CheckpointError: A revision is asked for of a folder.
+        TypeError: An argument that is not taken.
+    """
+    if (revision := kwargs.pop("revision", None)) is not None:
+        if Path(path).expanduser().is_dir():
+            raise CheckpointError(f"{str(path)!r} is a folder, which has no revision {revision!r}")
+        path = f"{path}@{revision}"
+    # The Auto classes hand over the configuration that they read; it is read again, strictly.
+    config = kwargs.pop("config", None)
+    if config is not None and getattr(config, "model", None) != read_config(resolve_model_path(path))["model"]:
+        raise TypeError("from_pretrained takes the checkpoint's own configuration; change it there")
+    kwargs.pop("adapter_kwargs", None)  # always handed over by the Auto classes
+    for key in ("kernel_config", "trust_remote_code"):
+        if kwargs.pop(key, None):
+            raise TypeError(f"from_pretrained takes no {key!r}")
+    return path

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
 from torch import nn
+
+from speechlmm_core.errors import MissingDependencyError
+
+
+def require_bitsandbytes() -> None:
+    """Checks that bitsandbytes is installed.
+
+    Raises:
+        MissingDependencyError: It is not.
+    """
+    if find_spec("bitsandbytes") is None:
+        raise MissingDependencyError(
+            "loading in 4 or 8 bits needs bitsandbytes, which is not installed: pip install 'speechlmm-core[quant]'"
+        )
 
 
 def quantise(model: nn.Module, *, bits: Literal[4, 8], compute_dtype: torch.dtype) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 
 from speechlmm_core.checkpoint.provenance import base_source
-from speechlmm_core.checkpoint.save import save_weights
+from speechlmm_core.checkpoint.save import MAX_SHARD_SIZE, save_weights
 from speechlmm_core.config import ModelConfig
 from speechlmm_core.errors import DataError
 from speechlmm_core.features import Features, Loss
@@ -22,7 +22,7 @@ from speechlmm_core.interfaces.modules import Adapter, Component, Encoder, Objec
 from speechlmm_core.interfaces.objective import weight_at
 from speechlmm_core.model.dtypes import default_dtype
 from speechlmm_core.model.hf_config import SpeechLMMConfig
-from speechlmm_core.model.loading import load_model
+from speechlmm_core.model.loading import load_model, take_arguments
 from speechlmm_core.model.outputs import SpeechLMMOutput
 from speechlmm_core.splice.gather import compact, splice
 from speechlmm_core.wiring import wire
@@ -101,28 +101,40 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
             pretrained_model_name_or_path: Folder with `config.json`, or one that holds `model/`.
             *args: Not taken.
             **kwargs: ``dtype`` (a torch dtype, or "auto" for the saved one), ``device``, ``attn_implementation``,
-                ``load_in_4bit``, ``load_in_8bit``.
+                ``load_in_4bit``, ``load_in_8bit``; ``revision`` of a checkpoint on the hub.
 
         Raises:
             CheckpointError: The checkpoint is missing, incomplete or does not fit.
+            TypeError: An argument that is not taken.
         """
         if args:
             raise TypeError(f"from_pretrained takes one positional argument, got {1 + len(args)}")
-        # What the Auto classes hand over beside the user's arguments; the configuration is read again, strictly.
-        for key in ("config", "revision", "adapter_kwargs", "kernel_config", "trust_remote_code"):
-            kwargs.pop(key, None)
-        return load_model(cls, pretrained_model_name_or_path, **kwargs)
+        path = take_arguments(pretrained_model_name_or_path, kwargs)
+        return load_model(cls, path, **kwargs)
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # one safe format, on purpose
-        self, save_directory: str | Path, *, save: Literal["full", "trainable"] = "full", **_: Any
+        self,
+        save_directory: str | Path,
+        *,
+        save: Literal["full", "trainable"] = "full",
+        max_shard_size: int | str = MAX_SHARD_SIZE,
+        **others: Any,
     ) -> None:
         """Saves weights and configuration, atomically; the processor is saved by `SpeechLMMProcessor`.
 
         Args:
             save_directory: The folder.
             save: `full` for every tensor; `trainable` for what was trained and references to frozen bases.
+            max_shard_size: Size that one file of weights may have.
+            **others: Further arguments of transformers' method are refused, unless they ask for nothing.
+
+        Raises:
+            TypeError: An argument that is not taken.
         """
-        save_weights(self, Path(save_directory), save=save)
+        refused = [key for key, value in others.items() if value not in (None, False)]
+        if refused:
+            raise TypeError(f"save_pretrained takes no {', '.join(map(repr, refused))}")
+        save_weights(self, Path(save_directory), save=save, max_shard_size=max_shard_size)
 
     def components(self) -> dict[str, Component]:
         """The components by name, objectives included as ``objectives.<name>``."""
