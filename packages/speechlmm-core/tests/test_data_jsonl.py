@@ -275,3 +275,23 @@ def test_reading_imports_no_torch(folder: Path) -> None:
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_messages_are_the_chat_whatever_the_task(folder: Path) -> None:
+    """The task of a line with messages only says how it is scored."""
+    from speechlmm_core.data.chats import chat_of, question_of
+
+    asked = {"role": "user", "content": [{"type": "audio", "path": "clips/a.wav"}, {"type": "text", "text": "What?"}]}
+    told = {"role": "assistant", "content": "two words"}
+    manifest = folder / "chat.jsonl"
+    manifest.write_text(json.dumps({"messages": [asked, told], "task": "asr"}) + "\n")
+    (example,) = JsonlExamples(manifest)
+    assert example.task == "asr"
+    assert [message.role for message in chat_of(example)] == ["user", "assistant"]
+    assert [message.role for message in chat_of(example, with_answer=False)] == ["user"]
+    question, answer = question_of(example)
+    assert [item["type"] for item in question[0].content] == ["audio", "text"]
+    assert answer == "two words"
+    manifest.write_text(json.dumps({"messages": [asked], "task": "asr"}) + "\n")
+    with pytest.raises(DataError, match="an assistant's message to learn from"):
+        JsonlExamples(manifest)

@@ -19,6 +19,7 @@ from typing import IO, Any, overload
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
+from speechlmm_core.data.chats import lack_of
 from speechlmm_core.data.example import Example
 from speechlmm_core.data.faults import Faults
 from speechlmm_core.data.jsonl.line import LineFaults, media_items, parse_line
@@ -184,7 +185,7 @@ class _Scan:
             except (SpeechLMMError, PydanticCustomError, ValidationError) as exc:
                 task = str(exc)
             self.tasks[example.task] = task
-        return task if isinstance(task, str) else task.check(example)
+        return task if isinstance(task, str) else lack_of(example, task)
 
     def media(self, paths: list[tuple[int, str]], pool: ThreadPoolExecutor) -> None:
         unique = list(dict.fromkeys(path for _, path in paths))
