@@ -62,6 +62,39 @@ def test_plan_counts_what_the_model_has(capsys, manifest, tmp_path, monkeypatch)
     assert "stage train: 3 steps, freezes audio_encoder" in out
 
 
+def test_plan_takes_and_checks_what_run_does(capsys, manifest, tmp_path):
+    out = tmp_path / "out"
+    given = (*TINY, f"data.train=[{manifest}]", f"training.output_dir={out}")
+    stages = "stages=[{name: a, max_steps: 1, trainable_modules: [text_decoder]}, {name: b, max_steps: 2}]"
+    code, text, err = call(capsys, "plan", *given, stages, "--resume", "--no-progress")
+    assert (code, err) == (0, "")
+    first, second = (line for line in text.splitlines() if line.startswith("stage "))
+    assert "trains text_decoder" in first
+    assert "audio_encoder" not in first
+    assert "audio_encoder" in second.partition("trainable parameters")[2]
+    assert not out.exists()
+    out.mkdir()
+    (out / "mine.txt").write_text("")
+    code, _, err = call(capsys, "plan", *given, stages)
+    assert code == 0
+    assert "note: training.output_dir" in err
+    assert "is not empty" in err
+    assert call(capsys, "plan", *given, stages, "--overwrite")[::2] == (0, "")
+    for wrong, expected in {
+        "lr_scheduler_type: foo": "foo",
+        "trainable_modules: [text_decoder.modle]": "matches no module",
+        "lr_groups: {text_decoder.modle: 1}": "matches no module",
+    }.items():
+        bad = f"stages=[{{name: a, max_steps: 1}}, {{name: b, max_steps: 1, {wrong}}}]"
+        code, text, err = call(capsys, "plan", *given, bad)
+        assert (code, err.count("\n")) == (2, 1)
+        assert expected in err
+        assert "COMPONENT" not in text
+    code, _, err = call(capsys, "plan", *given, stages, "--resume", "--overwrite")
+    assert code == 2
+    assert "not both" in err
+
+
 def test_run_then_evaluate(capsys, manifest, tmp_path):
     out = tmp_path / "out"
     given = (*TINY, f"data.train=[{manifest}]", f"training.output_dir={out}", "training.max_steps=1")
@@ -78,6 +111,21 @@ def test_run_then_evaluate(capsys, manifest, tmp_path):
     assert (report["examples"], report["failed"], report["asr"]["wer_words"]) == (4, 0, 8)
     predictions = [json.loads(line) for line in (scores / "train.predictions.jsonl").read_text().splitlines()]
     assert [row["reference"] for row in predictions] == [f"word {i}" for i in range(4)]
+    code, _, err = call(capsys, "evaluate", *argv)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "is there already; replace it with --overwrite" in err
+    (tmp_path / "3.wav").write_bytes(b"no audio")
+    code, text, err = call(capsys, "evaluate", *argv, "--overwrite")
+    assert code == 1
+    assert json.loads(text)["train"]["failed"] == 1
+    assert "1 examples failed" in err
+    for device, expected in {"foo": "unknown device 'foo'", "meta": "cannot run on", "cuda:99": "no device"}.items():
+        code, _, err = call(capsys, "evaluate", *argv, "--overwrite", "--device", device)
+        assert (code, err.count("\n")) == (2, 1)
+        assert expected in err
+    code, _, err = call(capsys, "evaluate", "--model-path", out, "--output-dir", manifest / "x", manifest)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "cannot be written to: Not a directory" in err
 
 
 @pytest.mark.parametrize(
@@ -145,3 +193,25 @@ def test_wandb_that_is_not_installed(capsys, manifest, tmp_path, monkeypatch):
     assert code == 2
     assert "pip install 'speechlmm-train[wandb]'" in err
     assert not (tmp_path / "o").exists()
+
+
+def test_wandb_goes_on_with_the_same_run(tmp_path, monkeypatch):
+    import sys
+    from types import SimpleNamespace
+
+    from speechlmm_train.trainer.callbacks import open_sinks
+
+    calls = []
+
+    def init(**kwargs):
+        calls.append(kwargs)
+        return SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    for first_step in (0, 5):
+        for sink in open_sinks(["wandb"], tmp_path, first_step=first_step, config={}):
+            sink.close()
+    first, second = calls
+    assert first["id"] == second["id"]
+    assert len(first["id"]) == 8
+    assert second["resume"] == "allow"

@@ -74,7 +74,9 @@ except SystemExit as exc:
         (["run", "training.max_steps"], "is not an override"),
         (["plan", "model/text_decodr=x"], "unknown group 'model/text_decodr'"),
         (["evaluate", "--model-path", "x"], "MANIFESTS"),
-        (["evaluate", "--model-path", "x", "--batch-size", "y", "z"], "expected a number or 'auto', got 'y'"),
+        (["evaluate", "--model-path", "x", "--batch-size", "y", "z"], "expected a number from 1 on or 'auto', got 'y'"),
+        (["evaluate", "--model-path", "x", "--batch-size", "0", "z"], "expected a number from 1 on or 'auto', got '0'"),
+        (["demo", "--output-dir", "/dev/null/x", "--no-progress"], "--output-dir '/dev/null/x' cannot be written to"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(capsys, argv, expected):
@@ -113,6 +115,23 @@ def test_schema(capsys, tmp_path):
     assert code == 0
     assert set(schema["properties"]) == {"model", "data", "training", "stages"}
     assert schema["$defs"]["TrainingConfig"]["properties"]["max_steps"]["description"] == "Optimiser steps."
+
+
+def test_schema_of_a_model_alone_and_a_file_that_cannot_be_written(capsys, tmp_path):
+    file = tmp_path / "model.json"
+    assert call(capsys, "schema", "--section", "model", "--output", str(file))[0] == 0
+    assert "text_decoder" in json.loads(file.read_text())["properties"]
+    (tmp_path / "file").write_text("")
+    code, _, err = call(capsys, "schema", "--output", str(tmp_path / "file" / "run.json"))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "cannot be written: " in err
+
+
+def test_without_a_command_the_help_is_shown(capsys):
+    code, out, err = call(capsys)
+    assert (code, err) == (0, "")
+    assert out.startswith("Usage: speechlmm-train")
+    assert "\n  run " in out
 
 
 def test_every_command_has_a_summary():

@@ -3,6 +3,7 @@
 Components and presets are made by the tests: this package's tests run without the plugin packages.
 """
 
+import sys
 import textwrap
 from typing import Literal
 
@@ -10,7 +11,7 @@ import pytest
 
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.interfaces.decoder import DecoderConfig, decoders
-from speechlmm_train.compose import compose_config, compose_plain
+from speechlmm_train.compose import compose_config, compose_plain, import_file
 
 
 class ComposedDecoderConfig(DecoderConfig):
@@ -203,3 +204,57 @@ def test_import_file_registers_components(folder, tmp_path):
         compose_config("pretrain", overrides, config_dir=folder, imports=[file])
     with pytest.raises(ConfigError, match="expected a Python file"):
         compose_config("pretrain", overrides, config_dir=folder, imports=[tmp_path / "no.py"])
+
+
+@pytest.mark.parametrize("text", ["a: [b\n", "a: {b\n c: d: e\n", "\ta: 1\n"])
+def test_a_file_that_is_not_yaml(tmp_path, text):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"not YAML: .*mine\.yaml"):
+        compose_config("mine", [], config_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("model=null", "`model` is a section; expected model/<part>=<preset>"),
+        ("model=tiny", "`model` is a section"),
+        ("training=null", "`training` is a section"),
+        ("data=[a]", "`data` is a section; expected data.<key>=<value>"),
+        ("stages=3", "expected stages=[{name:"),
+        ("stages.0.name=x", "stages.0: the configuration has no such stage; write stages out as stages=["),
+    ],
+)
+def test_sections_and_stages_that_are_set_wrongly(override, expected):
+    with pytest.raises(ConfigError) as caught:
+        compose_plain("pretrain", [override])
+    assert expected in str(caught.value)
+
+
+def test_import_file_with_annotations_that_are_strings(tmp_path):
+    """A module is looked up by its name where its annotations are evaluated."""
+    (tmp_path / "late.py").write_text(
+        textwrap.dedent("""
+            from __future__ import annotations
+            from dataclasses import dataclass
+            from typing import ClassVar, Literal
+            from pydantic import BaseModel
+
+            class Inner(BaseModel):
+                number: Literal[3] = 3
+
+            class Outer(BaseModel):
+                inner: Inner | None = None
+
+            @dataclass
+            class Plain:
+                kind: ClassVar[str] = "x"
+
+            assert Outer(inner={}).inner.number == 3
+        """)
+    )
+    import_file(tmp_path / "late.py")
+    (tmp_path / "broken.py").write_text("raise ValueError('oh')\n")
+    before = set(sys.modules)
+    with pytest.raises(ConfigError, match=r"broken\.py' failed: ValueError: oh"):
+        import_file(tmp_path / "broken.py")
+    assert set(sys.modules) == before

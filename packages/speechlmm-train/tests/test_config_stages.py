@@ -9,8 +9,8 @@ from speechlmm_core.errors import DataError
 from speechlmm_core.interfaces.decoder import DecoderConfig, decoders
 from speechlmm_train.config import RunConfig
 from speechlmm_train.data_config import DataConfig
-from speechlmm_train.dataset_spec import opened
 from speechlmm_train.stage_config import DEFAULT_TOKEN_BUDGET
+from speechlmm_train.trainer.stage_data import with_file_read
 from speechlmm_train.training_arguments import DECIDED_ELSEWHERE, training_argument_names
 
 
@@ -185,9 +185,9 @@ def test_a_dataset_file(tmp_path):
     file.write_text("train: [a.jsonl, {type: jsonl, path: /b.jsonl}]\neval: c.jsonl\n")
     file.with_name("bad.yaml").write_text("trian: []\n")
     with pytest.raises(DataError, match="expected `train:`"):
-        opened(DataConfig(data_config_path="bad.yaml"), tmp_path)
+        with_file_read(DataConfig(data_config_path="bad.yaml"), tmp_path)
     with pytest.raises(DataError, match="cannot be read"):
-        opened(DataConfig(data_config_path="none.yaml"), tmp_path)
-    sets = opened(DataConfig(data_config_path="sets.yaml"), tmp_path)
+        with_file_read(DataConfig(data_config_path="none.yaml"), tmp_path)
+    sets = with_file_read(DataConfig(data_config_path="sets.yaml"), tmp_path)
     assert [entry.path for entry in sets.train] == [str(tmp_path / "a.jsonl"), "/b.jsonl"]
     assert [entry.path for entry in sets.eval] == [str(tmp_path / "c.jsonl")]

@@ -7,8 +7,11 @@ A key that no YAML file names needs none either: the typed configuration decides
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import logging
+import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +19,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
@@ -37,6 +41,13 @@ from speechlmm_train.config_errors import explain
 
 logger = logging.getLogger(__name__)
 CONF = "speechlmm_train.conf"
+SECTIONS: dict[str, tuple[type, str]] = {
+    "model": (dict, "model/<part>=<preset> or model.<key>=<value>"),
+    "data": (dict, "data.<key>=<value>"),
+    "training": (dict, "training.<key>=<value>"),
+    "stages": (list, "stages=[{name: <name>, max_steps: <number>}, ...]"),
+}
+"""What a run's configuration consists of: the sections' types, and how they are set."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +91,17 @@ def import_file(path: Path) -> None:
     Raises:
         ConfigError: The file is missing or fails.
     """
-    spec = importlib.util.spec_from_file_location(f"speechlmm_user_{path.stem}", path)
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    name = f"speechlmm_user_{path.stem}_{digest}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise ConfigError(f"--import {str(path)!r}: expected a Python file")
+    # Annotations that are strings are looked up in the module by its name, so it has to be known by that.
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        spec.loader.exec_module(module)
     except Exception as exc:
+        del sys.modules[name]
         raise ConfigError(f"--import {str(path)!r} failed: {type(exc).__name__}: {exc}") from exc
 
 
@@ -126,8 +142,10 @@ def compose_plain(config_name: str, overrides: Sequence[str], *, config_dir: Pat
             plain = OmegaConf.to_container(composed, resolve=True)
         except MissingConfigException as exc:
             raise ConfigError(_unknown_option(exc, config_name)) from exc
+        except yaml.YAMLError as exc:
+            raise ConfigError(f"not YAML: {' '.join(str(exc).split())}") from exc
         except (HydraException, OmegaConfBaseException) as exc:
-            raise ConfigError(" ".join(str(exc).split())) from exc
+            raise ConfigError(_in_hydras_words(exc)) from exc
     assert isinstance(plain, dict)
     named = {str(key): value for key, value in plain.items()}
     if missing:
@@ -200,6 +218,10 @@ def _checked(text: str) -> str:
         raise ConfigError(f"{text!r}: this version runs in one process and takes no `hydra` settings")
     if not key:
         raise ConfigError(f"{text!r} is not an override; expected key=value, +key=value or ~key")
+    if key in SECTIONS and not (override.is_delete() or isinstance(override.value(), SECTIONS[key][0])):
+        raise ConfigError(f"{text!r}: `{key}` is a section; expected {SECTIONS[key][1]}")
+    if key in SECTIONS:
+        return f"++{text}" if text[0] not in "+~" else text
     if _is_group(key):
         _check_option(override, key)
         return text
@@ -228,6 +250,19 @@ def _missing(key: str) -> str:
     if key.startswith("model."):
         return f"{key}: missing; choose a preset with {key.replace('.', '/')}=<name> or set it in YAML"
     return f"{key}: missing; give it as {key}=<value>"
+
+
+def _in_hydras_words(exc: Exception) -> str:
+    """What Hydra says, with the reason behind it."""
+    said = " ".join(str(exc).split())
+    merging = re.search(r"Error merging override \+*(stages\.\d+)", said)
+    if merging:
+        return (
+            f"{merging[1]}: the configuration has no such stage; write stages out as "
+            "stages=[{name: text, max_steps: 100}, ...], or choose a configuration that has some"
+        )
+    reason = " ".join(str(exc.__cause__).split()) if exc.__cause__ else ""
+    return f"{said}: {reason}" if reason and reason not in said else said
 
 
 def _unknown_option(exc: MissingConfigException, config_name: str) -> str:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import torch
 
-from speechlmm_core.model.describe import describe
+from speechlmm_core.model.describe import describe, meta_model
+from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_train.config import RunConfig
 from speechlmm_train.stage_config import ResolvedStage
+from speechlmm_train.trainer.checks import check_stage
 
 _HEAD = ("COMPONENT", "CLASS", "SOURCE", "PARAMETERS", "TRAINABLE", "DTYPE", "BYTES", "ATTENTION")
 
 
 def component_table(config: RunConfig) -> Iterator[str]:
-    """A line for each component, and their sum; built on the meta device, so that no weight is loaded.
+    """A line for each component in the first stage, and their sum; on the meta device, so that no weight is loaded.
 
     Raises:
         ConfigError: The components do not fit together, or a name in `freeze_modules` matches no module.
@@ -52,9 +55,17 @@ _NUMBERS = ("PARAMETERS", "TRAINABLE", "BYTES")
 
 
 def stage_lines(config: RunConfig) -> Iterator[str]:
-    """A line for each stage: its steps, what is trained, and its batches."""
+    """A line for each stage: its steps, what is trained, and its batches; each is checked as `run` checks it.
+
+    Raises:
+        ConfigError: A stage does not fit the model, or a training argument is wrong.
+        MissingDependencyError: Figures are to go where nothing that is installed can take them.
+    """
+    model = meta_model(config.model)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
     for stage in config.resolved_stages():
-        yield f"stage {stage.name}: {_steps(config, stage)}, {_trained(stage)}, {_size(stage)}"
+        check_stage(model, stage, max_steps=stage.max_steps or 1, world_size=world_size)
+        yield f"stage {stage.name}: {_steps(config, stage)}, {_trained(stage)} ({_share(model)}), {_size(stage)}"
 
 
 def _steps(config: RunConfig, stage: ResolvedStage) -> str:
@@ -65,6 +76,16 @@ def _trained(stage: ResolvedStage) -> str:
     if stage.trainable_modules is not None:
         return f"trains {', '.join(stage.trainable_modules)}"
     return f"freezes {', '.join(stage.training.freeze_modules) or 'nothing'}"
+
+
+def _share(model: SpeechLMM) -> str:
+    """Trainable parameters of the components that have any."""
+    counts = {
+        name: sum(parameter.numel() for parameter in component.parameters() if parameter.requires_grad)
+        for name, component in model.components().items()
+    }
+    parts = ", ".join(f"{name} {count:,}" for name, count in counts.items() if count)
+    return f"{sum(counts.values()):,} trainable parameters: {parts}"
 
 
 def _size(stage: ResolvedStage) -> str:

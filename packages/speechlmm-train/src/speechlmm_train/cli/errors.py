@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
-from speechlmm_core.errors import SpeechLMMError
-
-USAGE, INTERRUPTED, FAULT = 2, 130, 1
+from speechlmm_core.wording import INTERRUPTED, USAGE, word
 
 
 def report(exc: BaseException) -> int:
     """Prints one line for each fault and returns the exit code."""
-    if isinstance(exc, click.Abort | KeyboardInterrupt):
-        _say("interrupted")
-        return INTERRUPTED
-    if isinstance(exc, click.ClickException):
-        _say(_usage(exc))
-        return exc.exit_code if isinstance(exc, click.exceptions.Exit) else USAGE
-    if isinstance(exc, SpeechLMMError):
-        for line in str(exc).splitlines():
-            _say(line)
-        return USAGE
-    module = type(exc).__module__.partition(".")[0]
-    if module in ("pydantic_core", "pydantic", "omegaconf", "hydra"):
-        _say(" ".join(str(exc).split()))
-        return USAGE
-    if isinstance(exc, OSError):
-        _say(f"{exc.strerror or exc}{f': {exc.filename!r}' if exc.filename else ''}")
-        return FAULT
-    _say(f"{type(exc).__name__}: {' '.join(str(exc).split())} (--debug shows where)")
-    return FAULT
+    if isinstance(exc, click.Abort):
+        lines, code = ["interrupted"], INTERRUPTED
+    elif isinstance(exc, click.ClickException):
+        lines, code = [_usage(exc)], USAGE
+    else:
+        lines, code = word(exc)
+    for line in lines:
+        click.echo(f"error: {line}", err=True)
+    return code
 
 
 def _usage(exc: click.ClickException) -> str:
-    message = exc.format_message().replace("\n", " ")
+    message = " ".join(exc.format_message().split())
     if isinstance(exc, click.UsageError) and message.startswith("No such command"):
         from speechlmm_core.registry import nearest
         from speechlmm_train.cli.commands import COMMANDS
@@ -43,7 +29,3 @@ def _usage(exc: click.ClickException) -> str:
         name = message.split("'")[1] if "'" in message else message
         return f"no such command {name!r}{nearest(name, list(COMMANDS))} (available: {', '.join(COMMANDS)})"
     return message
-
-
-def _say(line: str) -> None:
-    click.echo(f"error: {line}", file=sys.stderr)

@@ -15,7 +15,8 @@ from speechlmm_train.cli.options import debug_option
 @click.option("--output-dir", type=click.Path(path_type=Path), default=Path("evaluation"), show_default=True)
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=512, show_default=True)
 @click.option("--batch-size", default="auto", show_default=True, help="Examples at a time, or `auto`.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier evaluation in the output folder.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many examples of each manifest.")
 @click.argument("manifests", nargs=-1, required=True, type=click.Path(path_type=Path))
 @debug_option
@@ -27,11 +28,17 @@ def evaluate(
     batch_size: str,
     device: str,
     limit: int | None,
+    overwrite: bool,
     manifests: tuple[Path, ...],
-) -> None:
-    """Generate from MANIFESTS, and score the answers with the metrics of their tasks."""
-    if batch_size != "auto" and not batch_size.isdecimal():
-        raise click.BadParameter(f"expected a number or 'auto', got {batch_size!r}", param_hint="--batch-size")
+) -> int:
+    """Generate from MANIFESTS, and score the answers with the metrics of their tasks.
+
+    The exit code is 1 if an example could not be answered; the others are scored all the same.
+    """
+    if batch_size != "auto" and not (batch_size.isdecimal() and int(batch_size)):
+        raise click.BadParameter(
+            f"expected a number from 1 on or 'auto', got {batch_size!r}", param_hint="--batch-size"
+        )
 
     from speechlmm_train.evaluate.manifests import evaluate_manifests
 
@@ -43,5 +50,10 @@ def evaluate(
         batch_size="auto" if batch_size == "auto" else int(batch_size),
         device=device,
         limit=limit,
+        overwrite=overwrite,
     )
     click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+    failed = sum(one["failed"] for one in report.values())
+    if failed:
+        click.echo(f"{failed} examples failed; the predictions say why", err=True)
+    return 1 if failed else 0

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command and exits: 0, or 2 for a user's mistake, 130 after Ctrl-C, 1 for a fault of ours."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = cli.main(arguments, prog_name="speechlmm-train", standalone_mode=False)
+        code = cli.main(arguments or ["--help"], prog_name="speechlmm-train", standalone_mode=False)
     except (Exception, KeyboardInterrupt) as exc:
         if "--debug" in arguments and not isinstance(exc, click.ClickException | click.Abort):
             raise

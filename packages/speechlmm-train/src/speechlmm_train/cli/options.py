@@ -16,6 +16,18 @@ def debug_option(function: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
+def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds all that `run` takes: what names a configuration, and what is to happen in its output folder."""
+    for decorate in (
+        click.option("--progress/--no-progress", default=True, help="Show a progress bar."),
+        click.option("--overwrite", is_flag=True, help="Delete what an earlier run left in the output folder."),
+        click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the output folder."),
+        compose_options,
+    ):
+        function = decorate(function)
+    return function
+
+
 def compose_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds what names a configuration: its name, the user's folder and files, and the overrides."""
     folder = click.Path(path_type=Path)

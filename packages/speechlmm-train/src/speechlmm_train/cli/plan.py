@@ -6,22 +6,43 @@ from pathlib import Path
 
 import click
 
-from speechlmm_train.cli.options import compose_options
+from speechlmm_train.cli.options import run_options
 
 
 @click.command()
-@compose_options
-def plan(overrides: tuple[str, ...], config_name: str, config_dir: Path | None, imports: tuple[Path, ...]) -> None:
+@run_options
+def plan(
+    *,
+    overrides: tuple[str, ...],
+    config_name: str,
+    config_dir: Path | None,
+    imports: tuple[Path, ...],
+    resume: bool,
+    overwrite: bool,
+    progress: bool,
+) -> None:
     """Check what `run` would train, with the same arguments, and show the model; no weight is loaded."""
+    from speechlmm_core.errors import ConfigError
     from speechlmm_train.compose import compose_config, to_yaml
 
     composed = compose_config(config_name, overrides, config_dir=config_dir, imports=imports)
-    click.echo(to_yaml({key: value for key, value in composed.plain.items() if value}))
 
     from speechlmm_train.plan_table import component_table, stage_lines
+    from speechlmm_train.trainer.output_folder import OutputFolder
 
-    for line in component_table(composed.config):
+    folder = OutputFolder(composed.config.training.output_dir)
+    occupied = None
+    try:
+        folder.check(resume=resume, overwrite=overwrite)
+    except ConfigError as exc:
+        if resume or overwrite:
+            raise
+        occupied = exc  # one may want to see the plan of what is being trained
+    if resume:
+        folder.check_same(composed.plain)
+    click.echo(to_yaml({key: value for key, value in composed.plain.items() if value}))
+    # Made before it is printed, so that a plan is shown whole or not at all.
+    for line in [*component_table(composed.config), "", *stage_lines(composed.config)]:
         click.echo(line)
-    click.echo()
-    for line in stage_lines(composed.config):
-        click.echo(line)
+    if occupied is not None:
+        click.echo(f"note: {occupied}", err=True)

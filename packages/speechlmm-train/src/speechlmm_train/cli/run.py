@@ -6,14 +6,11 @@ from pathlib import Path
 
 import click
 
-from speechlmm_train.cli.options import compose_options
+from speechlmm_train.cli.options import run_options
 
 
 @click.command()
-@compose_options
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the output folder.")
-@click.option("--overwrite", is_flag=True, help="Delete what an earlier run left in the output folder.")
-@click.option("--progress/--no-progress", default=True, help="Show a progress bar.")
+@run_options
 def run(
     *,
     overrides: tuple[str, ...],

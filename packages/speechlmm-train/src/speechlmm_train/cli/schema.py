@@ -13,18 +13,29 @@ from speechlmm_train.cli.options import debug_option
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
-    default=Path(".schemas/run.json"),
+    help="File to write.  [default: .schemas/<section>.json]",
+)
+@click.option(
+    "--section",
+    type=click.Choice(["run", "model"]),
+    default="run",
     show_default=True,
-    help="File to write.",
+    help="What the files to check hold: all of a run's configuration, or a model's alone.",
 )
 @debug_option
-def schema(output: Path) -> None:
+def schema(*, output: Path | None, section: str) -> None:
     """Write the JSON schema of a run's configuration.
 
     An editor with a YAML language server completes and checks a file that begins with
     `# yaml-language-server: $schema=.schemas/run.json`.
     """
+    from speechlmm_core.config import ModelConfig
+    from speechlmm_core.errors import ConfigError
     from speechlmm_core.schema import write_schema
     from speechlmm_train.config import RunConfig
 
-    click.echo(f"wrote {write_schema(output, RunConfig)}")
+    output = output or Path(f".schemas/{section}.json")
+    try:
+        click.echo(f"wrote {write_schema(output, ModelConfig if section == 'model' else RunConfig)}")
+    except OSError as exc:
+        raise ConfigError(f"--output {str(output)!r} cannot be written: {exc.strerror}") from exc

@@ -49,6 +49,7 @@ def demo(
     from speechlmm_train.demo.memory import PeakMemory, keep_freed_memory
     from speechlmm_train.demo.recipe import BESIDE, CorpusSize, evaluate_all, prepare
     from speechlmm_train.demo.show import show
+    from speechlmm_train.folders import make_folder
     from speechlmm_train.trainer.output_folder import OutputFolder
 
     started = psutil.Process().create_time()
@@ -56,6 +57,7 @@ def demo(
     console = Console()
     output_dir = output_dir.expanduser()
     OutputFolder(output_dir, beside=BESIDE).check(resume=resume, overwrite=overwrite)
+    make_folder(output_dir, "--output-dir")
     with PeakMemory() as memory:
         console.print("[bold]1/3[/] speech: sentences of a small grammar, spoken by eSpeak NG")
         prepared = prepare(

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from speechlmm_core.chat.messages import Message
 from speechlmm_core.checkpoint.atomic import atomic_write
+from speechlmm_core.data.chats import question_of
 from speechlmm_core.data.example import Example
-from speechlmm_core.errors import ConfigError, DataError
+from speechlmm_core.errors import ConfigError
 from speechlmm_core.inference.engine import InferenceEngine
 from speechlmm_core.inference.options import GenerationOptions, Request
 from speechlmm_core.interfaces.metric import metrics
@@ -41,23 +41,14 @@ class Evaluation:
     """Values of the metrics by task."""
     seconds: float = 0.0
 
+    @property
+    def failed(self) -> int:
+        """Number of examples that could not be answered."""
+        return sum(prediction.error is not None for prediction in self.predictions)
+
     def report(self) -> dict[str, Any]:
         """The scores with the number of examples and of those that failed."""
-        failed = sum(prediction.error is not None for prediction in self.predictions)
-        return {"examples": len(self.predictions), "failed": failed, "seconds": self.seconds, **self.scores}
-
-
-def question(example: Example) -> tuple[list[Message], str]:
-    """The conversation up to the answer, and the answer that is expected.
-
-    Raises:
-        DataError: The example has no answer.
-    """
-    messages = get_task(example.task).messages(example, draw=0, with_answer=True)
-    if not messages or messages[-1].role != "assistant":
-        raise DataError(f"example {example.id!r} has no answer to compare with")
-    answer = "".join(item["text"] for item in messages[-1].content if item["type"] == "text")
-    return list(messages[:-1]), answer
+        return {"examples": len(self.predictions), "failed": self.failed, "seconds": self.seconds, **self.scores}
 
 
 def evaluate(
@@ -84,7 +75,7 @@ def evaluate(
         ConfigError: A task's metric is not installed.
     """
     started = time.perf_counter()
-    asked = [question(example) for example in examples]
+    asked = [question_of(example) for example in examples]
     requests = (Request(messages, i) for i, (messages, _) in enumerate(asked))
     engine = InferenceEngine(model, processor)
     predictions = [

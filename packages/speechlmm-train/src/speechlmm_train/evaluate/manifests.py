@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from speechlmm_core.checkpoint.atomic import write_text
 from speechlmm_core.data.spec import open_datasets
 from speechlmm_core.errors import ConfigError
+from speechlmm_core.inference.device import choose_device
 from speechlmm_core.inference.options import GenerationOptions
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.evaluate.evaluate import evaluate
+from speechlmm_train.folders import make_folder
+
+REPORT = "report.json"
 
 
 def evaluate_manifests(
@@ -27,21 +29,24 @@ def evaluate_manifests(
     batch_size: int | Literal["auto"] = "auto",
     device: str = "auto",
     limit: int | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Scores a model on each manifest; writes ``<manifest>.predictions.jsonl`` and `report.json`.
 
     Raises:
         CheckpointError: The model cannot be loaded.
         DataError: A manifest is wrong.
-        ConfigError: There is no such device.
+        ConfigError: There is no such device, or the folder holds an earlier evaluation.
     """
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if chosen.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"--device {device!r}: no CUDA device is available; use --device cpu")
+    chosen = choose_device(device)
     names = [path.stem for path in manifests]
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise ConfigError(f"two manifests are called {doubled[0]!r}; evaluate them one after the other")
+    wanted = [output_dir / REPORT, *(_predictions(output_dir, name) for name in names)]
+    if not overwrite and (there := [path for path in wanted if path.exists()]):
+        raise ConfigError(f"{str(there[0])!r} is there already; replace it with --overwrite, or choose --output-dir")
+    make_folder(output_dir, "--output-dir")
     sets = {path.stem: open_datasets([path], Path.cwd()) for path in manifests}
     processor = SpeechLMMProcessor.from_pretrained(model_path)
     model = SpeechLMM.from_pretrained(model_path, device=chosen)
@@ -54,8 +59,12 @@ def evaluate_manifests(
             chosen_examples,
             options=GenerationOptions(max_new_tokens=max_new_tokens),
             batch_size=batch_size,
-            predictions_path=output_dir / f"{name}.predictions.jsonl",
+            predictions_path=_predictions(output_dir, name),
         )
         report[name] = done.report()
-    write_text(output_dir / "report.json", json.dumps(report, indent=2) + "\n")
+    write_text(output_dir / REPORT, json.dumps(report, indent=2) + "\n")
     return report
+
+
+def _predictions(folder: Path, name: str) -> Path:
+    return folder / f"{name}.predictions.jsonl"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib
 import json
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from speechlmm_core.checkpoint.atomic import write_text
 from speechlmm_core.errors import MissingDependencyError
-from speechlmm_train.trainer.output_folder import METRICS
+from speechlmm_train.trainer.output_folder import METRICS, WANDB_ID
 
 
 class Sink(Protocol):
@@ -77,7 +79,12 @@ class WandbSink:
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         wandb = require_wandb()
-        self._run = wandb.init(dir=str(folder), name=folder.name, config=config, resume="allow")
+        # Kept in the folder, so that a resumed run goes on there, too.
+        file = folder / WANDB_ID
+        if not file.is_file():
+            write_text(file, uuid.uuid4().hex[:8])
+        name = file.read_text(encoding="utf-8").strip()
+        self._run = wandb.init(dir=str(folder), name=folder.name, id=name, config=config, resume="allow")
 
     def write(self, step: int, stage: str, figures: dict[str, float]) -> None:
         """Logs a step."""

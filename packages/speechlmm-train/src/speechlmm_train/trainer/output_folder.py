@@ -13,22 +13,34 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import yaml
 
 from speechlmm_core.checkpoint.atomic import write_text
 from speechlmm_core.errors import CheckpointError, ConfigError
+from speechlmm_train.folders import make_folder
 
 logger = logging.getLogger(__name__)
 
 PROGRESS = "progress.json"
 OPTIMIZER = "optimizer.pt"
 CONFIG, METRICS, REPORT = "config.yaml", "metrics.jsonl", "train_report.json"
-_OURS = (CONFIG, METRICS, REPORT, "tensorboard", "model", "evaluations", "report.json", "learning_curve.png")
+WANDB_ID = "wandb_id.txt"
+_OURS = (
+    CONFIG,
+    METRICS,
+    REPORT,
+    "tensorboard",
+    "model",
+    "evaluations",
+    "report.json",
+    "learning_curve.png",
+    WANDB_ID,
+    "wandb",
+)
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-_LEFT_OVER = re.compile(r"\.(checkpoint-\d+|model|tokenizer|[a-z_]+\.(yaml|jsonl?|png))\.[0-9a-f]{8}\.(tmp|old)")
+_LEFT_OVER = re.compile(r"\.(checkpoint-\d+|model|tokenizer|[a-z_]+\.(yaml|jsonl?|png|txt))\.[0-9a-f]{8}\.(tmp|old)")
 
 
 @dataclass(frozen=True)
@@ -230,24 +242,6 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")  # a line cut off by a kill
-
-
-def make_folder(path: Path, what: str) -> None:
-    """Makes a folder, and makes sure that it can be written to.
-
-    Args:
-        path: The folder.
-        what: How the user gave it.
-
-    Raises:
-        ConfigError: It cannot be made, or not be written to.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=path):
-            pass
-    except OSError as exc:
-        raise ConfigError(f"{what} {str(path)!r} cannot be written to: {exc.strerror}") from exc
 
 
 def _remove(entry: Path) -> None:

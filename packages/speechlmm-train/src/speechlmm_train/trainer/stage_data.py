@@ -15,13 +15,13 @@ from speechlmm_core.data.faults import Faults
 from speechlmm_core.data.jsonl.reader import ConcatExamples
 from speechlmm_core.data.lengths import Lengths, measure
 from speechlmm_core.data.spec import open_datasets
-from speechlmm_core.errors import DataError
+from speechlmm_core.data.spec_file import read_spec_file
+from speechlmm_core.errors import ConfigError, DataError
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.batching.loader import TrainingBatches
 from speechlmm_train.batching.plan import BatchPlan
 from speechlmm_train.config import RunConfig
 from speechlmm_train.data_config import DataConfig
-from speechlmm_train.dataset_spec import opened as opened_data
 from speechlmm_train.stage_config import ResolvedStage
 
 
@@ -80,10 +80,12 @@ def open_stages(config: RunConfig, processor: SpeechLMMProcessor, *, base: Path,
         key = stage.data.model_dump_json(include=_SOURCES)
         if key not in opened:
             try:
-                opened[key] = _open(opened_data(stage.data, base), processor, base)
+                opened[key] = _open(with_file_read(stage.data, base), processor, base)
             except DataError as exc:
                 faults.extend(exc)
     faults.raise_if_any()
+    if config.training.eval_steps and not any(one.evaluation for one in opened.values()):
+        raise ConfigError("training.eval_steps: data.data_config_path names no `eval:` to evaluate on")
     stages: list[StageData] = []
     for index, stage in enumerate(settings):
         own = opened[stage.data.model_dump_json(include=_SOURCES)]
@@ -92,6 +94,18 @@ def open_stages(config: RunConfig, processor: SpeechLMMProcessor, *, base: Path,
 
 
 _SOURCES = {"train", "eval", "data_config_path"}
+
+
+def with_file_read(data: DataConfig, base: Path) -> DataConfig:
+    """The datasets behind `data_config_path` in its place; a relative path starts at ``base``.
+
+    Raises:
+        DataError: The file cannot be read, or holds something else.
+    """
+    if data.data_config_path is None:
+        return data
+    sets = read_spec_file(base / Path(data.data_config_path).expanduser())
+    return data.model_copy(update={**sets, "data_config_path": None})
 
 
 def _open(data: DataConfig, processor: SpeechLMMProcessor, base: Path) -> _Opened:
