@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTr
 from speechlmm_core.checkpoint.provenance import base_source
 from speechlmm_core.checkpoint.save import MAX_SHARD_SIZE, save_weights
 from speechlmm_core.config import ModelConfig
-from speechlmm_core.errors import DataError
+from speechlmm_core.errors import ConfigError, DataError
 from speechlmm_core.features import Features, Loss
 from speechlmm_core.interfaces.modules import Adapter, Component, Encoder, Objective, TextDecoder
 from speechlmm_core.interfaces.objective import weight_at
@@ -24,6 +24,7 @@ from speechlmm_core.model.dtypes import default_dtype
 from speechlmm_core.model.hf_config import SpeechLMMConfig
 from speechlmm_core.model.loading import load_model, take_arguments
 from speechlmm_core.model.outputs import SpeechLMMOutput
+from speechlmm_core.model.penalties import text_penalties
 from speechlmm_core.splice.gather import compact, splice
 from speechlmm_core.wiring import wire
 
@@ -59,6 +60,8 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
         for name, objective in self.model_config.all_objectives.items():
             module = objective.build(contexts[f"objectives.{name}"])
             module.name = name
+            if hasattr(self.objectives, name):
+                raise ConfigError(f"an objective may not be called {name!r}, as torch uses that name; choose another")
             self.objectives[name] = module
         self.frozen_modules: tuple[str, ...] = ()
         self.base_sources: dict[str, dict[str, Any]] = {}
@@ -277,12 +280,16 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
             batch: Collated with ``padding_side="left"`` and without packing.
             **kwargs: Generation options of transformers (``max_new_tokens``, ``do_sample``, ``streamer``, …).
 
+        Penalties on repetition see the text of the prompt and the answer, and neither media nor padding.
+
         Returns:
             (B, new tokens) ids, without the prompt, padded on the right.
         """
         stages = self.encode(batch.get("media", {}))
         embeds, batch = self.embed(batch, stages)
         ids: Tensor = batch["input_ids"]
+        text = (batch["splice"]["base"] < ids.numel()) & batch["attention_mask"].bool()  # (B, N)
+        kwargs = text_penalties(kwargs, self.text_decoder.model.generation_config, text)
         out: Tensor = self.text_decoder.model.generate(
             input_ids=ids, inputs_embeds=embeds, attention_mask=batch["attention_mask"], **kwargs
         )
