@@ -153,7 +153,11 @@ class SumEncoder(Encoder):
 
     def encode(self, inputs):
         frames = inputs["input_values"].unfold(1, 6, 4).sum(-1)
-        return Features(frames[:, :, None], (inputs["lengths"] - 6) // 4 + 1)
+        extras = {"pairs": torch.stack([frames, -frames], 2), **self.extras(frames)}
+        return Features(frames[:, :, None], (inputs["lengths"] - 6) // 4 + 1, extras)
+
+    def extras(self, frames):
+        return {"sums": 2 * frames}
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.08])
@@ -166,6 +170,15 @@ def test_joined_chunks_equal_the_whole(overlap):
         whole = medium.values.unfold(0, 6, 4).sum(-1)
         assert out.lengths[row] == len(whole) == config.output_lengths(medium.num_samples)
         torch.testing.assert_close(out.values[row, : len(whole), 0], whole, rtol=0, atol=0)
+        assert torch.equal(out.extras["sums"][row, : len(whole)], 2 * out.values[row, : len(whole), 0])
+        assert torch.equal(out.extras["pairs"][row, : len(whole), 1], -out.values[row, : len(whole), 0])
+
+
+def test_outputs_that_are_not_by_frame_cannot_be_joined(monkeypatch):
+    monkeypatch.setattr(SumEncoder, "extras", lambda self, frames: {"means": frames.mean(1)})
+    config = SumConfig(chunk_seconds=0.6)
+    with pytest.raises(DataError, match=r"'means' of shape \(\d+,\) cannot be joined"):
+        config.build(None)(config.build_preprocessor()([Medium(torch.ones(997), 100)]))
 
 
 def test_media_at_another_rate_are_refused():

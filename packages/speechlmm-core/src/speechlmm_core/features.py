@@ -44,3 +44,8 @@ class Loss:
 def length_mask(lengths: Tensor, max_length: int) -> Tensor:
     """(B, T) bool mask that is true for the first ``lengths[b]`` positions of row b."""
     return torch.arange(max_length, device=lengths.device)[None, :] < lengths[:, None]  # (B, T)
+
+
+def zero_padding(values: Tensor, lengths: Tensor) -> Tensor:
+    """(B, T, D) with zeros beyond each row's length, whatever stood there."""
+    return values.masked_fill(~length_mask(lengths, values.shape[1])[:, :, None], 0.0)

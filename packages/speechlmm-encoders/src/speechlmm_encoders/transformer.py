@@ -28,11 +28,6 @@ def attention_mask(lengths: Tensor, num_frames: int, implementation: str, dtype:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
-def zero_padding(values: Tensor, lengths: Tensor) -> Tensor:
-    """(B, T, D) with zeros beyond each row's length, whatever stood there."""
-    return values.masked_fill(~length_mask(lengths, values.shape[1])[:, :, None], 0.0)
-
-
 def run_layers(layers: Iterable[nn.Module], values: Tensor, mask: Tensor, *, layerdrop: float) -> Tensor:
     """Applies encoder layers in turn.
 

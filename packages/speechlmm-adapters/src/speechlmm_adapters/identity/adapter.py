@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from speechlmm_adapters.padding import zero_padding
-from speechlmm_core.features import Features
+from speechlmm_core.features import Features, zero_padding
 from speechlmm_core.interfaces.modules import Adapter
 
 if TYPE_CHECKING:

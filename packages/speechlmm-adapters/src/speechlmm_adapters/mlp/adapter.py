@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from speechlmm_adapters.padding import zero_padding
 from speechlmm_core.errors import ConfigError
-from speechlmm_core.features import Features
+from speechlmm_core.features import Features, zero_padding
 from speechlmm_core.interfaces.modules import Adapter
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from speechlmm_core.errors import DataError
 from speechlmm_core.features import Features, Loss
 
 if TYPE_CHECKING:
@@ -64,14 +65,26 @@ class Encoder(Component, ABC):
 
         Args:
             inputs: What the encoder's preprocessor returned.
+
+        Raises:
+            DataError: Media were cut, and one of the encoder's `extras` is not by frame.
         """
         features = self.encode(inputs)
         if "merge_index" not in inputs:
             return features
-        rows, frames, width = features.values.shape
+        rows, frames, _ = features.values.shape
         index = inputs["merge_index"].clamp(min=0)  # (B, T); -1 is padding
-        merged = features.values.reshape(rows * frames, width)[index]  # (B, T, D)
-        return Features(merged, inputs["merged_lengths"])
+
+        def merge(name: str, values: Tensor) -> Tensor:
+            if values.shape[:2] != (rows, frames):
+                raise DataError(
+                    f"the encoder's {name!r} of shape {tuple(values.shape)} cannot be joined over the chunks of a "
+                    f"medium; expected a value for each of the ({rows}, {frames}) frames"
+                )
+            return values.flatten(0, 1)[index]  # (B, T, ...)
+
+        extras = {name: merge(name, values) for name, values in features.extras.items()}
+        return Features(merge("values", features.values), inputs["merged_lengths"], extras)
 
 
 class Adapter(Component, ABC):
@@ -85,7 +98,8 @@ class Adapter(Component, ABC):
 
         Args:
             features: (B, T, D_in).
-            target_lengths: (B,) tokens of each medium's transcript, at training, where known.
+            target_lengths: (B,) int64 tokens of each medium's transcript, -1 where it is not known; None at
+                inference, where none is known, and for adapters whose lengths do not depend on the content.
 
         Returns:
             (B, T_out, D_out), and whatever the component's own objectives need in `extras`.
@@ -138,6 +152,8 @@ class Objective(Component, ABC):
     """One term of the training loss."""
 
     config: ObjectiveConfig
+    name: str = ""
+    """The objective's name in the model, set by the composite."""
 
     @abstractmethod
     def forward(self, stages: Mapping[str, Features], batch: Mapping[str, Any], text_decoder: TextDecoder) -> Loss:
@@ -149,5 +165,3 @@ class Objective(Component, ABC):
                 the attribute `name` that the composite sets.
             text_decoder: For its embedding table and its head.
         """
-
-    name: str = ""

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
 
 from speechlmm_core.errors import CheckpointError
-from speechlmm_core.features import Features, length_mask
+from speechlmm_core.features import Features, length_mask, zero_padding
 from speechlmm_core.interfaces.modules import Encoder
-from speechlmm_encoders.transformer import attention_mask, resolve_attention, run_layers, zero_padding
+from speechlmm_encoders.transformer import attention_mask, resolve_attention, run_layers
 
 if TYPE_CHECKING:
     from speechlmm_core.interfaces.context import BuildContext

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder as TransformersWhisperEncoder
 
-from speechlmm_core.features import Features, length_mask
+from speechlmm_core.features import Features, length_mask, zero_padding
 from speechlmm_core.interfaces.modules import Encoder
-from speechlmm_encoders.transformer import attention_mask, resolve_attention, run_layers, zero_padding
+from speechlmm_encoders.transformer import attention_mask, resolve_attention, run_layers
 from speechlmm_encoders.whisper.log_mel import TAIL, expand_silence
 
 if TYPE_CHECKING:
