@@ -24,7 +24,11 @@ class AdapterConfig(ComponentConfig, ABC):
         """The exact number of frames that come out, or None where it depends on the content."""
 
     def max_output_lengths(self, num_frames: Length, frame_rate: Fraction) -> Length:
-        """An upper bound of the frames that come out; the exact number where that is known."""
+        """An upper bound of the frames that come out; the exact number where that is known.
+
+        So many positions are planned. Frames beyond them are left out of the language model's input: whether there
+        are any is known on the device only, and is not read from there.
+        """
         exact = self.output_lengths(num_frames, frame_rate)
         return num_frames if exact is None else exact
 

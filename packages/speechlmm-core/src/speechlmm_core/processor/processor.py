@@ -92,7 +92,8 @@ class SpeechLMMProcessor:
         media = [(item["type"], self.inputs[item["type"]].encoder.load(item)) for item in items]
         num_frames = [self._num_frames(name, medium, item) for (name, medium), item in zip(media, items, strict=True)]
         layout = build_layout(pieces, num_frames, self.tokenizer.pad_token_id)
-        return ProcessedSample(layout, media, self._targets(items))
+        lengths = [self._target_length(item) for item in items] if with_answer else []
+        return ProcessedSample(layout, media, self._targets(items), lengths)
 
     def sizes(
         self, messages: Sequence[MessageLike], num_samples: Sequence[int], *, with_answer: bool = True
@@ -215,13 +216,28 @@ class SpeechLMMProcessor:
             ]
         return found
 
+    def _target_length(self, item: Mapping[str, Any]) -> int:
+        """Tokens of a medium's transcript, for an adapter that learns from them how many frames to put out."""
+        transcript = item.get("transcript")
+        if transcript is None or self._is_exact(item["type"]):
+            return -1
+        return len(self.tokenizer.encode(" ".join(transcript.split())))
+
     def _media(self, name: str, samples: Sequence[ProcessedSample]) -> dict[str, Any]:
         media = [medium for sample in samples for n, medium in sample.media if n == name]
         encoder, adapter = self.inputs[name].encoder, self.inputs[name].adapter
         num_samples = torch.tensor([medium.num_samples for medium in media], dtype=torch.long)
         frames = encoder.output_lengths(num_samples)
         lengths = adapter.max_output_lengths(frames, encoder.frame_rate)
+        targets = [
+            target
+            for sample in samples
+            for (n, _), target in zip(sample.media, sample.target_lengths or [-1] * len(sample.media), strict=True)
+            if n == name
+        ]
+        known = {"target_lengths": torch.tensor(targets)} if any(target >= 0 for target in targets) else {}
         return {
+            **known,
             "inputs": self._preprocessors[name](media),
             "num_frames": int(lengths.max()),
             "lengths": lengths,

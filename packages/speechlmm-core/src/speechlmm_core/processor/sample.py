@@ -19,6 +19,8 @@ class ProcessedSample:
     """(input name, medium) in order of appearance."""
     targets: Mapping[str, Sequence[Sequence[int] | None]] = field(default_factory=dict)
     """By objective: target ids for each medium of the objective's input; None where no transcript is known."""
+    target_lengths: Sequence[int] = ()
+    """Tokens of each medium's transcript, -1 where none is known; empty where no adapter asks for them."""
 
     @property
     def duration_s(self) -> float:
