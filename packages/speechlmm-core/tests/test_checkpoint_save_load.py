@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, LlamaForCausalLM
 
-from speechlmm_core.checkpoint import atomic
+from speechlmm_core.checkpoint import atomic, weights
 from speechlmm_core.checkpoint import load as loading
 from speechlmm_core.checkpoint import save as saving
 from speechlmm_core.checkpoint.atomic import atomic_folder, atomic_write
 from speechlmm_core.checkpoint.load import resolve_model_path, restore
+from speechlmm_core.checkpoint.provenance import base_source
 from speechlmm_core.checkpoint.save import save_model
 from speechlmm_core.config import ModelConfig
 from speechlmm_core.errors import CheckpointError, MissingDependencyError
@@ -428,6 +429,16 @@ def test_an_index_may_not_lead_out_of_the_folder(saved):
     (saved / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match="expected a plain file name"):
         SpeechLMM.from_pretrained(saved)
+
+
+def test_a_base_from_the_hub_is_remembered_with_its_commit(base, tmp_path, monkeypatch):
+    snapshot = tmp_path / "snapshots" / "0123abcd"
+    shutil.copytree(base[0], snapshot)
+    monkeypatch.setattr(weights, "fetch_pretrained", lambda name, patterns: snapshot)
+    assert base_source("acme/model")["revision"] == "0123abcd"
+    monkeypatch.undo()
+    assert base_source(str(base[0]))["revision"] is None
+    assert base_source(str(base[0]))["fingerprint"] == base_source(str(snapshot))["fingerprint"]
 
 
 def write_and_fail(path):

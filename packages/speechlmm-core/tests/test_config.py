@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 from pydantic import ValidationError
 
-from speechlmm_core.config import ModelConfig
+from speechlmm_core.config import RESERVED_INPUTS, ModelConfig
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.interfaces.adapter import AdapterConfig, adapters
 from speechlmm_core.interfaces.encoder import EncoderConfig, encoders
@@ -115,9 +115,31 @@ def test_an_unpaired_tower_is_told(key, other):
     assert f"{key} has no {other}" in told
 
 
-def test_an_input_may_not_be_called_text():
-    ((_, told),) = faults({**TEXT, "text_encoder": ENCODER, "text_adapter": ADAPTER})
-    assert "may not be called 'text'" in told
+@pytest.mark.parametrize(
+    "name", ["text", "get", "set", "add", "delete", "load", "a.b", "", "Audio", "1st", "_x", "a b"]
+)
+def test_names_that_an_input_may_not_have(name):
+    with pytest.raises(ValidationError, match=f"an input may not be called {name!r}; use small letters"):
+        ModelConfig.model_validate({**TEXT, f"{name}_encoder": ENCODER, f"{name}_adapter": ADAPTER})
+
+
+@pytest.mark.parametrize("name", ["a.b", "", "Lm", "_x", "a b"])
+def test_names_that_an_objective_may_not_have(name):
+    with pytest.raises(ValidationError, match=f"an objective may not be called {name!r}; use small letters"):
+        ModelConfig.model_validate({**TEXT, "objectives": {name: {"type": "next_token"}}})
+
+
+def test_names_that_models_have_methods_for_are_reserved():
+    from speechlmm_core.model.speechlmm import SpeechLMM
+
+    taken = {name.rpartition("_")[0] for name in dir(SpeechLMM) if name.endswith(("_encoder", "_adapter"))}
+    assert taken <= {*RESERVED_INPUTS}
+
+
+@pytest.mark.parametrize("part", ["backfeeding_adapter", "conditioning_adapter"])
+def test_parts_of_speech_output_are_refused_and_not_ignored(part):
+    with pytest.raises(ConfigError, match=f"model.{part} is not built yet.*leave it out"):
+        wire(ModelConfig.model_validate({**TEXT, part: ADAPTER}))
 
 
 @pytest.mark.parametrize(

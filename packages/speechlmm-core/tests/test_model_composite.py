@@ -169,6 +169,23 @@ def test_a_medium_that_the_encoder_does_not_take_is_refused_by_its_length(tiny_p
     assert tiny_processor.sizes(chat, [5_000])[1] == 5_000 // 320
 
 
+def test_adapters_whose_lengths_depend_on_the_content_are_told_the_transcripts(
+    tiny_processor, conversation, monkeypatch
+):
+    chats = [conversation(4_000, "hello you"), conversation(4_000, "x", speaker=3_000)]
+    exact = tiny_processor.collate([tiny_processor.sample(chat, with_answer=True) for chat in chats])
+    assert not any("target_lengths" in media for media in exact["media"].values())
+    adapter = type(tiny_processor.inputs["audio"].adapter)
+    monkeypatch.setattr(adapter, "output_lengths", lambda self, num_frames, frame_rate: None)
+    chats[1][0]["content"][1].pop("transcript")
+    batch = tiny_processor.collate([tiny_processor.sample(chat, with_answer=True) for chat in chats])
+    tokens = len(tiny_processor.tokenizer.encode("hello you"))
+    assert batch["media"]["audio"]["target_lengths"].tolist() == [tokens, -1]
+    assert "target_lengths" not in batch["media"]["speaker"]
+    batch = tiny_processor.collate([tiny_processor.sample(chats[0][:1], with_answer=False)], padding_side="left")
+    assert "target_lengths" not in batch["media"]["audio"], "an answer must not lean on its own transcript"
+
+
 def test_globs_freeze_and_misspelt_names_are_refused(tiny_model):
     freeze(tiny_model, ["*_encoder"])
     assert not any(p.requires_grad for p in tiny_model.speaker_encoder.parameters())
@@ -184,6 +201,14 @@ def test_set_trainable_is_the_reverse(tiny_model):
         for name, _ in tiny_model.named_parameters()
         if name.startswith(("audio_adapter.", "text_decoder.model.model.layers.1."))
     }
+
+
+@pytest.mark.parametrize("name", ["keys", "training", "forward"])
+def test_an_objective_may_not_be_called_like_a_part_of_torch(tiny_config, name):
+    towers = tiny_config.model_dump(mode="json")
+    towers["objectives"] = {name: towers["objectives"]["ctc"]}
+    with pytest.raises(ConfigError, match=f"an objective may not be called {name!r}"):
+        SpeechLMM.from_model_config(ModelConfig.model_validate(towers))
 
 
 def test_wiring_faults_are_told_before_torch(tiny_config):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,7 +18,13 @@ from speechlmm_core.interfaces.objective import AnyObjective, ObjectiveConfig
 from speechlmm_core.interfaces.talking_head import AnyTalkingHead
 from speechlmm_core.registry import nearest
 
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+"""What inputs and objectives may be called: they become parts of attributes and of keys."""
+
 RESERVED = ("text_decoder", "codec", "talking_head", "backfeeding_adapter", "conditioning_adapter", "objectives")
+
+RESERVED_INPUTS = ("text", "get", "set", "add", "delete", "load")
+"""What an input may not be called: text is no medium, and models have methods like `get_encoder` and `add_adapter`."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,8 @@ class ModelConfig(BaseModel):
                             "known": ", ".join(cls.model_fields),
                         },
                     )
+            for key in towers:
+                _check_name("an input", key.rpartition("_")[0], reserved=RESERVED_INPUTS)
             if towers:
                 kinds: dict[str, Any] = {
                     key: (AnyEncoder if key.endswith("_encoder") else AnyAdapter, ...) for key in towers
@@ -93,8 +103,16 @@ class ModelConfig(BaseModel):
                     "{key} has no {other}; an input needs both (the adapter `identity` passes frames through)",
                     {"key": key, "other": other},
                 )
-            if name == "text":
-                raise PydanticCustomError("reserved_input", "an input may not be called 'text'", {})
+        for name in self.objectives:
+            _check_name("an objective", name)
+        for name, towers in self.inputs.items():
+            for own in towers.adapter.objectives():
+                if f"{name}_adapter_{own}" in self.objectives:
+                    raise PydanticCustomError(
+                        "taken_objective",
+                        "{name} is the name of a loss that {adapter} brings itself; call this objective otherwise",
+                        {"name": repr(f"{name}_adapter_{own}"), "adapter": f"{name}_adapter"},
+                    )
 
     @property
     def inputs(self) -> dict[str, InputConfig]:
@@ -105,7 +123,7 @@ class ModelConfig(BaseModel):
 
     @property
     def all_objectives(self) -> dict[str, ObjectiveConfig]:
-        """The objectives with the default one, and those that components bring, as ``<component>.<name>``."""
+        """The objectives with the default one, and those that adapters bring, as ``<input>_adapter_<name>``."""
         from speechlmm_core.objectives.next_token.config import NextTokenObjectiveConfig
 
         found: dict[str, ObjectiveConfig] = {} if "lm" in self.objectives else {"lm": NextTokenObjectiveConfig()}
@@ -120,3 +138,12 @@ class ModelConfig(BaseModel):
         if isinstance(self.attn_implementation, str):
             return self.attn_implementation
         return self.attn_implementation.get(component, "auto")
+
+
+def _check_name(what: str, name: str, *, reserved: Sequence[str] = ()) -> None:
+    if not NAME.fullmatch(name) or name in reserved:
+        raise PydanticCustomError(
+            "bad_name",
+            "{what} may not be called {name}; use small letters, digits and _, beginning with a letter{others}",
+            {"what": what, "name": repr(name), "others": f", but not {', '.join(reserved)}" if reserved else ""},
+        )

@@ -27,8 +27,12 @@ def wire(config: ModelConfig) -> Wiring:
     """Works out what each component is told when it is built.
 
     Raises:
-        ConfigError: An adapter does not reach the text decoder's width, or an objective reads an unknown stage.
+        ConfigError: An adapter does not reach the text decoder's width, an objective reads an unknown stage, or a
+            part of speech output is asked for, which no model computes yet.
     """
+    for part in ("codec", "talking_head", "backfeeding_adapter", "conditioning_adapter"):
+        if getattr(config, part) is not None:
+            raise ConfigError(f"model.{part} is not built yet: this version's models put out text only; leave it out")
     decoder = config.text_decoder
     width, vocab = decoder.hidden_size, decoder.vocab_size
     contexts: dict[str, BuildContext] = {

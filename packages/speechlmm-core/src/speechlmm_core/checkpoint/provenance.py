@@ -43,12 +43,16 @@ def _provider(kind: str, component: ComponentConfig) -> dict[str, str | None]:
 
 
 def base_source(pretrained: str) -> dict[str, Any]:
-    """The name and fingerprint of a base checkpoint.
+    """The name and fingerprint of a base checkpoint, and its commit where it comes from the hub.
 
     Raises:
         CheckpointError: There is no such checkpoint, or it holds no weights.
     """
-    return {"pretrained": pretrained, "fingerprint": fingerprint(weight_files(pretrained))}
+    files = weight_files(pretrained)
+    # The hub's cache keeps a checkpoint's files under .../snapshots/<commit>/.
+    folder = files[0].parent
+    commit = folder.name if folder.parent.name == "snapshots" else None
+    return {"pretrained": pretrained, "revision": commit, "fingerprint": fingerprint(files)}
 
 
 def fingerprint(files: Sequence[Path]) -> str:
