@@ -41,7 +41,9 @@ def test_root_readme_builds_a_model_loads_it_and_listens(
     built = execute(build)
     built["model"].save_pretrained("runs/demo")
     built["processor"].save_pretrained("runs/demo")
-    soundfile.write("hello.wav", np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32), 16_000)
+    (clip,) = re.findall(r'"path": "(.*?)"', load)
+    Path(clip).parent.mkdir(parents=True)
+    soundfile.write(clip, np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32), 16_000)
     execute(load)
     assert capsys.readouterr().out.endswith("\n")
 

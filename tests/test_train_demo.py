@@ -4,7 +4,9 @@ import contextlib
 import io
 import json
 import random
+import re
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,6 +119,36 @@ def test_the_next_commands_work(finished, monkeypatch, tmp_path, capsys):
     assert caught.value.code == 0, capsys.readouterr().err
     assert ["tensorboard", "--logdir", str(folder)] in commands
     assert list((folder / "tensorboard").iterdir())
+
+
+def readme_commands():
+    """The commands of the README that come after the demo, and the Python that loads a model."""
+    text = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    shell = "".join(re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)).replace("\\\n", " ")
+    lines = [line for line in shell.splitlines() if line.startswith("uv run speechlmm-")]
+    load, _ = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [shlex.split(line)[2:] for line in lines], load
+
+
+def test_the_readmes_commands_work_after_the_demo(finished, monkeypatch, tmp_path, capsys):
+    from speechlmm_serve.cli import main as serve
+
+    commands, load = readme_commands()
+    kinds = {tuple(command[:2]) for command in commands}
+    assert kinds >= {("speechlmm-serve", name) for name in ("chat", "infer")}
+    assert kinds >= {("speechlmm-train", name) for name in ("run", "plan", "evaluate", "components", "schema")}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo").symlink_to(finished[0])
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    shorter = {"run": ["training.max_steps=1", "--no-progress"], "infer": ["--max-new-tokens", "2"]}
+    shorter |= {"evaluate": ["--max-new-tokens", "2"], "chat": ["--max-new-tokens", "2"]}
+    for program, name, *argv in commands:
+        with pytest.raises(SystemExit) as caught:
+            (serve if program == "speechlmm-serve" else main)([name, *argv, *shorter.get(name, [])])
+        assert caught.value.code == 0, (name, capsys.readouterr().err)
+    exec(compile(load, "README.md", "exec"), {})
+    assert capsys.readouterr().out
 
 
 def test_a_folder_in_use_is_left_alone(finished):
