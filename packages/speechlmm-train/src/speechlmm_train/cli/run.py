@@ -30,6 +30,9 @@ def run(
 
     composed = compose_config(config_name, overrides, config_dir=config_dir, imports=imports)
 
+    from speechlmm_train.process import prepare_process
+
+    prepare_process()
     from speechlmm_train.run import run as train
 
     report = train(composed.config, plain=composed.plain, resume=resume, overwrite=overwrite, progress=progress)

@@ -46,14 +46,15 @@ def demo(
     import psutil
     from rich.console import Console
 
-    from speechlmm_train.demo.memory import PeakMemory, keep_freed_memory
+    from speechlmm_train.demo.memory import PeakMemory
     from speechlmm_train.demo.recipe import BESIDE, CorpusSize, evaluate_all, prepare
     from speechlmm_train.demo.show import show
     from speechlmm_train.folders import make_folder
+    from speechlmm_train.process import prepare_process
     from speechlmm_train.trainer.output_folder import OutputFolder
 
     started = psutil.Process().create_time()
-    keep_freed_memory()
+    prepare_process()
     console = Console()
     output_dir = output_dir.expanduser()
     OutputFolder(output_dir, beside=BESIDE).check(resume=resume, overwrite=overwrite)

@@ -210,7 +210,7 @@ def _utterance(seed: int, split: str, index: int, text: str, speakers: Sequence[
         speaker.language,
         speaker.variant,
         rate=rng.randint(*RATES),
-        pitch=speaker.pitch + rng.randint(-10, 10),
+        pitch=speaker.pitch + rng.randint(-20, 20),
         pitch_range=rng.randint(30, 70),
     )
     name = f"{split}-{index:05d}"

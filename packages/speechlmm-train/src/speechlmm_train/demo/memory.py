@@ -1,29 +1,12 @@
-"""Memory of a run: the peak over all its processes, and an allocator setting that spares page faults."""
+"""Memory of a run: the peak over all its processes."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 from contextlib import suppress
 
 import psutil
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-KEEP_BYTES = 1 << 30
-
-
-def keep_freed_memory() -> bool:
-    """Tells glibc to keep freed blocks instead of returning them to the system at once.
-
-    Training on the CPU allocates and frees the same large blocks at every step; by default each one is mapped anew,
-    and the kernel clears its pages again. Returns whether the C library took the settings.
-    """
-    try:
-        libc = ctypes.CDLL(None)
-        return bool(libc.mallopt(M_MMAP_THRESHOLD, KEEP_BYTES)) and bool(libc.mallopt(M_TRIM_THRESHOLD, KEEP_BYTES))
-    except (OSError, AttributeError):
-        return False
 
 
 class PeakMemory:
