@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import pytest
+import soundfile
 import torch
 from torch.nn import functional as F
 
 from speechlmm_core.config import ModelConfig
 from speechlmm_core.errors import ConfigError, DataError, MediaError
+from speechlmm_core.media.medium import Medium
 from speechlmm_core.model.describe import describe
 from speechlmm_core.model.freezing import freeze, set_trainable
 from speechlmm_core.model.speechlmm import SpeechLMM
+from speechlmm_core.processor.processor import SpeechLMMProcessor
+from speechlmm_core.testing.toy import ToyEncoderConfig
 
 
 @pytest.fixture
@@ -167,6 +171,30 @@ def test_a_medium_that_the_encoder_does_not_take_is_refused_by_its_length(tiny_p
     with pytest.raises(MediaError, match="too long; cut it"):
         tiny_processor.sizes(chat, [5_001])
     assert tiny_processor.sizes(chat, [5_000])[1] == 5_000 // 320
+
+
+def test_the_length_of_a_medium_is_told_without_loading_it_where_it_is_an_audio_file(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "a.wav", [0.1] * 8_001, 8_000)
+    item = {"type": "audio", "path": str(tmp_path / "a.wav"), "end": 0.5}
+
+    class Half(ToyEncoderConfig):
+        def load(self, item):
+            medium = super().load(item)
+            return Medium(medium.values[::2], medium.sampling_rate)
+
+    assert ToyEncoderConfig().num_samples(item) == ToyEncoderConfig().load(item).num_samples == 8_000
+    assert Half().num_samples(item) == 4_000
+    monkeypatch.setattr("speechlmm_core.media.audio.load_audio_item", None)
+    assert ToyEncoderConfig().num_samples(item) == 8_000
+
+
+def test_an_item_names_an_input_and_not_a_modality(tiny_config, conversation):
+    towers = tiny_config.model_dump(mode="json")
+    towers["objectives"] = {}
+    config = ModelConfig.model_validate({key: value for key, value in towers.items() if not key.startswith("audio_")})
+    processor = SpeechLMMProcessor.from_config(config)
+    with pytest.raises(DataError, match=r"'audio', but this model takes it by the name of the input .*: 'speaker'"):
+        processor.sample(conversation(4_000, "a"), with_answer=True)
 
 
 def test_adapters_whose_lengths_depend_on_the_content_are_told_the_transcripts(
