@@ -6,12 +6,10 @@ Sorting a window by length needs lengths only, so that no more audio is in memor
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from speechlmm_core.chat.messages import Message
 from speechlmm_core.errors import DataError
-from speechlmm_core.interfaces.encoder import EncoderConfig
-from speechlmm_core.media.audio import audio_item_length
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 
 AUTO_ROWS = {"cpu": 32, "cuda": 256}
@@ -43,14 +41,11 @@ def measure(processor: SpeechLMMProcessor, messages: Sequence[Message]) -> Size:
         if item["type"] not in processor.inputs:
             known = ", ".join(processor.inputs) or "only text"
             raise DataError(f"a message holds {item['type']!r}, but this model takes {known}")
-    return Size(*processor.sizes(messages, [_num_samples(processor, item) for item in items], with_answer=False))
-
-
-def _num_samples(processor: SpeechLMMProcessor, item: dict[str, Any]) -> int:
-    encoder = processor.inputs[item["type"]].encoder
-    if type(encoder).load is EncoderConfig.load:
-        return audio_item_length(item, encoder.sampling_rate)
-    return encoder.load(item).num_samples
+    return Size(
+        *processor.sizes(
+            messages, [processor.inputs[item["type"]].encoder.num_samples(item) for item in items], with_answer=False
+        )
+    )
 
 
 def batches(
