@@ -40,6 +40,10 @@ MARKER = "corpus.json"
 MANIFESTS = ("train", "test", "test_unseen")
 RATES = (140, 190)
 """Slowest and fastest speech, words per minute."""
+PITCHES = (-20, 20)
+"""How far an utterance lies below and above its speaker's pitch."""
+PITCH_RANGES = (30, 70)
+"""Flattest and liveliest intonation."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,7 @@ def _settings(seed: int, num_train: int, num_test: int, num_unseen: int, num_tex
         "sampling_rate": SAMPLING_RATE,
         "speakers": [asdict(speaker) for speaker in (*KNOWN_SPEAKERS, UNSEEN_SPEAKER)],
         "rates": list(RATES),
+        "pitches": [list(PITCHES), list(PITCH_RANGES)],
         "gain": list(GAIN),
         "noise": NOISE,
         "grammar": hashlib.sha256(grammar).hexdigest()[:16],
@@ -210,8 +215,8 @@ def _utterance(seed: int, split: str, index: int, text: str, speakers: Sequence[
         speaker.language,
         speaker.variant,
         rate=rng.randint(*RATES),
-        pitch=speaker.pitch + rng.randint(-20, 20),
-        pitch_range=rng.randint(30, 70),
+        pitch=speaker.pitch + rng.randint(*PITCHES),
+        pitch_range=rng.randint(*PITCH_RANGES),
     )
     name = f"{split}-{index:05d}"
     return Utterance(name, f"audio/{split}/{name}.flac", text, speaker.name, voice, seed=rng.getrandbits(63))
