@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         click.echo("error: interrupted", err=True)
         sys.exit(130)
     except click.ClickException as exc:
-        click.echo(f"error: {' '.join(exc.format_message().split())}", err=True)
+        click.echo(f"error: {_usage(exc)}", err=True)
         sys.exit(2)
     except BrokenPipeError:
         # Whoever read our output has gone; nothing is left to say, not even when Python flushes at exit.
@@ -70,3 +70,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             click.echo(f"error: {line}", err=True)
         sys.exit(code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(exc: click.ClickException) -> str:
+    message = " ".join(exc.format_message().split())
+    if not (isinstance(exc, click.UsageError) and message.startswith("No such command '")):
+        return message
+    from speechlmm_core.registry import nearest
+
+    name = message.split("'")[1]
+    return f"no such command {name!r}{nearest(name, list(COMMANDS))} (available: {', '.join(COMMANDS)})"

@@ -61,23 +61,12 @@ def load_engine(
     from speechlmm_core.checkpoint.load import read_model_config, resolve_model_path
 
     read_model_config(resolve_model_path(model_path))  # says what is wrong before torch is imported
-    import torch
-
+    from speechlmm_core.inference.device import choose_device
     from speechlmm_core.inference.engine import InferenceEngine
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        place = torch.device(device)
-    except RuntimeError as exc:
-        raise ConfigError(f"unknown device {device!r}; expected auto, cpu, cuda or cuda:<number>") from exc
-    if place.type not in ("cpu", "cuda", "mps", "xpu"):
-        raise ConfigError(f"cannot run on the device {device!r}; expected auto, cpu, cuda or cuda:<number>")
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"no device {device!r} on this machine, which has {torch.cuda.device_count()} GPUs")
     return InferenceEngine.from_pretrained(
         str(model_path),
-        device=place,
+        device=choose_device(device),
         dtype=dtype,
         attn_implementation=attn_implementation,
         load_in_4bit=load_in_4bit,
