@@ -63,6 +63,9 @@ KNOWN_SPEAKERS: tuple[Speaker, ...] = (
     Speaker("duncan", "en-gb-scotland", "m2", 42),
     Speaker("edith", "en-gb-x-rp", "f4", 50),
     Speaker("frank", "en", "m1", 45),
+    Speaker("grace", "en-us", "f1", 62),
+    Speaker("henry", "en-us", "m5", 40),
+    Speaker("irene", "en", "f5", 52),
 )
 """The voices of the training set and of the test set."""
 UNSEEN_SPEAKER = Speaker("george", "en-us", "m7", 48)
