@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -58,10 +59,11 @@ def save_learning_curve(records: Sequence[Mapping[str, float]], path: Path) -> N
     figure = Figure(figsize=(9, 5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    steps = [record["step"] for record in records]
     for name, label in LOSSES.items():
-        points = [(record["step"], record[name]) for record in records if name in record and record[name] > 0]
-        if points:
-            steps, values = zip(*points, strict=True)
+        # Not a number where a loss was not computed: the line breaks there.
+        values = [value if (value := record.get(name, 0.0)) > 0 else math.nan for record in records]
+        if not all(map(math.isnan, values)):
             axes.plot(steps, values, label=label, linewidth=2.4 if name == "train/loss" else 1.4)
     axes.set_yscale("log")
     axes.set_xlabel("optimiser step")
