@@ -35,6 +35,7 @@ from speechlmm_core.config import ModelConfig
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.batching.plan import BatchPlan
+from speechlmm_train.process import keep_freed_memory
 
 RATE = 16_000
 STACK = 4
@@ -176,6 +177,7 @@ def measure(law: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Prints throughputs and ratios as JSON."""
+    keep_freed_memory()  # for all ways alike, as `speechlmm-train run` does
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=192)
     parser.add_argument("--batch", type=int, default=16, help="clips in a batch, or on average")
