@@ -82,6 +82,8 @@ def _do(session: ChatSession, line: Line) -> None:
         _say(session.ask(line.text))
     elif session.can_ask_task:
         _say(session.ask_task())
+    elif line.audio is not None:
+        click.echo("(ask about it; with --task asr it would be transcribed at once)", err=True)
 
 
 def _load(session: ChatSession, path: Path) -> None:

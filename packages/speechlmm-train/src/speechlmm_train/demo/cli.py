@@ -39,7 +39,7 @@ def demo(
     """Train and show a tiny speech LLM on synthetic speech.
 
     Speech is synthesised with eSpeak NG, a model is trained on it from scratch, and it is scored on sentences that it
-    has never met. Takes minutes on two cores, and no download.
+    has never met. Takes minutes on two cores; no data and no weights are downloaded.
     """
     import time
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 BESIDE = ("corpus", "tokenizer")
 """What training starts from: it lies in the demo's folder beside the run's own files."""
+PRETRAINING = "text_denoise.jsonl"
+"""Name of the manifest of the text-only stage."""
 VOCAB_SIZE = 2048
 """Bytes, word pieces, and a token for each word of the grammar and of the prompts, at most."""
 
@@ -68,6 +70,8 @@ def prepare(
         ConfigError: An override is wrong, or `resume` is asked for and the corpus there is another one.
     """
     size = size or CorpusSize()
+    # What is wrong with an override is told before anything is synthesised.
+    _compose(folder, seed=seed, vocab_size=VOCAB_SIZE, overrides=overrides)
     corpus = synthesise_corpus(
         folder / "corpus",
         seed=seed,
@@ -78,13 +82,21 @@ def prepare(
         replace=not resume,
     )
     sentences = [line["text"] for line in _lines(corpus.text)]
-    pretraining = folder / "corpus" / "text_denoise.jsonl"
+    pretraining = folder / "corpus" / PRETRAINING
     lines = ({"task": "denoise", "text": text, "language": "en", "id": str(i)} for i, text in enumerate(sentences))
     write_text(pretraining, "".join(json.dumps(line) + "\n" for line in lines))
     prompts = get_task("asr").prompts("en")
     vocab_size = saved_vocab_size(folder / "tokenizer") if resume else None
     if vocab_size is None:
         vocab_size = train_tokenizer(folder / "tokenizer", sentences, prompts, vocab_size=VOCAB_SIZE)
+    composed = _compose(folder, seed=seed, vocab_size=vocab_size, overrides=overrides)
+    shuffled = folder / "corpus" / "test_shuffled.jsonl"
+    write_text(shuffled, "".join(json.dumps(line) + "\n" for line in shuffle_audio(list(_lines(corpus.test)), seed)))
+    return Prepared(corpus, shuffled, composed)
+
+
+def _compose(folder: Path, *, seed: int, vocab_size: int, overrides: Sequence[str]) -> Composed:
+    corpus = folder / "corpus"
     composed = compose_config(
         "pretrain",
         [
@@ -93,17 +105,15 @@ def prepare(
             f"training.seed={seed}",
             f"model.text_decoder.tokenizer={_quoted(folder / 'tokenizer')}",
             f"model.text_decoder.model.vocab_size={vocab_size}",
-            f"data.train=[{_quoted(corpus.train)}]",
-            f"stages.0.data.train=[{_quoted(pretraining)}]",
+            f"data.train=[{_quoted(corpus / 'train.jsonl')}]",
+            f"stages.0.data.train=[{_quoted(corpus / PRETRAINING)}]",
             *overrides,
         ],
     )
     training = composed.config.training
     if training.output_dir != str(folder) or training.seed != seed:
         raise ConfigError("the demo's folder and seed are given with --output-dir and --seed")
-    shuffled = folder / "corpus" / "test_shuffled.jsonl"
-    write_text(shuffled, "".join(json.dumps(line) + "\n" for line in shuffle_audio(list(_lines(corpus.test)), seed)))
-    return Prepared(corpus, shuffled, composed)
+    return composed
 
 
 def shuffle_audio(lines: Sequence[Mapping[str, Any]], seed: int) -> list[dict[str, Any]]:
