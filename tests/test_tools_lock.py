@@ -52,7 +52,7 @@ dev = []
 [[package]]
 name = "numpy"
 version = "2.4.6"
-source = { registry = "https://i.example/simple" }
+source = { registry = "https://i.example/root" }
 sdist = { url = "https://files.example/numpy-2.4.6.tar.gz", hash = "sha256:00", size = 1 }
 wheels = [
     { url = "https://files.example/numpy-2.4.6-cp311.whl", hash = "sha256:01", size = 2 },
@@ -62,7 +62,7 @@ wheels = [
 [[package]]
 name = "rich"
 version = "15.0.0"
-source = { registry = "https://i.example/simple" }
+source = { registry = "https://i.example/root" }
 sdist = { url = "https://files.example/rich-15.0.0.tar.gz", hash = "sha256:03", size = 4 }
 """
 
@@ -154,7 +154,7 @@ def test_strip_refuses_a_layout_it_does_not_know(lock: ModuleType) -> None:
         ('name = "rich"\nversion', 'name = "rich"\nwheels = []\nversion', "rich 15.0.0: has `wheels`"),
         ('source = { registry = "." }\n\n', 'source = { registry = "mirror" }\n\n', "registry 'mirror'"),
         ('source = { registry = "." }, marker', 'source = { registry = "/srv" }, marker', "app 0.1.0: comes from"),
-        ("revision = 5", "revision = 5 # see http://mirror.example/simple", "an address: http://mirror.example"),
+        ("revision = 5", "revision = 5 # see http://mirror.example/root", "an address: http://mirror.example"),
         ('[[package]]\nname = "numpy"', '[package.metadata]\nx = 1\n\n[[package]]\nname = "numpy"', "has `metadata`"),
         ("version = 1\n", "version = \n", "not TOML"),
     ],
