@@ -147,7 +147,7 @@ def _tensors(files: Sequence[Path]) -> Iterator[tuple[str, Callable[[], Tensor]]
         try:
             if file.suffix == ".safetensors":
                 with safe_open(file, framework="pt") as handle:
-                    for name in handle.keys():  # noqa: SIM118 - not a mapping: it cannot be iterated itself
+                    for name in list(handle.keys()):
                         yield name, lambda name=name, handle=handle: handle.get_tensor(name)
             else:
                 content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)

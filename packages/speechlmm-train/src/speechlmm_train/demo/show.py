@@ -95,5 +95,5 @@ def _num_parameters(model_path: Path) -> int:
     total = 0
     for file in sorted(resolve_model_path(model_path).glob("*.safetensors")):
         with safe_open(file, framework="numpy") as tensors:
-            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in list(tensors.keys()))
     return total

@@ -28,7 +28,7 @@ ROLES = ("system", "user", "assistant")
 JSON_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
 
 
-class LineFaults(Exception):  # noqa: N818 - carries a line's faults to the reader and never reaches a user
+class LineFaultsError(Exception):
     """Everything that is wrong with a line."""
 
     def __init__(self, faults: list[str], items: list[dict[str, Any]] | None = None) -> None:
@@ -46,20 +46,20 @@ def parse_line(line: bytes, number: int, base: str) -> Example:
         base: Folder where relative paths start.
 
     Raises:
-        LineFaults: The line is not JSON, or fields are missing or of a wrong kind.
+        LineFaultsError: The line is not JSON, or fields are missing or of a wrong kind.
     """
     try:
         raw = json.loads(line)
     except UnicodeDecodeError as exc:
-        raise LineFaults([f"not UTF-8 ({exc.reason} at byte {exc.start}); save the manifest as UTF-8"]) from exc
+        raise LineFaultsError([f"not UTF-8 ({exc.reason} at byte {exc.start}); save the manifest as UTF-8"]) from exc
     except json.JSONDecodeError as exc:
-        raise LineFaults([f"bad JSON: {exc.msg} at column {exc.colno}"]) from exc
+        raise LineFaultsError([f"bad JSON: {exc.msg} at column {exc.colno}"]) from exc
     except ValueError as exc:  # a number with thousands of digits
-        raise LineFaults([f"bad JSON: {exc}"]) from exc
+        raise LineFaultsError([f"bad JSON: {exc}"]) from exc
     except RecursionError as exc:
-        raise LineFaults(["bad JSON: nested too deeply"]) from exc
+        raise LineFaultsError(["bad JSON: nested too deeply"]) from exc
     if not isinstance(raw, dict):
-        raise LineFaults([f"expected a JSON object, got {_kind(raw)}"])
+        raise LineFaultsError([f"expected a JSON object, got {_kind(raw)}"])
     faults: list[str] = [] if raw.keys() <= _LINE_SET else mistyped(raw, LINE_KEYS)
     raw = {key: value for key, value in raw.items() if value is not None}
     _check_scalars(raw, faults, escaped=b"\\u" in line)
@@ -72,7 +72,9 @@ def parse_line(line: bytes, number: int, base: str) -> Example:
     else:
         media, messages = _media(raw, base, faults), None
     if faults:
-        raise LineFaults(faults, [*media.values(), *(item for message in messages or () for item in message.media)])
+        raise LineFaultsError(
+            faults, [*media.values(), *(item for message in messages or () for item in message.media)]
+        )
     return Example.model_construct(
         id=str(raw.get("id", number)),
         task=raw.get("task", "chat" if messages is not None else "asr"),

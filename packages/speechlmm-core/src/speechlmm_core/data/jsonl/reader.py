@@ -22,7 +22,7 @@ from pydantic_core import PydanticCustomError
 from speechlmm_core.data.chats import lack_of
 from speechlmm_core.data.example import Example
 from speechlmm_core.data.faults import Faults
-from speechlmm_core.data.jsonl.line import LineFaults, media_items, parse_line
+from speechlmm_core.data.jsonl.line import LineFaultsError, media_items, parse_line
 from speechlmm_core.errors import DataError, SpeechLMMError
 from speechlmm_core.interfaces.task import TaskConfig, get_task
 
@@ -87,7 +87,7 @@ class JsonlExamples(Sequence[Example]):
         line = os.pread(self._open(), end - start, start)  # no shared position: safe in threads and forks
         try:
             return parse_line(line.split(b"\n", 1)[0], self._numbers[at], self._base)
-        except LineFaults as exc:
+        except LineFaultsError as exc:
             raise DataError(f"{self.place(at)}: {exc}; has the manifest been changed?") from exc
 
     def place(self, index: int) -> str:
@@ -163,7 +163,7 @@ class _Scan:
                     items = media_items(example)
                     lack = self.lack(example) if self.check_task else None
                     faults = [lack] if lack else []
-                except LineFaults as exc:
+                except LineFaultsError as exc:
                     faults, items = exc.faults, exc.items
                 for fault in faults:
                     self.fault(number, fault)
