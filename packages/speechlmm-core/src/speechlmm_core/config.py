@@ -106,7 +106,7 @@ class ModelConfig(BaseModel):
         for name in self.objectives:
             _check_name("an objective", name)
         for name, towers in self.inputs.items():
-            for own in towers.adapter.objectives():
+            for own in towers.adapter.objectives(f"{name}_adapter"):
                 if f"{name}_adapter_{own}" in self.objectives:
                     raise PydanticCustomError(
                         "taken_objective",
@@ -129,7 +129,7 @@ class ModelConfig(BaseModel):
         found: dict[str, ObjectiveConfig] = {} if "lm" in self.objectives else {"lm": NextTokenObjectiveConfig()}
         found.update(self.objectives)
         for name, towers in self.inputs.items():
-            for own, objective in towers.adapter.objectives().items():
+            for own, objective in towers.adapter.objectives(f"{name}_adapter").items():
                 found[f"{name}_adapter_{own}"] = objective
         return found
 

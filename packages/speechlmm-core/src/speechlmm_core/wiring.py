@@ -37,16 +37,22 @@ def wire(config: ModelConfig) -> Wiring:
     width, vocab = decoder.hidden_size, decoder.vocab_size
     contexts: dict[str, BuildContext] = {
         "text_decoder": BuildContext(
-            output_size=width, vocab_size=vocab, attn_implementation=config.attention_of("text_decoder")
+            component="text_decoder",
+            output_size=width,
+            vocab_size=vocab,
+            attn_implementation=config.attention_of("text_decoder"),
         )
     }
     stage_sizes = {"text_decoder": width}
     for name, towers in config.inputs.items():
         encoder = f"{name}_encoder"
         contexts[encoder] = BuildContext(
-            output_size=towers.encoder.hidden_size, attn_implementation=config.attention_of(encoder)
+            component=encoder,
+            output_size=towers.encoder.hidden_size,
+            attn_implementation=config.attention_of(encoder),
         )
         adapter = BuildContext(
+            component=f"{name}_adapter",
             input_size=towers.encoder.hidden_size,
             output_size=width,
             frame_rate=towers.encoder.frame_rate,
@@ -70,6 +76,7 @@ def wire(config: ModelConfig) -> Wiring:
                     f"but this model has: {', '.join(stage_sizes)}"
                 )
         contexts[f"objectives.{name}"] = BuildContext(
+            component=f"objectives.{name}",
             output_size=width,
             vocab_size=vocab,
             stage_sizes=dict(stage_sizes),

@@ -40,9 +40,25 @@ class AdapterConfig(ComponentConfig, ABC):
         """Width that comes out; the composite checks that it is the text decoder's."""
         return ctx.output_size
 
-    def objectives(self) -> Mapping[str, ObjectiveConfig]:
-        """The component's own losses by name (CIF's quantity loss, say); the composite adds them."""
+    def objectives(self, stage: str) -> Mapping[str, ObjectiveConfig]:
+        """The component's own losses by name (CIF's quantity loss, say); the composite adds them.
+
+        Args:
+            stage: The adapter's stage in the model (`audio_adapter`, `video_adapter`), which its objectives read.
+        """
         return {}
+
+    def objective_frames(self, name: str, num_frames: Length, frame_rate: Fraction) -> Length:
+        """The frames that the component's own objective ``name`` aligns with a transcript; those that come out.
+
+        A target that needs more is left out of that objective, and counted.
+
+        Args:
+            name: A key of `objectives`.
+            num_frames: Frames that flow in.
+            frame_rate: Frames per second that flow in.
+        """
+        return self.max_output_lengths(num_frames, frame_rate)
 
     @abstractmethod
     def build(self, ctx: BuildContext) -> Adapter:

@@ -14,6 +14,8 @@ class BuildContext:
     Widths and rates are wired here, so no configuration repeats a number that follows from another component.
     """
 
+    component: str = ""
+    """Name of the component in the model (`audio_encoder`, `objectives.lm`), for messages."""
     input_size: int = 0
     """Width of what flows in (an adapter: the encoder's hidden size)."""
     output_size: int = 0

@@ -7,24 +7,20 @@ Shapes: L samples, T frames, D hidden.
 
 from __future__ import annotations
 
-from fractions import Fraction
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from speechlmm_core.chunking import Chunker
-from speechlmm_core.interfaces.encoder import EncoderConfig
 from speechlmm_core.lengths import Length, conv_output_length
 from speechlmm_encoders.architecture import Architecture, Probability, Size, architecture_of
+from speechlmm_encoders.layered import LayeredEncoderConfig
 
 if TYPE_CHECKING:
     from speechlmm_core.interfaces.context import BuildContext
     from speechlmm_encoders.hubert.encoder import HubertEncoder
     from speechlmm_encoders.hubert.preprocessor import HubertPreprocessor
-
-SAMPLING_RATE = 16_000
 
 
 class HubertArchitecture(Architecture):
@@ -115,14 +111,12 @@ class HubertArchitecture(Architecture):
         return self
 
 
-class HubertEncoderConfig(EncoderConfig):
+class HubertEncoderConfig(LayeredEncoderConfig):
     """HuBERT: raw audio at 16 kHz to frames at 50 Hz."""
 
     type: Literal["hubert"] = "hubert"
     model: HubertArchitecture | None = None
     """The architecture; null to take it from the checkpoint (or hubert-large-ls960-ft's, for random weights)."""
-    layer: int = -1
-    """Hidden state to put out: -1 the last, k >= 0 the one after k layers, -2 the last but one, …"""
     do_normalize: bool = True
     """Whether each clip is brought to zero mean and unit variance, as the checkpoint's feature extractor says."""
     apply_spec_augment: bool = False
@@ -133,23 +127,15 @@ class HubertEncoderConfig(EncoderConfig):
     def _fill_architecture(cls, data: Any) -> Any:
         return architecture_of(data, HubertArchitecture)
 
-    @model_validator(mode="after")
-    def _check(self) -> HubertEncoderConfig:
-        depth = self.architecture.num_hidden_layers
-        if not -depth - 1 <= self.layer <= depth:
-            raise ValueError(f"layer must be between {-depth - 1} and {depth}, got {self.layer!r}")
-        _ = self.chunker
-        return self
-
     @cached_property
     def architecture(self) -> HubertArchitecture:
         """The numbers in force."""
         return self.model or HubertArchitecture()
 
     @property
-    def sampling_rate(self) -> int:
-        """16 kHz."""
-        return SAMPLING_RATE
+    def num_layers(self) -> int:
+        """Transformer layers."""
+        return self.architecture.num_hidden_layers
 
     @property
     def hidden_size(self) -> int:
@@ -160,11 +146,6 @@ class HubertEncoderConfig(EncoderConfig):
     def hop(self) -> int:
         """Samples from one frame to the next."""
         return prod(self.architecture.conv_stride)
-
-    @property
-    def frame_rate(self) -> Fraction:
-        """Frames per second."""
-        return Fraction(SAMPLING_RATE, self.hop)
 
     def conv_lengths(self, num_samples: Length) -> list[Length]:
         """Lengths after each of the convolutions."""
@@ -177,19 +158,6 @@ class HubertEncoderConfig(EncoderConfig):
     def output_lengths(self, num_samples: Length) -> Length:
         """Frames of so many samples; none for less than the convolutions' receptive field."""
         return self.conv_lengths(num_samples)[-1]
-
-    @property
-    def chunker(self) -> Chunker | None:
-        """How longer audio is cut; None where it is encoded whole."""
-        if self.chunk_seconds is None:
-            return None
-        return Chunker.from_seconds(
-            self.chunk_seconds,
-            self.chunk_overlap_seconds,
-            sampling_rate=SAMPLING_RATE,
-            hop=self.hop,
-            num_frames=self.output_lengths,
-        )
 
     def build_preprocessor(self) -> HubertPreprocessor:
         """Normalises and pads raw audio."""

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
 
+from speechlmm_core.attention.choice import choose_attention
 from speechlmm_core.errors import CheckpointError
 from speechlmm_core.features import Features, length_mask, zero_padding
 from speechlmm_core.interfaces.modules import Encoder
-from speechlmm_encoders.transformer import attention_mask, resolve_attention, run_layers
+from speechlmm_encoders.transformer import LayerMix, attention_mask, run_layers
 
 if TYPE_CHECKING:
     from speechlmm_core.interfaces.context import BuildContext
@@ -44,9 +45,10 @@ class HubertEncoder(Encoder):
         options.update(
             num_feat_extract_layers=len(config.architecture.conv_dim),
             apply_spec_augment=config.apply_spec_augment,
-            attn_implementation=resolve_attention(ctx.attn_implementation),
+            attn_implementation=choose_attention(ctx.attn_implementation, HubertModel, component=ctx.component),
         )
         self.model = HubertModel(HubertConfig(**options))
+        self.layer_mix = LayerMix(config.num_layers + 1) if config.layer == "weighted" else None
 
     def load_base_weights(self) -> None:
         """Loads a HuBERT model saved alone or with a head (CTC, classification)."""
@@ -93,12 +95,16 @@ class HubertEncoder(Encoder):
         if not stable:
             hidden = encoder.layer_norm(hidden)
         hidden = encoder.dropout(hidden)
-        depth = len(encoder.layers)
-        wanted = self.config.layer if self.config.layer >= 0 else depth + 1 + self.config.layer
         mask = attention_mask(num_frames, hidden.shape[1], model.config._attn_implementation, hidden.dtype)
-        hidden = run_layers(encoder.layers[:wanted], hidden, mask, layerdrop=model.config.layerdrop)
-        if stable and wanted == depth:
-            hidden = encoder.layer_norm(hidden)
+        hidden = run_layers(
+            encoder.layers,
+            hidden,
+            lambda layer, values: layer(values, attention_mask=mask),
+            wanted=self.config.wanted_layer,
+            norm=encoder.layer_norm if stable else None,
+            mix=self.layer_mix,
+            layerdrop=model.config.layerdrop,
+        )
         return Features(zero_padding(hidden, num_frames), num_frames)
 
     @property

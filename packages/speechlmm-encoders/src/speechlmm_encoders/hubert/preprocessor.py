@@ -13,7 +13,7 @@ from torch import Tensor
 
 from speechlmm_core.chunking import Chunk, check_media, merge_tensors
 from speechlmm_core.interfaces.modules import Preprocessor
-from speechlmm_encoders.hubert.config import SAMPLING_RATE
+from speechlmm_encoders.layered import SAMPLING_RATE
 
 if TYPE_CHECKING:
     from speechlmm_core.media.medium import Medium

@@ -7,7 +7,6 @@ Shapes: L samples, M mel bins, T frames, D hidden.
 
 from __future__ import annotations
 
-from fractions import Fraction
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -15,16 +14,15 @@ from pydantic import Field, model_validator
 
 from speechlmm_core.chunking import Chunker
 from speechlmm_core.errors import MediaError
-from speechlmm_core.interfaces.encoder import EncoderConfig
 from speechlmm_core.lengths import Length, ceil_div, not_negative
 from speechlmm_encoders.architecture import Architecture, Probability, Size, architecture_of
+from speechlmm_encoders.layered import SAMPLING_RATE, LayeredEncoderConfig
 
 if TYPE_CHECKING:
     from speechlmm_core.interfaces.context import BuildContext
     from speechlmm_encoders.whisper.encoder import UnrestrictedWhisperEncoder, WhisperEncoder
     from speechlmm_encoders.whisper.preprocessor import UnrestrictedWhisperPreprocessor, WhisperPreprocessor
 
-SAMPLING_RATE = 16_000
 HOP_LENGTH = 160
 """Samples between two log-mel frames."""
 
@@ -71,15 +69,13 @@ class WhisperArchitecture(Architecture):
         return self
 
 
-class WhisperBase(EncoderConfig):
+class WhisperBase(LayeredEncoderConfig):
     """What both Whisper encoders have in common."""
 
     model: WhisperArchitecture | None = None
     """The architecture; null to take it from the checkpoint (or whisper-large-v3's, for random weights)."""
     conv_strides: tuple[Size, Size] = (1, 2)
     """Strides of the two convolutions; the published encoders have 1 and 2, and 2 and 2 gives 25 Hz."""
-    layer: int = -1
-    """Hidden state to put out: -1 the normalised last one, k >= 0 the one after k layers, -2 the last but one, …"""
     init: Literal["transformers", "kaiming"] = "transformers"
     """Random weights: as transformers makes them, or with Kaiming-normal convolutions (better from scratch)."""
     position_scale: float = 1.0
@@ -90,22 +86,15 @@ class WhisperBase(EncoderConfig):
     def _fill_architecture(cls, data: Any) -> Any:
         return architecture_of(data, WhisperArchitecture)
 
-    @model_validator(mode="after")
-    def _check(self) -> WhisperBase:
-        depth = self.architecture.encoder_layers
-        if not -depth - 1 <= self.layer <= depth:
-            raise ValueError(f"layer must be between {-depth - 1} and {depth}, got {self.layer!r}")
-        return self
-
     @cached_property
     def architecture(self) -> WhisperArchitecture:
         """The numbers in force."""
         return self.model or WhisperArchitecture()
 
     @property
-    def sampling_rate(self) -> int:
-        """16 kHz."""
-        return SAMPLING_RATE
+    def num_layers(self) -> int:
+        """Transformer layers."""
+        return self.architecture.encoder_layers
 
     @property
     def hidden_size(self) -> int:
@@ -116,11 +105,6 @@ class WhisperBase(EncoderConfig):
     def hop(self) -> int:
         """Samples from one frame that comes out to the next."""
         return HOP_LENGTH * self.conv_strides[0] * self.conv_strides[1]
-
-    @property
-    def frame_rate(self) -> Fraction:
-        """Frames per second."""
-        return Fraction(SAMPLING_RATE, self.hop)
 
     def conv_lengths(self, num_mel_frames: Length) -> tuple[Length, Length]:
         """Lengths after each of the two convolutions (kernel 3, padding 1: the stride divides, rounding up)."""
@@ -214,19 +198,6 @@ class UnrestrictedWhisperEncoderConfig(WhisperBase):
             )
         _ = self.chunker
         return self
-
-    @property
-    def chunker(self) -> Chunker | None:
-        """How longer audio is cut; None where it is encoded whole."""
-        if self.chunk_seconds is None:
-            return None
-        return Chunker.from_seconds(
-            self.chunk_seconds,
-            self.chunk_overlap_seconds,
-            sampling_rate=SAMPLING_RATE,
-            hop=self.hop,
-            num_frames=self.audio_frames,
-        )
 
     def check_length(self, num_samples: int) -> None:
         """Refuses audio that is longer than `max_duration_s` and is not cut.

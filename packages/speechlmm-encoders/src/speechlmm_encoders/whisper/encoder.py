@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder as TransformersWhisperEncoder
 
+from speechlmm_core.attention.choice import choose_attention
 from speechlmm_core.features import Features, length_mask, zero_padding
 from speechlmm_core.interfaces.modules import Encoder
-from speechlmm_encoders.transformer import attention_mask, resolve_attention, run_layers
+from speechlmm_encoders.transformer import LayerMix, attention_mask, run_layers
 from speechlmm_encoders.whisper.log_mel import TAIL, expand_silence
 
 if TYPE_CHECKING:
@@ -39,8 +40,11 @@ class WhisperEncoderBase(Encoder):
         super().__init__()
         self.config = config
         options: dict[str, Any] = config.architecture.model_dump()
-        options["attn_implementation"] = resolve_attention(ctx.attn_implementation)
+        options["attn_implementation"] = choose_attention(
+            ctx.attn_implementation, TransformersWhisperEncoder, component=ctx.component
+        )
         self.model = TransformersWhisperEncoder(WhisperConfig(**options))
+        self.layer_mix = LayerMix(config.num_layers + 1) if config.layer == "weighted" else None
         convolutions = (self.model.conv1, self.model.conv2)
         for convolution, stride in zip(convolutions, config.conv_strides, strict=True):
             convolution.stride = (stride,)
@@ -81,11 +85,16 @@ class WhisperEncoderBase(Encoder):
         values = nn.functional.gelu(model.conv2(values)).transpose(1, 2)  # (B, T_out, D)
         values = values + self._positions(values.shape[1])
         values = nn.functional.dropout(values, p=model.dropout, training=model.training)
-        depth = len(model.layers)
-        wanted = self.config.layer if self.config.layer >= 0 else depth + 1 + self.config.layer
         mask = attention_mask(second, values.shape[1], model.config._attn_implementation, values.dtype)
-        values = run_layers(model.layers[:wanted], values, mask, layerdrop=model.layerdrop)
-        return model.layer_norm(values) if wanted == depth else values
+        return run_layers(
+            model.layers,
+            values,
+            lambda layer, states: layer(states, attention_mask=mask),
+            wanted=self.config.wanted_layer,
+            norm=model.layer_norm,
+            mix=self.layer_mix,
+            layerdrop=model.layerdrop,
+        )
 
     def _positions(self, num_frames: int) -> Tensor:
         """(T, D): those of the checkpoint, and beyond them further sinusoids."""

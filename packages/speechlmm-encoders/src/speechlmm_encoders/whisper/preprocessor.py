@@ -13,7 +13,8 @@ from torch import Tensor
 
 from speechlmm_core.chunking import Chunk, check_media, merge_tensors
 from speechlmm_core.interfaces.modules import Preprocessor
-from speechlmm_encoders.whisper.config import HOP_LENGTH, SAMPLING_RATE
+from speechlmm_encoders.layered import SAMPLING_RATE
+from speechlmm_encoders.whisper.config import HOP_LENGTH
 from speechlmm_encoders.whisper.log_mel import log_mel, padded_log_mel
 
 if TYPE_CHECKING:
