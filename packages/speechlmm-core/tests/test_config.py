@@ -10,7 +10,7 @@ from speechlmm_core.config import RESERVED_INPUTS, ModelConfig
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.interfaces.adapter import AdapterConfig, adapters
 from speechlmm_core.interfaces.encoder import EncoderConfig, encoders
-from speechlmm_core.wiring import wire
+from speechlmm_core.wiring import refuse_speech_output, wire
 
 TEXT = {"text_decoder": {"type": "causal_lm"}}
 ENCODER = {"type": "test.ears"}
@@ -139,7 +139,7 @@ def test_names_that_models_have_methods_for_are_reserved():
 @pytest.mark.parametrize("part", ["backfeeding_adapter", "conditioning_adapter"])
 def test_parts_of_speech_output_are_refused_and_not_ignored(part):
     with pytest.raises(ConfigError, match=f"model.{part} is not built yet.*leave it out"):
-        wire(ModelConfig.model_validate({**TEXT, part: ADAPTER}))
+        refuse_speech_output(ModelConfig.model_validate({**TEXT, part: ADAPTER}))
 
 
 @pytest.mark.parametrize(

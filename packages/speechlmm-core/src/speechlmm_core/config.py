@@ -21,7 +21,13 @@ from speechlmm_core.registry import nearest
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 """What inputs and objectives may be called: they become parts of attributes and of keys."""
 
-RESERVED = ("text_decoder", "codec", "talking_head", "backfeeding_adapter", "conditioning_adapter", "objectives")
+SPEECH_OUTPUT = ("codec", "talking_head", "backfeeding_adapter", "conditioning_adapter")
+"""The parts of speech output."""
+
+RESERVED = ("text_decoder", *SPEECH_OUTPUT, "objectives")
+
+ATTENTIONS: tuple[str, ...] = ("auto", "eager", "sdpa", "flash_attention_2")
+"""What may be asked for as `attn_implementation`."""
 
 RESERVED_INPUTS = ("text", "get", "set", "add", "delete", "load")
 """What an input may not be called: text is no medium, and models have methods like `get_encoder` and `add_adapter`."""
@@ -58,7 +64,8 @@ class ModelConfig(BaseModel):
     conditioning_adapter: AnyAdapter | None = None
     """Adapter of the speaker prompt."""
     attn_implementation: dict[str, str] | str = "auto"
-    """`auto`, `eager`, `sdpa` or `flash_attention_2`, for all components or by component."""
+    """`auto`, `eager`, `sdpa` or `flash_attention_2`, for all components or by component. One that cannot do what is
+    asked for runs on the best that it can do; `speechlmm-train plan` shows on what."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -103,6 +110,7 @@ class ModelConfig(BaseModel):
                     "{key} has no {other}; an input needs both (the adapter `identity` passes frames through)",
                     {"key": key, "other": other},
                 )
+        self._check_attention()
         for name in self.objectives:
             _check_name("an objective", name)
         for name, towers in self.inputs.items():
@@ -113,6 +121,33 @@ class ModelConfig(BaseModel):
                         "{name} is the name of a loss that {adapter} brings itself; call this objective otherwise",
                         {"name": repr(f"{name}_adapter_{own}"), "adapter": f"{name}_adapter"},
                     )
+
+    def _check_attention(self) -> None:
+        asked = self.attn_implementation
+        if isinstance(asked, str):
+            asked = {"": asked}
+        else:
+            known = ["text_decoder", *(self.__pydantic_extra__ or {})]
+            known += [part for part in SPEECH_OUTPUT if getattr(self, part) is not None]
+            for name in asked:
+                if name not in known:
+                    raise PydanticCustomError(
+                        "unknown_component",
+                        "attn_implementation names {name}{hint}, but the components of this model are: {known}",
+                        {"name": repr(name), "hint": nearest(name, known), "known": ", ".join(known)},
+                    )
+        for name, value in asked.items():
+            if value not in ATTENTIONS:
+                raise PydanticCustomError(
+                    "unknown_attention",
+                    "unknown {what} {value}{hint} (known: {known})",
+                    {
+                        "what": f"attn_implementation.{name}" if name else "attn_implementation",
+                        "value": repr(value),
+                        "hint": nearest(value, list(ATTENTIONS)),
+                        "known": ", ".join(ATTENTIONS),
+                    },
+                )
 
     @property
     def inputs(self) -> dict[str, InputConfig]:

@@ -5,11 +5,13 @@ Imports no torch, so that a configuration that cannot be wired is reported befor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from speechlmm_core.config import ModelConfig
+from speechlmm_core.config import SPEECH_OUTPUT, ModelConfig
 from speechlmm_core.errors import ConfigError
+from speechlmm_core.interfaces.adapter import AdapterConfig
 from speechlmm_core.interfaces.context import BuildContext
 from speechlmm_core.registry import nearest
 
@@ -28,21 +30,18 @@ def wire(config: ModelConfig) -> Wiring:
 
     Raises:
         ConfigError: An adapter does not reach the text decoder's width, an objective reads an unknown stage, or a
-            part of speech output is asked for, which no model computes yet.
+            part of speech output has no codec.
     """
-    for part in ("codec", "talking_head", "backfeeding_adapter", "conditioning_adapter"):
-        if getattr(config, part) is not None:
-            raise ConfigError(f"model.{part} is not built yet: this version's models put out text only; leave it out")
     decoder = config.text_decoder
     width, vocab = decoder.hidden_size, decoder.vocab_size
-    contexts: dict[str, BuildContext] = {
-        "text_decoder": BuildContext(
-            component="text_decoder",
-            output_size=width,
-            vocab_size=vocab,
-            attn_implementation=config.attention_of("text_decoder"),
+
+    def context(component: str, **known: Any) -> BuildContext:
+        attention = config.attention_of(component)
+        return BuildContext(
+            component=component, output_size=width, vocab_size=vocab, attn_implementation=attention, **known
         )
-    }
+
+    contexts = {"text_decoder": context("text_decoder")}
     stage_sizes = {"text_decoder": width}
     for name, towers in config.inputs.items():
         encoder = f"{name}_encoder"
@@ -51,23 +50,14 @@ def wire(config: ModelConfig) -> Wiring:
             output_size=towers.encoder.hidden_size,
             attn_implementation=config.attention_of(encoder),
         )
-        adapter = BuildContext(
-            component=f"{name}_adapter",
-            input_size=towers.encoder.hidden_size,
-            output_size=width,
-            frame_rate=towers.encoder.frame_rate,
-            vocab_size=vocab,
-            attn_implementation=config.attention_of(f"{name}_adapter"),
+        adapter = context(
+            f"{name}_adapter", input_size=towers.encoder.hidden_size, frame_rate=towers.encoder.frame_rate
         )
-        reached = towers.adapter.output_size(adapter)
-        if reached != width:
-            raise ConfigError(
-                f"model.{name}_adapter ({towers.adapter.type}) gives frames of width {reached}, but model.text_decoder "
-                f"takes {width}; choose an adapter that projects (`mlp`), or an encoder of width {width}"
-            )
+        _check_width(towers.adapter, adapter)
         contexts[f"{name}_adapter"] = adapter
         stage_sizes[encoder] = towers.encoder.hidden_size
-        stage_sizes[f"{name}_adapter"] = reached
+        stage_sizes[f"{name}_adapter"] = width
+    contexts |= _speech_output(config, context)
     for name, objective in config.all_objectives.items():
         for stage in objective.stages:
             if stage not in stage_sizes:
@@ -83,3 +73,51 @@ def wire(config: ModelConfig) -> Wiring:
             encode=lambda text: decoder.build_tokenizer().encode(text),
         )
     return Wiring(contexts, stage_sizes)
+
+
+def refuse_speech_output(config: ModelConfig) -> None:
+    """Refuses the parts that can be wired, but that no model computes yet.
+
+    Raises:
+        ConfigError: The configuration has one.
+    """
+    for part in SPEECH_OUTPUT:
+        if getattr(config, part) is not None:
+            raise ConfigError(f"model.{part} is not built yet: this version's models put out text only; leave it out")
+
+
+def _speech_output(config: ModelConfig, context: Callable[..., BuildContext]) -> dict[str, BuildContext]:
+    """The contexts of the parts of speech output; their numbers are the codec's."""
+    parts = [part for part in SPEECH_OUTPUT if getattr(config, part) is not None]
+    if not parts:
+        return {}
+    codec = config.codec
+    if codec is None:
+        raise ConfigError(f"model.{parts[0]} needs to know its codebooks; name the codec under model.codec")
+    known: dict[str, Any] = {
+        "frame_rate": codec.frame_rate,
+        "num_codebooks": codec.num_codebooks,
+        "codebook_size": codec.codebook_size,
+    }
+    contexts = {part: context(part, **known, input_size=_width_into(part, config)) for part in parts}
+    for part, adapter in (
+        ("backfeeding_adapter", config.backfeeding_adapter),
+        ("conditioning_adapter", config.conditioning_adapter),
+    ):
+        if adapter is not None:
+            _check_width(adapter, contexts[part])
+    return contexts
+
+
+def _width_into(part: str, config: ModelConfig) -> int:
+    """Width of what flows into a part of speech output: hidden states into a talking head, codes into all others."""
+    return config.text_decoder.hidden_size if part == "talking_head" else 0
+
+
+def _check_width(adapter: AdapterConfig, ctx: BuildContext) -> None:
+    reached = adapter.output_size(ctx)
+    if reached != ctx.output_size:
+        raise ConfigError(
+            f"model.{ctx.component} ({adapter.type}) gives frames of width {reached}, but model.text_decoder takes "
+            f"{ctx.output_size}; choose an adapter that projects (`mlp`), or an encoder of width {ctx.output_size}"
+        )

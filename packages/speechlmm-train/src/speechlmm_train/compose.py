@@ -35,7 +35,7 @@ from pydantic import ValidationError
 
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.registry import describe, nearest
-from speechlmm_core.wiring import wire
+from speechlmm_core.wiring import refuse_speech_output, wire
 from speechlmm_train.config import RunConfig
 from speechlmm_train.config_errors import explain
 
@@ -196,6 +196,7 @@ def validate(plain: dict[str, Any]) -> RunConfig:
         config = RunConfig.model_validate(plain)
     except ValidationError as exc:
         raise ConfigError("\n".join(explain(exc, RunConfig, plain))) from exc
+    refuse_speech_output(config.model)
     wire(config.model)
     return config
 

@@ -17,13 +17,17 @@ class BuildContext:
     component: str = ""
     """Name of the component in the model (`audio_encoder`, `objectives.lm`), for messages."""
     input_size: int = 0
-    """Width of what flows in (an adapter: the encoder's hidden size)."""
+    """Width of what flows in (an adapter: the encoder's hidden size); 0 where codes flow in, which are numbers."""
     output_size: int = 0
     """Width of what must flow out (an adapter: the text decoder's hidden size)."""
     frame_rate: Fraction = Fraction(0)
     """Frames per second that flow in."""
     vocab_size: int = 0
     """Rows of the text decoder's embedding table."""
+    num_codebooks: int = 0
+    """Codebooks K of the model's codec; 0 where it has none."""
+    codebook_size: int = 0
+    """Entries of each of them."""
     attn_implementation: str = "auto"
     """`auto`, or one of the implementations of transformers (`eager`, `sdpa`, `flash_attention_2`)."""
     stage_sizes: dict[str, int] = field(default_factory=dict)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from speechlmm_core.config import ModelConfig
 from speechlmm_core.model.dtypes import default_dtype
@@ -66,8 +67,6 @@ def describe(
     rows: list[ComponentDescription] = []
     for name, component in model.components().items():
         parameters = list(component.parameters())
-        inner = getattr(component, "model", None)
-        attention = getattr(getattr(inner, "config", None), "_attn_implementation", None) or ""
         rows.append(
             ComponentDescription(
                 name=name,
@@ -77,7 +76,27 @@ def describe(
                 num_trainable=sum(p.numel() for p in parameters if p.requires_grad),
                 dtype=", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters})),
                 num_bytes=sum(p.numel() * p.element_size() for p in parameters),
-                attn_implementation=attention,
+                attn_implementation=attention_of(component),
             )
         )
     return rows
+
+
+def attention_of(component: nn.Module) -> str:
+    """What a component's attention runs on.
+
+    A module whose attention is its own says so by an attribute `attn_implementation`; otherwise the transformers
+    module in its `model` is asked, and where there is none, the modules that it consists of (an adapter's stages).
+    """
+    if found := _own_attention(component):
+        return found
+    inner = (_own_attention(module) for module in component.modules() if module is not component)
+    return ", ".join(sorted({one for one in inner if one}))
+
+
+def _own_attention(module: nn.Module) -> str:
+    own = getattr(module, "attn_implementation", None)
+    if own is None:
+        config = getattr(getattr(module, "model", None), "config", None)
+        own = getattr(config, "_attn_implementation", None)
+    return own if isinstance(own, str) else ""

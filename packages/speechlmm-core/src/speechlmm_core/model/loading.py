@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from speechlmm_core.checkpoint.load import read_config, read_model_config, resolve_model_path, restore
+from speechlmm_core.config import ATTENTIONS
 from speechlmm_core.errors import CheckpointError, ConfigError
 from speechlmm_core.model.dtypes import default_dtype
 from speechlmm_core.model.hf_config import SpeechLMMConfig
 from speechlmm_core.model.quantise import quantise, require_bitsandbytes
+from speechlmm_core.registry import nearest
 
 if TYPE_CHECKING:
     from speechlmm_core.model.speechlmm import SpeechLMM
@@ -40,6 +42,7 @@ def load_model(
 
     Raises:
         CheckpointError: The checkpoint is missing, incomplete or does not fit.
+        ConfigError: There is no such `attn_implementation`.
         MissingDependencyError: Quantisation is asked for and bitsandbytes is not installed.
     """
     if load_in_4bit and load_in_8bit:
@@ -50,6 +53,11 @@ def load_model(
     data = read_config(folder)
     config = read_model_config(folder)
     if attn_implementation not in (None, "auto"):
+        if attn_implementation not in ATTENTIONS:
+            hint = nearest(str(attn_implementation), list(ATTENTIONS))
+            raise ConfigError(
+                f"unknown attn_implementation {attn_implementation!r}{hint} (known: {', '.join(ATTENTIONS)})"
+            )
         config = config.model_copy(update={"attn_implementation": attn_implementation})
     if isinstance(dtype, str):
         name = (data.get("dtype") or "float32") if dtype == "auto" else dtype

@@ -26,7 +26,7 @@ from speechlmm_core.model.loading import load_model, take_arguments
 from speechlmm_core.model.outputs import SpeechLMMOutput
 from speechlmm_core.model.penalties import text_penalties
 from speechlmm_core.splice.gather import compact, splice
-from speechlmm_core.wiring import wire
+from speechlmm_core.wiring import refuse_speech_output, wire
 
 
 class SpeechLMM(PreTrainedModel, GenerationMixin):
@@ -50,6 +50,7 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: SpeechLMMConfig) -> None:
         super().__init__(config)
         self.model_config: ModelConfig = config.parse()
+        refuse_speech_output(self.model_config)
         contexts = wire(self.model_config).contexts
         self.input_names: tuple[str, ...] = tuple(self.model_config.inputs)
         for name, towers in self.model_config.inputs.items():

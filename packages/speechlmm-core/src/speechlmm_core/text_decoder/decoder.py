@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +16,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from speechlmm_core.attention.choice import choose_attention
 from speechlmm_core.checkpoint.source import read_json_config
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.interfaces.modules import TextDecoder
@@ -60,7 +60,7 @@ class CausalLMDecoder(TextDecoder):
         super().__init__()
         self.config = config
         hf_config = build_hf_config(config)
-        attention = pick_attention(hf_config, ctx.attn_implementation)
+        attention = pick_attention(hf_config, ctx.attn_implementation, ctx.component)
         try:
             self.model = AutoModelForCausalLM.from_config(
                 hf_config, attn_implementation=attention, dtype=torch.get_default_dtype()
@@ -280,11 +280,7 @@ def check_base(config: CausalLMConfig, built: PreTrainedConfig) -> None:
             )
 
 
-def pick_attention(hf_config: PreTrainedConfig, asked: str) -> str:
-    """Resolves `auto`: flash-attn on a GPU where it is installed, else SDPA, else eager."""
-    if asked != "auto":
-        return asked
-    cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(hf_config)]
-    if getattr(cls, "_supports_flash_attn", False) and torch.cuda.is_available() and find_spec("flash_attn"):
-        return "flash_attention_2"
-    return "sdpa" if getattr(cls, "_supports_sdpa", False) else "eager"
+def pick_attention(hf_config: PreTrainedConfig, asked: str, component: str = "") -> str:
+    """What the family's attention runs on: what is asked for where it can do that, else the best that it can do."""
+    family: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(hf_config)]
+    return choose_attention(asked, family, component=component or "text_decoder")
