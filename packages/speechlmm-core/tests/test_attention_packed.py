@@ -14,6 +14,7 @@ from transformers import (
     MambaConfig,
     MistralConfig,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 from speechlmm_core.attention.packed import NAME, check_family, packed_attention, packed_attention_forward, register
@@ -38,6 +39,9 @@ FAMILIES = {
     "llama": LlamaConfig(**GROUPED),
     "mistral": MistralConfig(**GROUPED, sliding_window=4),
     "qwen3": Qwen3Config(**GROUPED),
+    "qwen3_window": Qwen3Config(**GROUPED, use_sliding_window=True, sliding_window=4, max_window_layers=1),
+    "smollm3": SmolLM3Config(**GROUPED, no_rope_layers=[1, 0]),
+    "smollm3_window": SmolLM3Config(**GROUPED, no_rope_layers=[1, 0], use_sliding_window=True, sliding_window=4),
     "gemma3": Gemma3TextConfig(**GROUPED, **LOCAL_GLOBAL, query_pre_attn_scalar=20),
     "gemma2": Gemma2Config(**GROUPED, **LOCAL_GLOBAL, attn_logit_softcapping=1.0),
     "gpt_neox": GPTNeoXConfig(**SIZES),
@@ -96,7 +100,7 @@ def test_packed_equals_padded(family):
         torch.testing.assert_close(got[2][name], gradient, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3", "gpt_neox"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3", "smollm3", "gpt_neox"])
 def test_single_samples_agree_with_the_stock_sdpa_forward(family):
     model = tiny(FAMILIES[family], "sdpa")
     embeds = torch.randn(1, sum(LENGTHS), 32)

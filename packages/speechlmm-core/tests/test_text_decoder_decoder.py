@@ -18,7 +18,7 @@ from speechlmm_core.text_decoder.config import CausalLMConfig
 from speechlmm_core.text_decoder.decoder import check_logits
 
 PRESETS = resources.files("speechlmm_core.presets.model.text_decoder")
-TINY = ("tiny_llama", "tiny_mistral", "tiny_qwen3", "tiny_gemma3")
+TINY = ("tiny_llama", "tiny_mistral", "tiny_qwen3", "tiny_gemma3", "tiny_smollm3")
 
 
 def preset(name):

@@ -61,8 +61,22 @@ BUILT_IN = {
     "chatml": TemplateTokens(
         bos="<|endoftext|>", eos="<|im_end|>", pad="<|endoftext|>", others=("<|im_start|>", "<|im_end|>")
     ),
+    "qwen3": TemplateTokens(
+        bos="<|endoftext|>",
+        eos="<|im_end|>",
+        pad="<|endoftext|>",
+        others=("<|im_start|>", "<|im_end|>", "<think>", "</think>"),
+    ),
+    "gemma3": TemplateTokens(bos="<bos>", eos="<eos>", pad="<pad>", others=("<start_of_turn>", "<end_of_turn>")),
+    "smollm3": TemplateTokens(
+        bos="<|begin_of_text|>",
+        eos="<|im_end|>",
+        pad="<|finetune_right_pad_id|>",
+        others=("<|im_start|>", "<|im_end|>", "<think>", "</think>"),
+    ),
     "mistral": TemplateTokens(bos="<s>", eos="</s>", pad="<pad>"),
     "vicuna": TemplateTokens(bos="<s>", eos="</s>", pad="<pad>"),
+    "plain": TemplateTokens(bos="<|begin_of_text|>", eos="<|end_of_text|>", pad="<|finetune_right_pad_id|>"),
 }
 
 

@@ -59,7 +59,8 @@ class CausalLMConfig(DecoderConfig):
     """Folder or hub name of the tokenizer, or `bytes` for one over bytes that needs no file; null to take the
     checkpoint's (`bytes` where there is no checkpoint)."""
     chat_template: str = "chatml"
-    """Name of a pinned chat template (`llama_3`, `chatml`, `mistral`, `vicuna`), or the path of a Jinja file."""
+    """Name of a pinned chat template (`llama_3`, `qwen3`, `gemma3`, `smollm3`, `mistral`, `vicuna`, `chatml`, or `plain`
+    for models that were not tuned to chat), or the path of a Jinja file."""
 
     @model_validator(mode="before")
     @classmethod
@@ -211,12 +212,19 @@ def merge(given: dict[str, Any], found: dict[str, Any], name: str) -> dict[str, 
 
 
 def with_rope_parameters(numbers: dict[str, Any]) -> dict[str, Any]:
-    """Brings older checkpoints' `rope_theta` and `rope_scaling` into the layout of transformers 5."""
+    """Brings older checkpoints' `rope_theta` and `rope_scaling` into the layout of transformers 5.
+
+    Gemma 3 has two sets, of which `rope_local_base_freq` belongs to the layers with a sliding window.
+    """
     if "rope_parameters" in numbers or not ("rope_theta" in numbers or numbers.get("rope_scaling")):
         return {key: value for key, value in numbers.items() if key != "rope_scaling" or value}
-    rest = {key: value for key, value in numbers.items() if key not in ("rope_theta", "rope_scaling")}
+    old = ("rope_theta", "rope_scaling", "rope_local_base_freq")
+    rest = {key: value for key, value in numbers.items() if key not in old}
     scaling = dict(numbers.get("rope_scaling") or {})
     scaling.setdefault("rope_type", scaling.pop("type", "default"))
     if "rope_theta" in numbers:
         scaling["rope_theta"] = numbers["rope_theta"]
-    return {**rest, "rope_parameters": scaling}
+    if "rope_local_base_freq" not in numbers:
+        return {**rest, "rope_parameters": scaling}
+    local = {"rope_type": "default", "rope_theta": numbers["rope_local_base_freq"]}
+    return {**rest, "rope_parameters": {"full_attention": scaling, "sliding_attention": local}}
