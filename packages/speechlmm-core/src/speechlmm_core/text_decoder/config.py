@@ -59,8 +59,8 @@ class CausalLMConfig(DecoderConfig):
     """Folder or hub name of the tokenizer, or `bytes` for one over bytes that needs no file; null to take the
     checkpoint's (`bytes` where there is no checkpoint)."""
     chat_template: str = "chatml"
-    """Name of a pinned chat template (`llama_3`, `qwen3`, `gemma3`, `smollm3`, `mistral`, `vicuna`, `chatml`, or `plain`
-    for models that were not tuned to chat), or the path of a Jinja file."""
+    """Name of a pinned chat template (`llama_3`, `qwen3`, `gemma3`, `smollm3`, `mistral`, `vicuna`, `chatml`, or
+    `plain` for models that were not tuned to chat), or the path of a Jinja file."""
 
     @model_validator(mode="before")
     @classmethod
