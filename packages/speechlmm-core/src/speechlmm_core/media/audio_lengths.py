@@ -28,7 +28,7 @@ def resampled_length(num_samples: Length, from_rate: int, to_rate: int) -> Lengt
 
 
 def segment_bounds(
-    num_samples: int, sampling_rate: int, start: float | None, end: float | None, *, name: str
+    num_samples: int, sampling_rate: int, start: float | None, end: float | None, *, name: str, what: str = "audio"
 ) -> tuple[int, int]:
     """First and last (exclusive) sample of the segment from ``start`` to ``end`` seconds, at the file's own rate.
 
@@ -42,9 +42,9 @@ def segment_bounds(
     if first_s >= last_s and start is not None and end is not None:
         raise MediaError(f"{name}: the segment's start ({start!r} s) must lie before its end ({end!r} s)")
     if first_s >= duration:
-        raise MediaError(f"{name}: the segment starts at {start!r} s, but the audio is only {duration:.3f} s long")
+        raise MediaError(f"{name}: the segment starts at {start!r} s, but the {what} is only {duration:.3f} s long")
     if last_s > duration + END_TOLERANCE_S:
-        raise MediaError(f"{name}: the segment ends at {end!r} s, but the audio is only {duration:.3f} s long")
+        raise MediaError(f"{name}: the segment ends at {end!r} s, but the {what} is only {duration:.3f} s long")
     first, last = round(first_s * sampling_rate), min(round(last_s * sampling_rate), num_samples)
     if first >= last:
         raise MediaError(f"{name}: the segment from {start!r} to {end!r} s holds no sample at {sampling_rate} Hz")

@@ -1,0 +1,110 @@
+"""Where the frames of a video come from: a file, read by one of two libraries, or an array. Imports no torch.
+
+Shapes: T frames of the result, N frames of the source, H rows, W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speechlmm_core.errors import MediaError
+from speechlmm_core.media.pyav_frames import pyav_frames, rotation
+from speechlmm_core.media.video_file import MICROSECONDS, VideoInfo, video_info
+from speechlmm_core.media.video_frames import Frame
+from speechlmm_core.media.video_lengths import frames_on_screen
+
+
+class VideoSource(Protocol):
+    """A video of which nothing is decoded yet."""
+
+    name: str
+    info: VideoInfo
+
+    def size(self) -> tuple[int, int]:
+        """Height and width of the frames that are yielded.
+
+        Raises:
+            MediaError: No frame can be decoded.
+        """
+        ...
+
+    def frames(self, looks: NDArray[np.int64]) -> Iterator[Frame]:
+        """Yields the RGB frame (H, W, 3) that is on screen at each of the ascending times ``looks`` (T,).
+
+        Raises:
+            MediaError: The frames cannot be decoded.
+        """
+        ...
+
+
+def source_of(item: Mapping[str, Any]) -> VideoSource:
+    """The source that a content item names.
+
+    Raises:
+        MediaError: The item names none, or the file cannot be used.
+    """
+    path, array = item.get("path"), item.get("array")
+    if (path is None) == (array is None):
+        raise MediaError(f"expected a video item with either a `path` or an `array`, got the keys {sorted(item)!r}")
+    if path is None:
+        return ArraySource(item["array"], item.get("sampling_rate"))
+    if not isinstance(path, str | Path) or not str(path):
+        raise MediaError(f"expected the `path` of a video item to be a file's path, got {path!r}")
+    try:
+        return FileSource(Path(path).expanduser())
+    except RuntimeError as exc:
+        raise MediaError(f"{path}: there is no such user; write the folder in full") from exc
+
+
+class FileSource:
+    """A video file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, str(path)
+        self.info = video_info(path)
+
+    def size(self) -> tuple[int, int]:
+        """Height and width as a player shows them."""
+        height, width = self.info.height, self.info.width
+        return (width, height) if rotation(self.path) % 2 else (height, width)
+
+    def frames(self, looks: NDArray[np.int64]) -> Iterator[Frame]:
+        """Decodes the frames, one after the other."""
+        return pyav_frames(self.path, self.info, looks)
+
+
+class ArraySource:
+    """Frames in memory, uint8 (N, H, W) or (N, H, W, 3), so many a second."""
+
+    name = "in-memory video"
+
+    def __init__(self, array: Any, rate: Any) -> None:
+        if isinstance(rate, bool) or not isinstance(rate, int | float | np.number) or not 0 < rate < np.inf:
+            raise MediaError(f"expected in-memory video with a `sampling_rate` in frames a second, got {rate!r}")
+        values = np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
+        if values.dtype != np.uint8:
+            raise MediaError(f"expected in-memory video of uint8 frames, got {values.dtype}")
+        if values.ndim not in {3, 4} or (values.ndim == 4 and values.shape[-1] != 3) or not values.size:
+            raise MediaError(
+                "expected in-memory video of shape (frames, height, width) or (frames, height, width, 3), "
+                f"got {values.shape}"
+            )
+        self._values = values if values.ndim == 4 else values[..., None]  # (N, H, W, 3 or 1)
+        count, height, width = values.shape[:3]
+        times = np.rint(np.arange(count + 1) * (MICROSECONDS / float(rate))).astype(np.int64)
+        self.info = VideoInfo(width, height, times[:-1], int(times[-1]), times[:1], 0)
+
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.info.height, self.info.width
+
+    def frames(self, looks: NDArray[np.int64]) -> Iterator[Frame]:
+        """Yields the frames."""
+        for index in frames_on_screen(self.info.times, looks):
+            frame = self._values[index]
+            yield np.broadcast_to(frame, (*frame.shape[:2], 3))  # (H, W, 3)
