@@ -24,6 +24,11 @@ LARGE_HUBERT = {
     "feat_extract_norm": "layer",
     "conv_bias": True,
 }
+LARGE_WAVLM = {
+    **preset("tiny_wavlm").model.model_dump(mode="json"),
+    "do_stable_layer_norm": True,
+    "feat_extract_norm": "layer",
+}
 
 
 def all_checks() -> list[Check]:
@@ -32,6 +37,8 @@ def all_checks() -> list[Check]:
     checks += encoder_checks(preset("tiny_whisper_unrestricted"))
     checks += encoder_checks(preset("tiny_hubert"))
     checks += encoder_checks(preset("tiny_hubert", model=LARGE_HUBERT))
+    checks += encoder_checks(preset("tiny_wavlm"))
+    checks += encoder_checks(preset("tiny_wavlm", model=LARGE_WAVLM))
     return checks
 
 

@@ -67,7 +67,7 @@ def test_a_padded_batch_equals_transformers_on_each_clip_alone(encoder):
     for clip, values, length in zip(clips, out.values, out.lengths, strict=True):
         expected = theirs(encoder, clip).last_hidden_state[0]
         assert len(expected) == length
-        torch.testing.assert_close(values[:length], expected, atol=5e-5, rtol=0)
+        torch.testing.assert_close(values[:length], expected, atol=1e-5, rtol=0)
         assert not values[length:].any()
 
 
@@ -78,7 +78,7 @@ def test_eager_attention_and_raw_samples():
         out = encode(encoder, clips)
         for clip, values, length in zip(clips, out.values, out.lengths, strict=True):
             expected = theirs(encoder, clip, do_normalize=False).last_hidden_state[0]
-            torch.testing.assert_close(values[:length], expected, atol=5e-5, rtol=0)
+            torch.testing.assert_close(values[:length], expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("model", [BASE, LARGE])
@@ -90,7 +90,7 @@ def test_inner_layers_equal_transformers_hidden_states(model):
             expected = theirs(encoder, clips[0]).last_hidden_state
         else:
             expected = theirs(encoder, clips[0], output_hidden_states=True).hidden_states[layer]
-        torch.testing.assert_close(encode(encoder, clips).values[0], expected[0], atol=5e-5, rtol=0)
+        torch.testing.assert_close(encode(encoder, clips).values[0], expected[0], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

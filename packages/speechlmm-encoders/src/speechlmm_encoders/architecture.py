@@ -20,6 +20,10 @@ class Architecture(BaseModel):
 
     training_only: ClassVar[frozenset[str]] = frozenset()
     """Fields that act at training only, and may therefore differ from the checkpoint's."""
+    model_types: ClassVar[tuple[str, ...]] = ()
+    """What `model_type` of a checkpoint that fits may be; empty where that is not checked."""
+    unstated: ClassVar[dict[str, Any]] = {}
+    """What transformers takes for fields that a `config.json` leaves out, where it differs from the defaults here."""
 
 
 A = TypeVar("A", bound=Architecture)
@@ -31,11 +35,11 @@ def architecture_of(data: Any, cls: type[A]) -> Any:
     Done at validation, so that a saved configuration says all that is needed to build the module again.
 
     Raises:
-        CheckpointError: The checkpoint or its `config.json` cannot be found.
+        CheckpointError: The checkpoint or its `config.json` cannot be found, or is a model of another type.
     """
     if not isinstance(data, dict) or data.get("model") is not None or not data.get("pretrained"):
         return data
-    published = read_json_config(data["pretrained"])
+    published = published_numbers(data["pretrained"], cls)
     return {**data, "model": {key: published[key] for key in cls.model_fields if key in published}}
 
 
@@ -43,9 +47,9 @@ def check_architecture(inline: Architecture, pretrained: str) -> None:
     """Compares the numbers in force with the checkpoint's, except for those that act at training only.
 
     Raises:
-        CheckpointError: They differ; the message names the keys.
+        CheckpointError: They differ (the message names the keys), or the checkpoint is a model of another type.
     """
-    published = read_json_config(pretrained)
+    published = published_numbers(pretrained, type(inline))
     wrong = [
         f"{key} is {value!r} here and {published[key]!r} there"
         for key, value in inline.model_dump(mode="json").items()
@@ -56,3 +60,20 @@ def check_architecture(inline: Architecture, pretrained: str) -> None:
             f"the checkpoint {pretrained!r} has another architecture than the configuration: {'; '.join(wrong)}; "
             "leave `model` out to take the checkpoint's"
         )
+
+
+def published_numbers(pretrained: str, cls: type[Architecture]) -> dict[str, Any]:
+    """A checkpoint's `config.json`, with what transformers takes for the fields that it leaves out.
+
+    Raises:
+        CheckpointError: It cannot be read, or is of a model of another type.
+    """
+    published = read_json_config(pretrained)
+    found = published.get("model_type")
+    if cls.model_types and found is not None and found not in cls.model_types:
+        raise CheckpointError(
+            f"the checkpoint {pretrained!r} is a model of type {found!r}, expected {' or '.join(cls.model_types)}; "
+            "name such a checkpoint, or take the encoder that belongs to it (`hf_audio` for audio encoders of "
+            "transformers that have none of their own)"
+        )
+    return {**cls.unstated, **published}

@@ -49,7 +49,7 @@ def attention_mask(lengths: Tensor, num_frames: int, implementation: str, dtype:
 
 
 def run_layers(
-    layers: Sequence[nn.Module],
+    layers: Sequence[nn.Module] | nn.ModuleList,
     values: Tensor,
     call: Callable[[nn.Module, Tensor], Tensor],
     *,

@@ -1,154 +1,30 @@
 """HuBERT's encoder: raw audio at 16 kHz -> frames at 50 Hz (with the published strides).
 
 Hsu et al., 2021, "HuBERT: Self-Supervised Speech Representation Learning by Masked Prediction of Hidden Units"
-(arXiv:2106.07447). The checkpoints are under Apache-2.0. The modules and their names are transformers'; the loop over
-them is ours, so that padding has no influence: theirs lets it into the group norm of the base models.
+(arXiv:2106.07447). The checkpoints are under Apache-2.0.
 
-Shapes: B batch, L samples, C channels, T frames, D hidden.
+Shapes: B batch, T frames, D hidden.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
 
-from speechlmm_core.attention.choice import choose_attention
-from speechlmm_core.errors import CheckpointError
-from speechlmm_core.features import Features, length_mask, zero_padding
-from speechlmm_core.interfaces.modules import Encoder
-from speechlmm_encoders.transformer import LayerMix, attention_mask, run_layers
-
-if TYPE_CHECKING:
-    from speechlmm_core.interfaces.context import BuildContext
-    from speechlmm_encoders.hubert.config import HubertEncoderConfig
+from speechlmm_encoders.raw_audio.encoder import RawAudioEncoder
+from speechlmm_encoders.transformer import attention_mask
 
 
-class HubertEncoder(Encoder):
+class HubertEncoder(RawAudioEncoder):
     """See `HubertEncoderConfig`; `.model` is transformers' `HubertModel`."""
 
-    config: HubertEncoderConfig
-    model: Any
+    model_class: ClassVar[Any] = HubertModel
+    config_class: ClassVar[Any] = HubertConfig
 
-    def __init__(self, config: HubertEncoderConfig, ctx: BuildContext) -> None:
-        super().__init__()
-        self.config = config
-        options: dict[str, Any] = config.architecture.model_dump()
-        if not config.apply_spec_augment:
-            # Without a mask there is no vector to put in its place: it would be a parameter without a gradient.
-            options.update(mask_time_prob=0.0, mask_feature_prob=0.0)
-        options.update({key: list(options[key]) for key in ("conv_dim", "conv_kernel", "conv_stride")})
-        options.update(
-            num_feat_extract_layers=len(config.architecture.conv_dim),
-            apply_spec_augment=config.apply_spec_augment,
-            attn_implementation=choose_attention(ctx.attn_implementation, HubertModel, component=ctx.component),
-        )
-        self.model = HubertModel(HubertConfig(**options))
-        self.layer_mix = LayerMix(config.num_layers + 1) if config.layer == "weighted" else None
-
-    def load_base_weights(self) -> None:
-        """Loads a HuBERT model saved alone or with a head (CTC, classification)."""
-        name = self.config.pretrained
-        if name is None:
-            return
-        from speechlmm_core.checkpoint.weights import checkpoint_file, load_weights
-        from speechlmm_encoders.architecture import check_architecture
-
-        check_architecture(self.config.architecture, name)
-        file = checkpoint_file(name, "preprocessor_config.json")
-        trained = json.loads(file.read_text(encoding="utf-8")).get("do_normalize") if file else None
-        if trained not in (None, self.config.do_normalize):
-            raise CheckpointError(
-                f"the checkpoint {name!r} was trained with do_normalize {trained!r}, "
-                f"and the configuration says {self.config.do_normalize!r}; change it there"
-            )
-        unused = () if hasattr(self.model, "masked_spec_embed") else ("hubert.masked_spec_embed", "masked_spec_embed")
-        load_weights(
-            self.model,
-            name,
-            prefixes=("hubert.", ""),
-            ignore=("lm_head.", "classifier.", "projector.", "layer_weights", *unused),
-            rename=current_name,
-        )
-
-    def encode(self, inputs: Mapping[str, Tensor]) -> Features:
-        """Encodes what `HubertPreprocessor` returned."""
-        model = self.model
-        values, lengths = inputs["input_values"], inputs["lengths"]
-        num_frames = self.config.output_lengths(lengths)
-        longest = self.config.output_lengths(values.shape[1])
-        if 0 in (values.shape[0], longest):
-            empty = values.new_zeros(values.shape[0], longest, self.config.hidden_size, dtype=self._dtype)
-            return Features(empty, num_frames)
-        hidden = self._convolve(values.to(self._dtype), lengths)  # (B, C, T)
-        hidden = model.feature_projection(hidden.transpose(1, 2))  # (B, T, D)
-        hidden = self._augment(hidden, num_frames)
-        # The positional convolution sees zeros beyond the end of a clip that is alone, and so must it in a batch.
-        hidden = zero_padding(hidden, num_frames)
-        encoder = model.encoder
-        hidden = hidden + encoder.pos_conv_embed(hidden)
-        stable = self.config.architecture.do_stable_layer_norm
-        if not stable:
-            hidden = encoder.layer_norm(hidden)
-        hidden = encoder.dropout(hidden)
-        mask = attention_mask(num_frames, hidden.shape[1], model.config._attn_implementation, hidden.dtype)
-        hidden = run_layers(
-            encoder.layers,
-            hidden,
-            lambda layer, values: layer(values, attention_mask=mask),
-            wanted=self.config.wanted_layer,
-            norm=encoder.layer_norm if stable else None,
-            mix=self.layer_mix,
-            layerdrop=model.config.layerdrop,
-        )
-        return Features(zero_padding(hidden, num_frames), num_frames)
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self.model.feature_projection.projection.weight.dtype
-
-    def _convolve(self, values: Tensor, lengths: Tensor) -> Tensor:
-        """(B, L) -> (B, C, T); no layer pads, so a valid frame sees valid samples only."""
-        first, *others = self.model.feature_extractor.conv_layers
-        hidden = values[:, None]  # (B, 1, L)
-        if self.config.architecture.feat_extract_norm == "group":
-            hidden = first.conv(hidden)  # (B, C, T_1)
-            hidden = masked_channel_norm(hidden, self.config.conv_lengths(lengths)[0], first.layer_norm)
-            hidden = first.activation(hidden)
-        else:
-            hidden = first(hidden)
-        for layer in others:
-            hidden = layer(hidden)
-        return hidden
-
-    def _augment(self, hidden: Tensor, num_frames: Tensor) -> Tensor:
-        """Masks spans of frames at training (SpecAugment, arXiv:1904.08779), in clips that are long enough."""
-        if not (self.model.training and self.config.apply_spec_augment):
-            return hidden
-        if hidden.shape[1] < self.config.architecture.mask_time_length:
-            return hidden
-        return self.model._mask_hidden_states(hidden.clone(), attention_mask=length_mask(num_frames, hidden.shape[1]))
-
-
-def masked_channel_norm(values: Tensor, lengths: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """A group norm with one group a channel, over the valid frames of (B, C, T) only."""
-    mask = length_mask(lengths, values.shape[2])[:, None, :]  # (B, 1, T)
-    count = lengths.clamp(min=1)[:, None, None]
-    exact = values.float()
-    mean = exact.masked_fill(~mask, 0.0).sum(2, keepdim=True) / count  # (B, C, 1)
-    centred = (exact - mean).masked_fill(~mask, 0.0)
-    variance = centred.square().sum(2, keepdim=True) / count  # (B, C, 1)
-    normed = centred * torch.rsqrt(variance + norm.eps)
-    return (normed * norm.weight[:, None] + norm.bias[:, None]).to(values.dtype)
-
-
-def current_name(name: str) -> str:
-    """Today's name of a tensor of the weight-normalised convolution, which older checkpoints call otherwise."""
-    for old, new in (("weight_g", "original0"), ("weight_v", "original1")):
-        if name.endswith(f"pos_conv_embed.conv.{old}"):
-            return f"{name.removesuffix(old)}parametrizations.weight.{new}"
-    return name
+    def layer_call(self, num_frames: Tensor, hidden: Tensor) -> Callable[[nn.Module, Tensor], Tensor]:
+        """Attention over the valid frames (B,) of (B, T, D)."""
+        mask = attention_mask(num_frames, hidden.shape[1], self.model.config._attn_implementation, hidden.dtype)
+        return lambda layer, values: layer(values, attention_mask=mask)

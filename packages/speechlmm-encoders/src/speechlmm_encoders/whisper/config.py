@@ -34,6 +34,15 @@ class WhisperArchitecture(Architecture):
         {"dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "init_std"}
     )
 
+    model_types: ClassVar[tuple[str, ...]] = ("whisper",)
+    unstated: ClassVar[dict[str, Any]] = {
+        "num_mel_bins": 80,
+        "d_model": 384,
+        "encoder_layers": 4,
+        "encoder_attention_heads": 6,
+        "encoder_ffn_dim": 1536,
+    }
+
     num_mel_bins: Size = 128
     """Mel bins M of the input."""
     d_model: Size = 1280

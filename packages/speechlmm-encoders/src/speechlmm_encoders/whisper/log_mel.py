@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from speechlmm_core.lengths import ceil_div
-from speechlmm_encoders.whisper.config import HOP_LENGTH, SAMPLING_RATE
+from speechlmm_encoders.layered import SAMPLING_RATE
+from speechlmm_encoders.whisper.config import HOP_LENGTH
 
 N_FFT = 400
 MARGIN = N_FFT // 2

@@ -1,4 +1,4 @@
-"""From loaded audio to HuBERT's normalised samples, in the data worker.
+"""From loaded audio to normalised samples, in the data worker.
 
 Shapes: R rows (media or their chunks), L samples.
 """
@@ -17,16 +17,16 @@ from speechlmm_encoders.layered import SAMPLING_RATE
 
 if TYPE_CHECKING:
     from speechlmm_core.media.medium import Medium
-    from speechlmm_encoders.hubert.config import HubertEncoderConfig
+    from speechlmm_encoders.raw_audio.config import RawAudioEncoderConfig
 
 VARIANCE_FLOOR = 1e-7
 """As in transformers' `Wav2Vec2FeatureExtractor`."""
 
 
-class HubertPreprocessor(Preprocessor):
+class RawAudioPreprocessor(Preprocessor):
     """Raw audio, normalised per clip (before it is cut) and padded with zeros."""
 
-    def __init__(self, config: HubertEncoderConfig) -> None:
+    def __init__(self, config: RawAudioEncoderConfig) -> None:
         self.config = config
 
     def __call__(self, media: Sequence[Medium]) -> dict[str, Tensor]:

@@ -1,0 +1,1 @@
+"""WavLM's encoder of raw audio."""
