@@ -1,0 +1,97 @@
+"""What the conformers of SeamlessM4T v2 and w2v-BERT 2.0 have in common, over padded batches.
+
+Gulati et al., 2020, "Conformer: Convolution-augmented Transformer for Speech Recognition" (arXiv:2005.08100). The
+modules and their names are transformers'; the loops over them are ours, because theirs let padding into the adapter's
+convolutions.
+
+Shapes: B batch, T frames, D hidden, H heads, P positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from speechlmm_core.features import zero_padding
+from speechlmm_encoders.transformer import LayerMix, attention_mask, run_layers
+
+
+def run_conformers(
+    encoder: Any,
+    values: Tensor,
+    lengths: Tensor,
+    *,
+    wanted: int | None,
+    mix: LayerMix | None,
+    layerdrop: float,
+    norm: nn.Module | None = None,
+    chunks: tuple[int, int] | None = None,
+) -> Tensor:
+    """Runs the layers of a conformer encoder of transformers.
+
+    Args:
+        encoder: The module that holds the layers, and the dropout before them.
+        values: (B, T, D).
+        lengths: (B,) valid frames.
+        wanted: As in `run_layers`.
+        mix: As in `run_layers`.
+        layerdrop: As in `run_layers`.
+        norm: As in `run_layers`.
+        chunks: Frames in a chunk, and the number of chunks before its own that a frame attends to (negative for all);
+            None where it attends to all frames.
+
+    Returns:
+        (B, T, D); what stands beyond the valid frames is undefined.
+    """
+    mask = attention_mask(lengths, values.shape[1], encoder.config._attn_implementation, values.dtype)  # (B, 1, 1, T)
+    if chunks is not None and values.shape[1] > chunks[0]:
+        seen = chunk_mask(values.shape[1], *chunks, device=values.device)  # (T, T)
+        # (B, 1, T, T), bool or what is added to the scores
+        mask = mask & seen if mask.dtype == torch.bool else mask.masked_fill(~seen, torch.finfo(mask.dtype).min)
+    # The layers' convolutions look back only, so that the frames after a clip's end are nothing to those before.
+    return run_layers(
+        encoder.layers,
+        encoder.dropout(zero_padding(values, lengths)),
+        lambda layer, states: layer(states, attention_mask=mask),
+        wanted=wanted,
+        norm=norm,
+        mix=mix,
+        layerdrop=layerdrop,
+    )
+
+
+def chunk_mask(num_frames: int, size: int, num_left: int, *, device: torch.device) -> Tensor:
+    """(T, T) bool: whether a frame (row) attends to another: to its own chunk, and to so many before it."""
+    number = torch.arange(num_frames, device=device) // size  # (T,)
+    back = number[:, None] - number[None, :]  # (T, T)
+    return (back >= 0) & (back <= num_left) if num_left >= 0 else back >= 0
+
+
+def run_adapter(layers: Sequence[Any], values: Tensor, lengths: Sequence[Tensor], implementation: str) -> Tensor:
+    """Runs the layers of an adapter of transformers, each of which shortens the clips.
+
+    None is left out at training: the lengths would not be what they are.
+
+    Args:
+        layers: N layers.
+        values: (B, T, D).
+        lengths: N + 1 tensors (B,): the valid frames before the adapter and after each layer.
+        implementation: That of the layers' attention.
+
+    Returns:
+        (B, T_out, D); what stands beyond the valid frames is undefined.
+    """
+    for layer, before, after in zip(layers, lengths[:-1], lengths[1:], strict=True):
+        # A convolution sees zeros beyond the end of a clip that is alone, and so must it in a batch.
+        residual = zero_padding(layer.residual_layer_norm(values), before)
+        residual = layer.activation(layer.residual_conv(residual.transpose(1, 2))).transpose(1, 2)  # (B, T_out, D)
+        values = zero_padding(layer.self_attn_layer_norm(values), before)
+        values = layer.activation(layer.self_attn_conv(values.transpose(1, 2))).transpose(1, 2)  # (B, T_out, D)
+        mask = attention_mask(after, values.shape[1], implementation, values.dtype)
+        values, _ = layer.self_attn(values, attention_mask=mask)
+        values = layer.self_attn_dropout(values) + residual
+        values = layer.ffn(layer.ffn_layer_norm(values)) + values
+    return values

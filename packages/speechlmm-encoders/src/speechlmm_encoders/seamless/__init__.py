@@ -1,0 +1,1 @@
+"""The speech encoder of SeamlessM4T v2."""

@@ -1,0 +1,1 @@
+"""The speech encoder w2v-BERT 2.0."""

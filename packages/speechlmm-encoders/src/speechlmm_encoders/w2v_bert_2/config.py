@@ -1,0 +1,173 @@
+"""Configuration of w2v-BERT 2.0's encoder. Imports no torch.
+
+16 kHz -> 50 Hz with the published numbers (filter banks at 50 Hz, no adapter).
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from speechlmm_encoders.architecture import Architecture, Probability, Size, architecture_of
+from speechlmm_encoders.fbank.config import STRIDE, FbankEncoderConfig
+
+if TYPE_CHECKING:
+    from speechlmm_core.interfaces.context import BuildContext
+    from speechlmm_encoders.w2v_bert_2.encoder import W2vBert2Encoder
+
+
+class W2vBert2Architecture(Architecture):
+    """The numbers of a w2v-BERT model, called as in transformers' `Wav2Vec2BertConfig`; by default w2v-bert-2.0's."""
+
+    training_only: ClassVar[frozenset[str]] = frozenset(
+        {
+            "attention_dropout",
+            "hidden_dropout",
+            "activation_dropout",
+            "feat_proj_dropout",
+            "conformer_conv_dropout",
+            "layerdrop",
+            "initializer_range",
+            "mask_time_prob",
+            "mask_time_length",
+            "mask_time_min_masks",
+            "mask_feature_prob",
+            "mask_feature_length",
+            "mask_feature_min_masks",
+        }
+    )
+
+    hidden_size: Size = 1024
+    """Width of the conformer layers."""
+    feature_projection_input_dim: Annotated[int, Field(ge=2, multiple_of=STRIDE)] = 160
+    """Width of the input: the mel bins of two frames."""
+    num_hidden_layers: Size = 24
+    """Conformer layers."""
+    num_attention_heads: Size = 16
+    """Attention heads of a layer."""
+    intermediate_size: Size = 4096
+    """Width of the feed-forward blocks."""
+    hidden_act: str = "swish"
+    """Activation of the conformer layers, by its name in transformers."""
+    conv_depthwise_kernel_size: Annotated[int, Field(ge=1)] = 31
+    """Kernel of the causal convolution in a conformer layer; odd."""
+    position_embeddings_type: Literal["relative_key"] = "relative_key"
+    """Positions: learned vectors for the distance from a query to a key."""
+    left_max_position_embeddings: Size = 64
+    """Distance to the left up to which positions are told apart."""
+    right_max_position_embeddings: Size = 8
+    """Distance to the right up to which positions are told apart."""
+    layer_norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+    """Epsilon of the layer norms."""
+    add_adapter: bool = False
+    """Whether an adapter of strided convolutions follows."""
+    num_adapter_layers: Size = 1
+    """Layers of the adapter."""
+    adapter_kernel_size: Size = 3
+    """Kernel of their convolutions."""
+    adapter_stride: Size = 2
+    """Stride of their convolutions."""
+    adapter_act: str = "relu"
+    """Activation of the adapter's feed-forward blocks."""
+    output_hidden_size: Size | None = None
+    """Width D of the frames behind an adapter; null for `hidden_size`."""
+    use_intermediate_ffn_before_adapter: bool = False
+    """Whether a feed-forward block stands before the adapter."""
+    attention_dropout: Probability = 0.0
+    """Dropout of the attention weights and of the attention's output."""
+    hidden_dropout: Probability = 0.0
+    """Dropout within the layers."""
+    activation_dropout: Probability = 0.0
+    """Dropout within the feed-forward blocks."""
+    feat_proj_dropout: Probability = 0.0
+    """Dropout after the projection of the input."""
+    conformer_conv_dropout: Probability = 0.1
+    """Dropout after the convolutions."""
+    layerdrop: Probability = 0.1
+    """Probability of leaving a conformer layer out at training (LayerDrop)."""
+    mask_time_prob: Probability = 0.05
+    """SpecAugment: share of frames masked, where `apply_spec_augment` is set."""
+    mask_time_length: Size = 10
+    """SpecAugment: frames in a span."""
+    mask_time_min_masks: Annotated[int, Field(ge=0)] = 2
+    """SpecAugment: spans of frames at least."""
+    mask_feature_prob: Probability = 0.0
+    """SpecAugment: share of features masked."""
+    mask_feature_length: Size = 10
+    """SpecAugment: features in a span."""
+    mask_feature_min_masks: Annotated[int, Field(ge=0)] = 0
+    """SpecAugment: spans of features at least."""
+    initializer_range: Annotated[float, Field(gt=0)] = 0.02
+    """Standard deviation of random weights."""
+
+    @model_validator(mode="after")
+    def _check(self) -> W2vBert2Architecture:
+        for width in (self.hidden_size, self.width):
+            if width % self.num_attention_heads:
+                raise ValueError(
+                    "hidden_size and output_hidden_size must be multiples of num_attention_heads, got "
+                    f"{width!r} and {self.num_attention_heads!r}"
+                )
+        if self.conv_depthwise_kernel_size % 2 == 0:
+            raise ValueError(f"conv_depthwise_kernel_size must be odd, got {self.conv_depthwise_kernel_size!r}")
+        if self.use_intermediate_ffn_before_adapter and not self.add_adapter:
+            raise ValueError("use_intermediate_ffn_before_adapter needs add_adapter; set both or neither")
+        return self
+
+    @property
+    def width(self) -> int:
+        """Width D of the frames that come out."""
+        return (self.output_hidden_size or self.hidden_size) if self.add_adapter else self.hidden_size
+
+
+class W2vBert2EncoderConfig(FbankEncoderConfig):
+    """w2v-BERT 2.0: audio at 16 kHz to frames at 50 Hz.
+
+    `layer` counts conformer layers; where there is an adapter it follows whichever state is chosen.
+    """
+
+    type: Literal["w2v_bert_2"] = "w2v_bert_2"
+    model: W2vBert2Architecture | None = None
+    """The architecture; null to take it from the checkpoint (or w2v-bert-2.0's, for random weights)."""
+    apply_spec_augment: bool = False
+    """Whether spans of frames are masked at training, by the architecture's `mask_*` numbers."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_architecture(cls, data: Any) -> Any:
+        return architecture_of(data, W2vBert2Architecture)
+
+    @cached_property
+    def architecture(self) -> W2vBert2Architecture:
+        """The numbers in force."""
+        return self.model or W2vBert2Architecture()
+
+    @property
+    def num_layers(self) -> int:
+        """Conformer layers."""
+        return self.architecture.num_hidden_layers
+
+    @property
+    def hidden_size(self) -> int:
+        """Width D of the frames."""
+        return self.architecture.width
+
+    @property
+    def num_features(self) -> int:
+        """Width of the encoder's input."""
+        return self.architecture.feature_projection_input_dim
+
+    @property
+    def convolutions(self) -> tuple[tuple[int, int], ...]:
+        """Kernel size and stride of each layer of the adapter."""
+        numbers = self.architecture
+        layers = numbers.num_adapter_layers if numbers.add_adapter else 0
+        return ((numbers.adapter_kernel_size, numbers.adapter_stride),) * layers
+
+    def build(self, ctx: BuildContext) -> W2vBert2Encoder:
+        """The module, randomly initialised."""
+        from speechlmm_encoders.w2v_bert_2.encoder import W2vBert2Encoder
+
+        return W2vBert2Encoder(self, ctx)
