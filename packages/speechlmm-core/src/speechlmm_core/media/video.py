@@ -135,7 +135,9 @@ def _crop(source: VideoSource, options: VideoOptions) -> tuple[Callable[[Frame],
         return partial(resize, size=size), size
     if options.crop == "centre" or is_mouth_crop(*whole):
         return partial(centre_cut, size=size), size
-    raise MediaError(f"{source.name}: its frames of {whole[1]}x{whole[0]} pixels are no mouth crop; crop the mouths first")
+    raise MediaError(
+        f"{source.name}: its frames of {whole[1]}x{whole[0]} pixels are no mouth crop; crop the mouths first"
+    )
 
 
 def is_mouth_crop(height: int, width: int) -> bool:

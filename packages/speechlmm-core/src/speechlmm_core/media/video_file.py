@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MISSING_S = 0.5
 """Seconds that a file may lack of what its header promises: time stamps and durations are rounded."""
 MICROSECONDS = 1_000_000
+PLAIN_PIXELS = {"yuv420p", "yuvj420p"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ class VideoInfo:
     keys: NDArray[np.int64]
     """Time stamps of the frames that decoding can start at, in the file's own units, ascending."""
     origin: int | None
-    """Time stamp of the first frame in the file's own units; None where frames have none (some AVI files)."""
+    """Time stamp of the first frame in the file's own units; None where frames have none (AVI)."""
+    plain_h264: bool = False
+    """Whether the frames are 8-bit H.264 in MP4 or Matroska, as most corpora have them."""
 
     @property
     def duration_s(self) -> float:
@@ -121,8 +124,8 @@ def _scan(path: Path, container: InputContainer, stream: VideoStream, width: int
         lengths.append(packet.duration or 0)
         if packet.is_keyframe:
             keys.append(stamp)
-    stated = STATED_LENGTH & set(container.format.name.split(","))
-    if stated and container.duration and container.duration / MICROSECONDS > end_s + MISSING_S:
+    names = set(container.format.name.split(","))
+    if STATED_LENGTH & names and container.duration and container.duration / MICROSECONDS > end_s + MISSING_S:
         raise truncated(path)
     if not stamps:
         raise MediaError(f"{path}: the video has no frames; leave it out or record it again")
@@ -131,7 +134,16 @@ def _scan(path: Path, container: InputContainer, stream: VideoStream, width: int
     times = np.rint((found - found[0]) * unit).astype(np.int64)  # (N,)
     last = round(lengths[int(np.argmax(stamps))] * unit) or _usual_step(times, stream)
     origin = int(found[0]) if exact else None
-    return VideoInfo(width, height, times, int(times[-1]) + last, np.unique(np.array(keys, np.int64)), origin)
+    plain = stream.codec_context.name == "h264" and stream.codec_context.pix_fmt in PLAIN_PIXELS
+    return VideoInfo(
+        width=width,
+        height=height,
+        times=times,
+        duration=int(times[-1]) + last,
+        keys=np.unique(np.array(keys, np.int64)),
+        origin=origin,
+        plain_h264=plain and not names.isdisjoint({"mp4", "matroska"}),
+    )
 
 
 def _usual_step(times: NDArray[np.int64], stream: VideoStream) -> int:

@@ -11,14 +11,14 @@ import numpy as np
 
 Frame = np.ndarray[Any, np.dtype[np.uint8]]
 
-LUMA = np.array([19595, 38470, 7471], np.uint32)
+LUMA = (19595, 38470, 7471)
 """Weights of red, green and blue in 1/65536: 0.299, 0.587, 0.114 (ITU-R BT.601), as Pillow and OpenCV use them."""
 
 
 def to_grey(frame: Frame) -> Frame:
     """Turns RGB (H, W, 3) into grey (H, W, 1), rounded."""
-    luma = (frame.astype(np.uint32) @ LUMA + (1 << 15)) >> 16  # (H, W)
-    return luma.astype(np.uint8)[..., None]  # (H, W, 1)
+    red, green, blue = (frame[..., number].astype(np.uint32) * weight for number, weight in enumerate(LUMA))
+    return ((red + green + blue + (1 << 15)) >> 16).astype(np.uint8)[..., None]  # (H, W, 1)
 
 
 def centre_cut(frame: Frame, size: tuple[int, int]) -> Frame:
@@ -38,6 +38,7 @@ def resize(frame: Frame, size: tuple[int, int]) -> Frame:
         return frame
     import torch
 
-    values = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None].float()  # (1, C, H, W)
+    writable = frame if frame.flags.writeable and min(frame.strides) > 0 else frame.copy()
+    values = torch.from_numpy(writable).permute(2, 0, 1)[None]  # (1, C, H, W)
     scaled = torch.nn.functional.interpolate(values, size, mode="bilinear", align_corners=False, antialias=True)
-    return scaled[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()  # (height, width, C)
+    return scaled[0].permute(1, 2, 0).numpy()  # (height, width, C)

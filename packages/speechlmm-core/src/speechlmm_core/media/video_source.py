@@ -5,6 +5,7 @@ Shapes: T frames of the result, N frames of the source, H rows, W pixels.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,10 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speechlmm_core.errors import MediaError
+from speechlmm_core.media.decord_frames import DecordUnfitError, decord_fits, decord_frames
 from speechlmm_core.media.pyav_frames import pyav_frames, rotation
 from speechlmm_core.media.video_file import MICROSECONDS, VideoInfo, video_info
 from speechlmm_core.media.video_frames import Frame
 from speechlmm_core.media.video_lengths import frames_on_screen
+
+logger = logging.getLogger(__name__)
 
 
 class VideoSource(Protocol):
@@ -75,7 +79,16 @@ class FileSource:
 
     def frames(self, looks: NDArray[np.int64]) -> Iterator[Frame]:
         """Decodes the frames, one after the other."""
-        return pyav_frames(self.path, self.info, looks)
+        done = 0
+        if decord_fits(self.info, looks):
+            try:
+                for frame in decord_frames(self.path, self.info, looks):
+                    yield frame
+                    done += 1
+            except DecordUnfitError as exc:
+                logger.debug("%s: FFmpeg goes on after %d frames, as decord cannot: %s", self.path, done, exc)
+        if done < len(looks):
+            yield from pyav_frames(self.path, self.info, looks[done:])
 
 
 class ArraySource:
