@@ -8,9 +8,10 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from speechlmm_core.config import RESERVED, ModelConfig
+from speechlmm_core.interfaces.objective import can_weigh
 from speechlmm_core.registry import nearest
 from speechlmm_train.data_config import DataConfig, Section
-from speechlmm_train.stage_config import ResolvedStage, StageConfig, can_weigh, lay_over, resolve
+from speechlmm_train.stage_config import ResolvedStage, StageConfig, lay_over, resolve
 from speechlmm_train.training_config import TrainingConfig
 
 

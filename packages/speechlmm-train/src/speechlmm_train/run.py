@@ -16,10 +16,10 @@ from speechlmm_core.checkpoint.atomic import atomic_folder, write_text
 from speechlmm_core.checkpoint.load import resolve_model_path, restore
 from speechlmm_core.checkpoint.save import save_model
 from speechlmm_core.errors import ConfigError
+from speechlmm_core.interfaces.objective import can_weigh
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.config import RunConfig
-from speechlmm_train.stage_config import can_weigh
 from speechlmm_train.trainer.arguments import training_arguments
 from speechlmm_train.trainer.callbacks import Reporter, open_sinks
 from speechlmm_train.trainer.checks import check_stage, freeze_for

@@ -28,11 +28,6 @@ def _rising(weight: float | Schedule) -> float | Schedule:
     return weight
 
 
-def can_weigh(weight: float | Schedule) -> bool:
-    """Whether a weight is ever above zero."""
-    return any(value > 0 for _, value in weight) if isinstance(weight, list) else weight > 0
-
-
 Weight = Annotated[Rate | Schedule, AfterValidator(_rising)]
 
 

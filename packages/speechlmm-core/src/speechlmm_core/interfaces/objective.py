@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from speechlmm_core.registry import ComponentConfig, Registry
 
@@ -18,22 +18,25 @@ if TYPE_CHECKING:
 Schedule = list[tuple[float, float]]
 
 
+def _points_rise(weight: float | Schedule) -> float | Schedule:
+    if isinstance(weight, list):
+        progress = [point[0] for point in weight]
+        if not weight or progress != sorted(progress) or any(not 0 <= p <= 1 for p in progress):
+            raise ValueError(f"expected points [progress, weight] with progress rising in 0..1, got {weight!r}")
+        if any(w < 0 for _, w in weight):
+            raise ValueError(f"a weight may not be negative, got {weight!r}")
+    return weight
+
+
+Weight = Annotated[Annotated[float, Field(ge=0)] | Schedule, AfterValidator(_points_rise)]
+"""Weight of a loss, or points ``[progress, weight]`` (progress from 0 to 1) that are joined by straight lines."""
+
+
 class ObjectiveConfig(ComponentConfig, ABC):
     """Configuration of one term of the training loss."""
 
-    weight: Annotated[float, Field(ge=0)] | Schedule = 1.0
+    weight: Weight = 1.0
     """Weight of the term, or points ``[progress, weight]`` (progress from 0 to 1) that are joined by straight lines."""
-
-    @field_validator("weight")
-    @classmethod
-    def _points_rise(cls, weight: float | Schedule) -> float | Schedule:
-        if isinstance(weight, list):
-            progress = [point[0] for point in weight]
-            if not weight or progress != sorted(progress) or any(not 0 <= p <= 1 for p in progress):
-                raise ValueError(f"expected points [progress, weight] with progress rising in 0..1, got {weight!r}")
-            if any(w < 0 for _, w in weight):
-                raise ValueError(f"a weight may not be negative, got {weight!r}")
-        return weight
 
     @property
     @abstractmethod
@@ -68,6 +71,11 @@ def weight_at(weight: float | Schedule, progress: float) -> float:
         if progress < right:
             return low + (high - low) * (progress - left) / (right - left)
     return weight[-1][1]
+
+
+def can_weigh(weight: float | Schedule) -> bool:
+    """Whether a weight is ever above zero."""
+    return any(value > 0 for _, value in weight) if isinstance(weight, list) else weight > 0
 
 
 objectives: Registry[ObjectiveConfig] = Registry("objective", ObjectiveConfig)

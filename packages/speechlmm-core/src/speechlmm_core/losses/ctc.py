@@ -57,6 +57,7 @@ def ctc_loss_restricted(
     weight: Tensor,
     blank: Tensor,
     blank_in_weight: bool,
+    logsumexp: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
     """The same from hidden states, without the (B, T, V) logits.
@@ -69,6 +70,7 @@ def ctc_loss_restricted(
         weight: (V, D) vectors of the labels.
         blank: (D,) vector of the blank.
         blank_in_weight: Whether the blank is a row of `weight` too (else it is one label more).
+        logsumexp: (B, T) log-sum-exp of the logits of `weight`, where it is known; by default it is computed.
         chunk_size: Frames at a time for the log-sum-exp.
 
     Returns:
@@ -83,7 +85,9 @@ def ctc_loss_restricted(
     in_use = (first == own) & length_mask(target_lengths, U)  # (B, U)
     rows = torch.cat([blank.expand(B, 1, D), F.embedding(targets, weight)], dim=1)  # (B, 1+U, D)
     logits = torch.bmm(hidden, rows.to(hidden.dtype).transpose(1, 2)).to(wide)  # (B, T, 1+U)
-    everything = chunked_logsumexp(hidden.reshape(B * T, D), weight, chunk_size=chunk_size).view(B, T)
+    everything = logsumexp
+    if everything is None:
+        everything = chunked_logsumexp(hidden.reshape(B * T, D), weight, chunk_size=chunk_size).view(B, T)
     if not blank_in_weight:
         everything = torch.logaddexp(everything, logits[..., 0])
     logits = logits.masked_fill(~F.pad(in_use, (1, 0), value=True)[:, None], NEVER)

@@ -40,6 +40,11 @@ class SpeechLMMProcessor:
         self._objectives: dict[str, ObjectiveConfig] = {
             name: objective for name, objective in config.all_objectives.items() if objective.needs_transcript
         }
+        self._owned = {
+            f"{name}_adapter_{own}": (name, own)
+            for name, towers in self.inputs.items()
+            for own in towers.adapter.objectives(f"{name}_adapter")
+        }
 
     @classmethod
     def from_config(cls, config: ModelConfig) -> SpeechLMMProcessor:
@@ -142,7 +147,11 @@ class SpeechLMMProcessor:
             padding_side: `right` for training, `left` for generation; without meaning when packed.
 
         Returns:
-            Nested dict of tensors, as `speechlmm_core.splice.plan` describes it.
+            Nested dict of tensors, as `speechlmm_core.splice.plan` describes it; beside them `media` by input,
+            `targets` by objective, and `num_items`, the units of the losses. These are the same keys for every batch:
+            `supervised_tokens`; for each input `<input>_media` and `<input>_frames`; for each objective with targets
+            `<objective>_targets` (target ids), `<objective>_valid` (media with a target) and `<objective>_infeasible`
+            (media too short for theirs).
         """
         present = [name for name in self.inputs if any(name == n for s in samples for n, _ in s.media)]
         batch = plan_batch(
@@ -155,15 +164,16 @@ class SpeechLMMProcessor:
         )
         batch["media"] = {name: self._media(name, samples) for name in present}
         counts: dict[str, int] = {"supervised_tokens": int(batch["supervised"]["ids"].numel())}
-        for name, media in batch["media"].items():
-            counts[f"{name}_media"] = len(media["lengths"])
-            counts[f"{name}_frames"] = int(media["encoder_lengths"].sum())
+        for name in self.inputs:
+            media = batch["media"].get(name)
+            counts[f"{name}_media"] = len(media["lengths"]) if media else 0
+            counts[f"{name}_frames"] = int(media["encoder_lengths"].sum()) if media else 0
         batch["targets"] = {}
         for name, objective in self._objectives.items():
-            counts[f"{name}_targets"] = counts[f"{name}_infeasible"] = 0
+            counts |= {f"{name}_{unit}": 0 for unit in ("targets", "valid", "infeasible")}
             stage_input = objective.stages[0].rpartition("_")[0]
             if stage_input in present:
-                lengths = self._stage_lengths(objective.stages[0], batch["media"][stage_input])
+                lengths = self._aligned_frames(name, objective, batch["media"][stage_input])
                 targets = [target for sample in samples for target in sample.targets.get(name, ())]
                 batch["targets"][name] = _pad_targets(objective, targets, lengths, counts, name)
         batch["num_items"] = counts
@@ -249,8 +259,13 @@ class SpeechLMMProcessor:
         encoder, adapter = self.inputs[name].encoder, self.inputs[name].adapter
         return adapter.output_lengths(1, encoder.frame_rate) is not None
 
-    def _stage_lengths(self, stage: str, media: Mapping[str, Any]) -> Tensor:
-        return media["encoder_lengths"] if stage.endswith("_encoder") else media["lengths"]
+    def _aligned_frames(self, name: str, objective: ObjectiveConfig, media: Mapping[str, Any]) -> Tensor:
+        """Frames (B,) that an objective has for a medium's target: its stage's, or those that its adapter says."""
+        if name in self._owned:
+            stage_input, own = self._owned[name]
+            towers = self.inputs[stage_input]
+            return towers.adapter.objective_frames(own, media["encoder_lengths"], towers.encoder.frame_rate)
+        return media["encoder_lengths"] if objective.stages[0].endswith("_encoder") else media["lengths"]
 
 
 def _pad_targets(
@@ -273,5 +288,6 @@ def _pad_targets(
         ids[row, : len(target)] = torch.tensor(target)
         target_lengths[row] = len(target)
         valid[row] = True
+        counts[f"{name}_valid"] += 1
         counts[f"{name}_targets"] += len(target)
     return {"ids": ids, "lengths": target_lengths, "valid": valid}

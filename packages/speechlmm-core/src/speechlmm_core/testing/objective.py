@@ -133,6 +133,7 @@ class ObjectiveKit(ComponentKit):
             "num_items": {
                 "supervised_tokens": len(words),
                 f"{NAME}_targets": sum(len(one or ()) for one in targets),
+                f"{NAME}_valid": sum(bool(one) for one in targets),
                 f"{NAME}_infeasible": 0,
             },
         }

@@ -10,7 +10,7 @@ import unicodedata
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from speechlmm_core.errors import ConfigError
@@ -23,6 +23,24 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _reported: set[str] = set()
+
+
+def _can_be_told_apart(characters: str) -> str:
+    if not characters or len(set(characters)) != len(characters):
+        raise PydanticCustomError("ctc_characters", "`characters` must be distinct and not empty", {})
+    changed = "".join(c for c in characters if unicodedata.normalize("NFKC", c).lower() != c)
+    if changed:
+        raise PydanticCustomError(
+            "ctc_characters",
+            "`characters` holds {changed}, which normalisation (NFKC, lower case) never leaves in a transcript",
+            {"changed": repr(changed)},
+        )
+    return characters
+
+
+Characters = Annotated[str, AfterValidator(_can_be_told_apart)]
+"""The labels of a vocabulary of characters."""
+CHARACTERS = " 'abcdefghijklmnopqrstuvwxyz"
 
 
 class CTCObjectiveConfig(ObjectiveConfig):
@@ -38,7 +56,7 @@ class CTCObjectiveConfig(ObjectiveConfig):
     """Stage whose frames are aligned: `<input>_encoder` or `<input>_adapter`."""
     vocabulary: Literal["characters", "text_decoder"] = "characters"
     """What the targets are: characters, or the text decoder's tokens."""
-    characters: str = " 'abcdefghijklmnopqrstuvwxyz"
+    characters: Characters = CHARACTERS
     """The characters, where they are the vocabulary."""
     head: Literal["linear", "embeddings"] = "linear"
     """An own linear layer, or scores against the text decoder's embedding table (`vocabulary: text_decoder`)."""
@@ -57,15 +75,6 @@ class CTCObjectiveConfig(ObjectiveConfig):
             )
         if self.blank is not None and self.head != "embeddings":
             raise PydanticCustomError("ctc_blank", "`blank` names a token for `head: embeddings` only", {})
-        if not self.characters or len(set(self.characters)) != len(self.characters):
-            raise PydanticCustomError("ctc_characters", "`characters` must be distinct and not empty", {})
-        changed = "".join(c for c in self.characters if unicodedata.normalize("NFKC", c).lower() != c)
-        if changed:
-            raise PydanticCustomError(
-                "ctc_characters",
-                "`characters` holds {changed}, which normalisation (NFKC, lower case) never leaves in a transcript",
-                {"changed": repr(changed)},
-            )
         return self
 
     @property
