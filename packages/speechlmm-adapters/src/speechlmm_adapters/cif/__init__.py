@@ -1,0 +1,1 @@
+"""Continuous integrate-and-fire."""

@@ -1,0 +1,1 @@
+"""Compression by connectionist temporal classification."""

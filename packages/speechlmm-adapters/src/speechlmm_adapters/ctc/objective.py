@@ -1,0 +1,68 @@
+"""CTC with a head that an adapter brings.
+
+Paper: Graves et al. 2006, "Connectionist temporal classification", doi:10.1145/1143844.1143891.
+
+Shapes: B media, T frames, U target labels, V labels, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional as F
+
+from speechlmm_adapters.ctc.objective_config import blank_label
+from speechlmm_core.features import Features, Loss, length_mask
+from speechlmm_core.interfaces.modules import Objective, TextDecoder
+from speechlmm_core.losses.ctc import ctc_loss, ctc_loss_restricted
+from speechlmm_core.objectives.ctc.objective import FULL_VOCABULARY
+
+if TYPE_CHECKING:
+    from speechlmm_adapters.ctc.objective_config import AdapterCTCObjectiveConfig
+
+
+class AdapterCTCObjective(Objective):
+    """See `AdapterCTCObjectiveConfig`."""
+
+    config: AdapterCTCObjectiveConfig
+
+    def __init__(self, config: AdapterCTCObjectiveConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.full_vocabulary = FULL_VOCABULARY
+
+    def forward(self, stages: Mapping[str, Features], batch: Mapping[str, Any], text_decoder: TextDecoder) -> Loss:
+        """The loss in the unit `<name>_targets`.
+
+        Args:
+            stages: The adapter's extras: `ctc_frames` (B, T, D), `ctc_lengths` (B,), `ctc_weight` (V, D), and
+                `ctc_logsumexp` (B, T) where the adapter has computed that of the frames' logits.
+            batch: ``targets[name]`` holds `ids` (B, U), `lengths` (B,) and `valid` (B,) bool.
+            text_decoder: Not used.
+        """
+        extras = stages[self.config.stage].extras
+        frames, lengths, weight = extras["ctc_frames"], extras["ctc_lengths"], extras["ctc_weight"]
+        targets = batch["targets"][self.name]
+        ids, unit = targets["ids"], f"{self.name}_targets"
+        if ids.numel() == 0 or frames.numel() == 0:
+            # A zero that still depends on the adapter, so that no rank waits for a gradient.
+            return Loss((frames.flatten()[:0].sum() + weight.flatten()[:0].sum()).float(), unit)
+        target_lengths = torch.where(targets["valid"], targets["lengths"], 0)
+        frames = torch.where(length_mask(lengths, frames.shape[1])[..., None], frames, 0)  # (B, T, D)
+        blank = blank_label(self.config.vocabulary, len(weight))
+        if len(weight) > self.full_vocabulary:
+            losses = ctc_loss_restricted(
+                frames,
+                lengths,
+                ids,
+                target_lengths,
+                weight=weight,
+                blank=weight[blank],
+                blank_in_weight=True,
+                logsumexp=extras.get("ctc_logsumexp"),
+            )
+        else:
+            losses = ctc_loss(F.linear(frames, weight.to(frames.dtype)), lengths, ids, target_lengths, blank=blank)
+        return Loss(losses.sum().float(), unit)
