@@ -32,6 +32,11 @@ class AdapterConfig(ComponentConfig, ABC):
         exact = self.output_lengths(num_frames, frame_rate)
         return num_frames if exact is None else exact
 
+    @property
+    def meets_target_lengths(self) -> bool:
+        """Whether, in training, as many frames come out as the transcript has tokens (within the upper bound)."""
+        return False
+
     @abstractmethod
     def output_frame_rate(self, frame_rate: Fraction) -> Fraction:
         """Frames per second that come out (the mean, where it depends on the content)."""

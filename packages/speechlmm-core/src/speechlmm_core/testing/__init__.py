@@ -7,6 +7,7 @@ A plugin's test is one line: ``encoder_contract(AcmeEncoderConfig(...))``. With 
 from speechlmm_core.testing.adapter import adapter_checks, adapter_contract
 from speechlmm_core.testing.checks import Check
 from speechlmm_core.testing.encoder import encoder_checks, encoder_contract
+from speechlmm_core.testing.media import noise_audio, noise_video
 from speechlmm_core.testing.objective import objective_checks, objective_contract
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "adapter_contract",
     "encoder_checks",
     "encoder_contract",
+    "noise_audio",
+    "noise_video",
     "objective_checks",
     "objective_contract",
 ]

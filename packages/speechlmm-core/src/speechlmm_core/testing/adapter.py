@@ -5,7 +5,7 @@ Shapes: B batch, T frames, D hidden.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -17,11 +17,19 @@ from speechlmm_core.features import Features
 from speechlmm_core.interfaces.adapter import AdapterConfig, adapters
 from speechlmm_core.interfaces.context import BuildContext
 from speechlmm_core.interfaces.modules import Adapter
+from speechlmm_core.media.medium import Medium
 from speechlmm_core.testing.checks import Check, assert_close, check, collect, run_all, select
 from speechlmm_core.testing.component import ComponentKit, lengths_agree, probe
 from speechlmm_core.testing.composite import DECODER_WIDTH
-from speechlmm_core.testing.encoder import rows
+from speechlmm_core.testing.encoder_base import rows
+from speechlmm_core.testing.in_model import assert_learns, run_in_model
+from speechlmm_core.testing.media import noise_audio, noise_video
 from speechlmm_core.testing.toy import ToyEncoderConfig
+from speechlmm_core.testing.toy_video import ToyVideoEncoderConfig
+
+TOY_ENCODERS = {"audio": ToyEncoderConfig, "video": ToyVideoEncoderConfig}
+ONCE = ("config_defaults", "config_round_trip", "config_import", "weights")
+"""Checks that no role of the adapter makes a difference to."""
 
 SIZES = (*range(18), 23, 31, 32, 33, 47, 64, 97)
 
@@ -31,16 +39,19 @@ class AdapterKit(ComponentKit):
 
     config: AdapterConfig
 
-    def __init__(self, config: AdapterConfig, ctx: BuildContext | None, unreached: Collection[str]) -> None:
+    def __init__(
+        self, config: AdapterConfig, ctx: BuildContext | None, unreached: Collection[str], modality: str = "audio"
+    ) -> None:
         super().__init__(config, adapters, unreached)
         self._ctx = ctx
+        self.modality = modality
 
     @property
     def ctx(self) -> BuildContext:
         """What the adapter is built with: another width out than in, where the adapter can change it."""
         if self._ctx is not None:
             return self._ctx
-        rate = Fraction(50)
+        rate = TOY_ENCODERS[self.modality]().frame_rate
         ctx = BuildContext(input_size=12, output_size=16, frame_rate=rate, vocab_size=37)
         if self.config.output_size(ctx) == ctx.output_size:
             return ctx
@@ -52,17 +63,29 @@ class AdapterKit(ComponentKit):
 
     @property
     def place(self) -> str:
-        """The adapter of the input `audio`."""
-        return "audio_adapter"
+        """The adapter of the input that is called like its modality."""
+        return f"{self.modality}_adapter"
+
+    @property
+    def depends_on_content(self) -> bool:
+        """Whether how many frames come out is known on the device only; there may then be none."""
+        return self.config.output_lengths(1, self.ctx.frame_rate) is None
 
     def towers(self) -> dict[str, Any]:
         """The adapter behind an encoder of the width that it takes."""
         widening = self.ctx.input_size != self.ctx.output_size
-        return {"audio_encoder": ToyEncoderConfig(width=48 if widening else DECODER_WIDTH), self.place: self.config}
+        encoder = TOY_ENCODERS[self.modality](width=48 if widening else DECODER_WIDTH)
+        return {f"{self.modality}_encoder": encoder, self.place: self.config}
+
+    def media(self, *frames: int) -> dict[str, list[Medium]]:
+        """Media of so many frames of the toy encoder each."""
+        make = noise_video(height=8, width=8) if self.modality == "video" else noise_audio(16_000)
+        hop = 1 if self.modality == "video" else 320
+        return {self.modality: [make(count * hop, seed) for seed, count in enumerate(frames)]}
 
     def composite_output(self, module: Any) -> Tensor:
         """The valid frames of two rows of the toy encoder's width."""
-        width = self.towers()["audio_encoder"].width
+        width = self.towers()[f"{self.modality}_encoder"].width
         values = torch.randn(2, 23, width, generator=torch.Generator().manual_seed(0))
         return torch.cat(rows(module(Features(values, torch.tensor([23, 11])))))  # (sum of lengths, D)
 
@@ -120,7 +143,7 @@ class AdapterKit(ComponentKit):
             batch = module(self.features(*SIZES))
             alone = [module(self.features(size)) for size in SIZES[1::5]]
         bounds = [self.config.max_output_lengths(size, self.ctx.frame_rate) for size in SIZES]
-        if self.config.output_lengths(1, self.ctx.frame_rate) is None:
+        if self.depends_on_content:
             over = [
                 (size, int(got)) for size, got, most in zip(SIZES, batch.lengths, bounds, strict=True) if got > most
             ]
@@ -167,13 +190,15 @@ class AdapterKit(ComponentKit):
         module = self.built()
         features = self.features(23, 11, 0)
         values = features.values.requires_grad_()
-        output = torch.cat(rows(module(features)))
+        adapted = module(features)
+        output = torch.cat(rows(adapted))
         assert output.requires_grad, "the output is detached from the input"
         output.backward(probe(output))
         assert values.grad is not None, "no gradient for the input"
         assert bool(values.grad.isfinite().all()), "the gradient for the input is not finite"
         for row, length in enumerate((23, 11)):
-            assert bool(values.grad[row, :length].any()), f"no gradient for row {row}"
+            came = int(adapted.lengths[row]) > 0
+            assert not came or bool(values.grad[row, :length].any()), f"no gradient for row {row}"
             assert not bool(values.grad[row, length:].any()), f"the padding of row {row} gets a gradient"
 
     @check
@@ -205,9 +230,56 @@ class AdapterKit(ComponentKit):
 
     @check
     def target_lengths(self) -> None:
-        """The transcripts' lengths may be given in training."""
-        features = self.build().train()(self.features(23, 11), torch.tensor([4, 2]))
-        assert all(bool(row.isfinite().all()) for row in rows(features)), "some frames are not finite"
+        """The transcripts' lengths may be given in training; what promises to meet them does, within its bound."""
+        module, frames, targets = self.build().train(), (23, 11, 5, 0), [4, 2, 19, 3]
+        for given in (targets, [-1, 2, -1, -1]):
+            features = module(self.features(*frames), torch.tensor(given))
+            assert all(bool(row.isfinite().all()) for row in rows(features)), "some frames are not finite"
+            if self.config.meets_target_lengths:
+                most = [self.config.max_output_lengths(count, self.ctx.frame_rate) for count in frames]
+                for row, (target, bound) in enumerate(zip(given, most, strict=True)):
+                    got, wanted = min(int(features.lengths[row]), bound), min(target, bound)
+                    assert target < 0 or got == wanted, f"{got} frames for a transcript of {target}, expected {wanted}"
+
+    def _check_in_model(self, dtype: torch.dtype, *, packed: bool) -> None:
+        ran = run_in_model(self.towers(), self.media(60, 41, 52), dtype=dtype, packed=packed)
+        own = {f"{self.place}_{name}": one for name, one in self.config.objectives(self.place).items()}
+        for name in own:
+            assert name in ran.output.losses, f"its loss {name!r} is not among {sorted(ran.output.losses)}"
+        for name, loss in ran.output.losses.items():
+            assert ran.batch["num_items"].get(loss.unit, 0) > 0, f"nothing is counted in {loss.unit!r} for {name!r}"
+            assert_learns(ran.model.components()[self.place], loss.sum, f"the loss {name!r}", retain=True)
+        assert bool(ran.output.loss.isfinite()), f"the loss of all is {float(ran.output.loss.detach())}"
+
+    @check
+    def in_a_model(self) -> None:
+        """In a model, every loss, the adapter's own included, is finite and counted, and the adapter learns from it."""
+        self._check_in_model(torch.float32, packed=False)
+        self._check_in_model(torch.float32, packed=True)
+
+    @check
+    def in_a_bfloat16_model(self) -> None:
+        """The same in a model in bfloat16."""
+        self._check_in_model(torch.bfloat16, packed=False)
+
+    @check
+    def text_alone(self) -> None:
+        """A batch of text alone passes the adapter by: its own losses are left out or zero, and all else goes on."""
+        ran = run_in_model(self.towers(), {})
+        for name, loss in ran.output.losses.items():
+            if name.startswith(f"{self.place}_"):
+                assert float(loss.sum.detach()) == 0.0, f"{name!r} is {float(loss.sum.detach())} without any media"
+        assert bool(ran.output.loss.isfinite()), f"the loss is {float(ran.output.loss.detach())}"
+        ran.output.loss.backward()
+
+    @check
+    def packed_as_padded(self) -> None:
+        """Packed and padded batches give the same losses."""
+        towers, media = self.towers(), self.media(60, 41, 52)
+        padded, packed = (run_in_model(towers, media, packed=one).output.losses for one in (False, True))
+        for name, loss in padded.items():
+            off = abs(float(packed[name].sum.detach()) - float(loss.sum.detach()))
+            assert off <= 1e-5 * max(1.0, abs(float(loss.sum.detach()))), f"{name!r} differs by {off:.2g}"
 
 
 def adapter_checks(
@@ -216,16 +288,25 @@ def adapter_checks(
     ctx: BuildContext | None = None,
     skip: Collection[str] = (),
     unreached: Collection[str] = (),
+    modalities: Sequence[str] = ("audio", "video"),
 ) -> list[Check]:
     """The checks of an adapter's contract, to run one by one; nothing is built before a check is called.
 
     Args:
         config: A small configuration.
-        ctx: What the adapter is built with; small widths at 50 frames per second by default.
+        ctx: What the adapter is built with; small widths at the encoder's rate (50 or 25 frames per second) by
+            default.
         skip: Names of checks to leave out; say why beside it.
         unreached: Ends of the names of parameters that only training reaches.
+        modalities: Kinds of media whose frames it adapts (`audio`, `video`); the checks of the second and further
+            ones are called `<check>.<modality>`.
     """
-    checks = collect(AdapterKit(config, ctx, unreached), f"adapter {config.type!r}")
+    checks: list[Check] = []
+    for number, modality in enumerate(modalities):
+        found = collect(
+            AdapterKit(config, ctx, unreached, modality), f"adapter {config.type!r}", f".{modality}" if number else ""
+        )
+        checks += [one for one in found if not number or one.name.partition(".")[0] not in ONCE]
     return select(checks, skip)
 
 
@@ -235,10 +316,11 @@ def adapter_contract(
     ctx: BuildContext | None = None,
     skip: Collection[str] = (),
     unreached: Collection[str] = (),
+    modalities: Sequence[str] = ("audio", "video"),
 ) -> None:
     """Runs every check of an adapter's contract; the arguments are those of `adapter_checks`.
 
     Raises:
         AssertionError: The checks that fail, by name, with what was demanded and what was found.
     """
-    run_all(adapter_checks(config, ctx=ctx, skip=skip, unreached=unreached))
+    run_all(adapter_checks(config, ctx=ctx, skip=skip, unreached=unreached, modalities=modalities))

@@ -47,28 +47,28 @@ def check(method: F) -> F:
     return method
 
 
-def collect(kit: Any, subject: str) -> list[Check]:
-    """The checks of a kit, those of its base class first."""
+def collect(kit: Any, subject: str, suffix: str = "") -> list[Check]:
+    """The checks of a kit, those of its base class first; the suffix tells kits of one component apart."""
     found: dict[str, Check] = {}
     for cls in reversed(type(kit).__mro__):
         for name, member in vars(cls).items():
             if getattr(member, "is_check", False):
                 demand = (inspect.getdoc(member) or "").partition("\n")[0]
-                found[name] = Check(name, demand, getattr(kit, name), subject)
+                found[name] = Check(name + suffix, demand, getattr(kit, name), subject)
     return list(found.values())
 
 
 def select(checks: Iterable[Check], skip: Collection[str]) -> list[Check]:
-    """The checks but for those skipped by name.
+    """The checks but for those skipped by name (`padding_amount` also skips `padding_amount.video`).
 
     Raises:
         ValueError: A name to skip is not a check's.
     """
     chosen = list(checks)
-    unknown = set(skip) - {one.name for one in chosen}
+    unknown = set(skip) - {one.name for one in chosen} - {one.name.partition(".")[0] for one in chosen}
     if unknown:
         raise ValueError(f"no such check: {sorted(unknown)} (checks: {', '.join(one.name for one in chosen)})")
-    return [one for one in chosen if one.name not in skip]
+    return [one for one in chosen if not {one.name, one.name.partition(".")[0]} & set(skip)]
 
 
 def run_all(checks: Iterable[Check]) -> None:

@@ -5,78 +5,31 @@ Shapes: B batch, L samples, T frames, D hidden.
 
 from __future__ import annotations
 
-import math
+import logging
 import pickle
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from speechlmm_core.features import Features
-from speechlmm_core.interfaces.context import BuildContext
-from speechlmm_core.interfaces.encoder import EncoderConfig, encoders
+from speechlmm_core.interfaces.encoder import EncoderConfig
 from speechlmm_core.interfaces.modules import Encoder
-from speechlmm_core.media.medium import Medium
 from speechlmm_core.testing.checks import Check, assert_close, check, collect, run_all, select
-from speechlmm_core.testing.component import ComponentKit, lengths_agree, probe
-from speechlmm_core.testing.toy import ToyAdapterConfig
+from speechlmm_core.testing.component import lengths_agree, probe
+from speechlmm_core.testing.encoder_base import flat, rows
+from speechlmm_core.testing.encoder_options import EncoderOptions
+from speechlmm_core.testing.media import MediumFactory, changed
 
-MediumFactory = Callable[[int, int], Medium]
+logger = logging.getLogger(__name__)
 
 SIZES = (1, 2, 3, 5, 7, 13, 31, 101, 159, 160, 161, 319, 320, 321, 399, 400, 401, 641, 1009, 1601, 3203, 4801, 7919)
 
 
-class EncoderKit(ComponentKit):
+class EncoderKit(EncoderOptions):
     """The checks of an encoder."""
-
-    config: EncoderConfig
-
-    def __init__(
-        self, config: EncoderConfig, medium: MediumFactory | None, margin: int, unreached: Collection[str]
-    ) -> None:
-        super().__init__(config, encoders, unreached)
-        self.margin = margin
-        self.medium = medium or self._noise
-
-    def _noise(self, num_samples: int, seed: int) -> Medium:
-        assert self.config.modality == "audio", f"pass `medium=` to make media of modality {self.config.modality!r}"
-        generator = torch.Generator().manual_seed(seed)
-        return Medium(torch.randn(num_samples, generator=generator).mul(0.1).clamp(-1, 1), self.config.sampling_rate)
-
-    def samples(self, frames: int) -> int:
-        """An odd number of samples that gives about so many frames."""
-        return math.ceil(frames * self.config.sampling_rate / self.config.frame_rate) | 1
-
-    def media(self, *frames: int) -> list[Medium]:
-        """Media of about so many frames each."""
-        return [self.medium(self.samples(count), seed) for seed, count in enumerate(frames)]
-
-    def make(self, config: EncoderConfig) -> Encoder:
-        """The encoder."""
-        return config.build(BuildContext())
-
-    @property
-    def place(self) -> str:
-        """The input is called like its modality."""
-        return f"{self.config.modality}_encoder"
-
-    def towers(self) -> dict[str, Any]:
-        """The encoder with a projection."""
-        return {self.place: self.config, f"{self.config.modality}_adapter": ToyAdapterConfig()}
-
-    def encode(self, module: Encoder, media: Sequence[Medium]) -> Features:
-        """Encodes media as the composite does."""
-        return module(self.config.build_preprocessor()(media))
-
-    def output(self, module: Any, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The valid frames of three media of different length."""
-        inputs = self.config.build_preprocessor()(self.media(23, 11, 17))
-        cast = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
-        features = module(cast)  # cast as the composite does
-        return torch.cat(rows(features))  # (sum of lengths, D)
 
     @check
     def lengths_of_all_kinds(self) -> None:
@@ -109,7 +62,8 @@ class EncoderKit(ComponentKit):
     def declared_lengths(self) -> None:
         """The frames that come out are as many as `output_lengths` says, for many sizes, one by one and in a batch."""
         module = self.built()
-        sizes = [*SIZES, *(self.samples(count) for count in (7, 29))]
+        few = [size for size in SIZES if size <= self.samples(50)]  # a sample may be a frame of a video
+        sizes = [*few, *(self.samples(count) for count in (7, 29))]
         media = [self.medium(size, seed) for seed, size in enumerate(sizes)]
         with torch.no_grad():
             batch = self.encode(module, media)
@@ -156,8 +110,8 @@ class EncoderKit(ComponentKit):
         for frames in (12, 19, 67):
             other = self.medium(self.samples(frames), 90 + frames)
             assert_close(rows(self.encode(module, [medium, other]))[0], alone, f"beside a medium of {frames} frames")
-        twin = Medium(medium.values * 3 + 0.1, medium.sampling_rate)
-        assert_close(rows(self.encode(module, [medium, twin]))[0], alone, "beside a louder medium of the same length")
+        twin = changed(medium)
+        assert_close(rows(self.encode(module, [medium, twin]))[0], alone, "beside another medium of the same length")
 
     @check
     def padding_content(self) -> None:
@@ -174,7 +128,9 @@ class EncoderKit(ComponentKit):
         longer = self.config.build_preprocessor()(self.media(11, 83))
         found: dict[str, int] = {}
         for name, value in inputs.items():
-            if value.is_floating_point() and value.dim() > 1 and value.shape[0] == len(inputs["lengths"]):
+            # Integers of so many dimensions are pixels; others are masks and indices.
+            content = value.is_floating_point() or (value.dim() >= 4 and value.dtype != torch.bool)
+            if content and value.dim() > 1 and value.shape[0] == len(inputs["lengths"]):
                 grows = [dim for dim in range(1, value.dim()) if value.shape[dim] != longer[name].shape[dim]]
                 found[name] = grows[0] if grows else max(range(1, value.dim()), key=lambda dim: value.shape[dim])
         return found
@@ -183,8 +139,10 @@ class EncoderKit(ComponentKit):
         filled = dict(inputs)
         for name, dim in self._time_dims(inputs).items():
             filled[name] = inputs[name].clone()
+            brightest = inputs[name].is_floating_point() or value > 0 or torch.iinfo(inputs[name].dtype).max
             for row, start in enumerate(self._padding_starts(inputs, dim, name)):
-                filled[name][row].narrow(dim - 1, start, inputs[name].shape[dim] - start).fill_(value)
+                padding = filled[name][row].narrow(dim - 1, start, inputs[name].shape[dim] - start)
+                padding.fill_(value if brightest is True else brightest)
         return filled
 
     def _padding_starts(self, inputs: Mapping[str, Tensor], dim: int, name: str) -> list[int]:
@@ -192,10 +150,15 @@ class EncoderKit(ComponentKit):
 
     @check
     def gradients_reach_inputs(self) -> None:
-        """Gradients reach each medium's own samples, and not its padding."""
+        """Gradients reach each medium's own samples, and not its padding (integers: changes show in its own frames)."""
         module = self.built()
         inputs = dict(self.config.build_preprocessor()(self.media(23, 11)))
         dims = self._time_dims(inputs)
+        for name in [name for name in dims if not inputs[name].is_floating_point()]:
+            logger.info("%r holds integers, which take no gradient; what they change is checked instead", name)
+            self._check_influence(module, inputs, name, dims.pop(name))
+        if not dims:
+            return
         for name in dims:
             inputs[name] = inputs[name].clone().requires_grad_()
         output = torch.cat(rows(module(inputs)))
@@ -209,6 +172,17 @@ class EncoderKit(ComponentKit):
                 assert bool(own.isfinite().all()), f"the gradient for {name!r} is not finite"
                 assert bool(own.abs().sum() > 0), f"no gradient for row {row} of {name!r}"
                 assert not bool(padding.any()), f"the padding of row {row} of {name!r} gets a gradient"
+
+    def _check_influence(self, module: Encoder, inputs: Mapping[str, Tensor], name: str, dim: int) -> None:
+        before = rows(module(inputs))
+        for row, start in enumerate(self._padding_starts(inputs, dim, name)):
+            other = inputs[name].clone()
+            own = other[row].narrow(dim - 1, 0, start)
+            own.copy_(torch.iinfo(own.dtype).max - own)
+            after = rows(module({**inputs, name: other}))
+            assert not torch.equal(after[row], before[row]), f"row {row} of {name!r} changes nothing"
+            for neighbour in set(range(len(before))) - {row}:
+                assert_close(after[neighbour], before[neighbour], f"row {neighbour} where row {row} is another")
 
     @check
     def batch_order(self) -> None:
@@ -238,16 +212,6 @@ class EncoderKit(ComponentKit):
         assert features.lengths.shape == (0,), f"lengths have the shape {tuple(features.lengths.shape)}"
 
 
-def rows(features: Features) -> list[Tensor]:
-    """The valid frames of each row, (lengths[b], D)."""
-    return [row[:length] for row, length in zip(features.values, features.lengths.tolist(), strict=True)]
-
-
-def flat(inputs: Mapping[str, Tensor]) -> Tensor:
-    """All tensors of a preprocessor's output as one."""
-    return torch.cat([inputs[name].double().flatten() for name in sorted(inputs)])
-
-
 def encoder_checks(
     config: EncoderConfig,
     *,
@@ -260,7 +224,7 @@ def encoder_checks(
 
     Args:
         config: A small configuration with random weights.
-        medium: Makes a medium from (number of samples, seed); noise by default, for audio.
+        medium: Makes a medium from (number of samples, seed); noise by default, for audio and video.
         margin: Steps after a row's length in the preprocessor's output that still hold content (the tail of a
             spectrogram's window).
         skip: Names of checks to leave out; say why beside it.
