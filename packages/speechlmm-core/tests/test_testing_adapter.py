@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from speechlmm_core.features import Features
+from speechlmm_core.features import Features, Loss
 from speechlmm_core.interfaces.adapter import AdapterConfig
 from speechlmm_core.interfaces.context import BuildContext
-from speechlmm_core.interfaces.modules import Adapter
+from speechlmm_core.interfaces.modules import Adapter, Objective
+from speechlmm_core.interfaces.objective import ObjectiveConfig
 from speechlmm_core.lengths import ceil_div
 from speechlmm_core.testing import adapter_checks, adapter_contract
 
@@ -155,6 +156,128 @@ FAULTS = {
 }
 
 
+class LengthLoss(Objective):
+    """The distance of an adapter's weights from one, over the frames of the media, with a fault on demand."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+
+    def forward(self, stages, batch, text_decoder):
+        stage = self.config.stage
+        if self.config.fault == "stages mixed up":
+            hidden = stages["text_decoder"].values
+            return Loss(hidden.float().square().sum(), "supervised_tokens")
+        weights = stages[stage].extras["weights"]
+        total = (weights - 1).square().sum() if self.config.fault != "not finite" else weights.sum() / 0
+        total = total.detach() if self.config.fault == "detached" else total
+        unit = "words" if self.config.fault == "not counted" else f"{stage.removesuffix('_adapter')}_frames"
+        return Loss(total.float(), unit)
+
+
+class LengthLossConfig(ObjectiveConfig):
+    type: Literal["test.length"] = "test.length"
+    stage: str = "audio_adapter"
+    fault: str = ""
+
+    @property
+    def stages(self):
+        return ("text_decoder",) if self.fault == "stages mixed up" else (self.stage,)
+
+    def build(self, ctx):
+        return LengthLoss(self)
+
+
+class Firing(Adapter):
+    """Keeps the loudest frames: in training as many as the transcript has tokens, else those above a threshold."""
+
+    def __init__(self, config, ctx):
+        super().__init__()
+        self.config = config
+        self.model = nn.Linear(ctx.input_size, config.output_size(ctx))
+        self.alpha = nn.Linear(ctx.input_size, 1)
+
+    def forward(self, features, target_lengths=None):
+        values = features.values.masked_fill(~features.mask()[..., None], 0.0)
+        weights = torch.sigmoid(self.alpha(values))[..., 0] * features.mask()  # (B, T)
+        counts = (weights > 0.5).sum(1)
+        if self.training and target_lengths is not None and self.config.fault != "targets missed":
+            counts = torch.where(target_lengths >= 0, target_lengths.minimum(features.lengths), counts)
+        if self.config.fault == "none in bfloat16" and values.dtype == torch.bfloat16:
+            counts = counts * 0
+        order = weights.argsort(dim=1, descending=True, stable=True)
+        kept = self.model(values * weights[..., None]).gather(
+            1, order[..., None].expand(-1, -1, self.model.out_features)
+        )
+        return Features(kept, counts, {"weights": weights})
+
+
+class FiringConfig(StackAdapterConfig):
+    type: Literal["test.firing"] = "test.firing"
+    adapter: ClassVar[Any] = Firing
+    fault: str = ""
+
+    @property
+    def meets_target_lengths(self):
+        return True
+
+    def output_lengths(self, num_frames, frame_rate):
+        return None
+
+    def output_frame_rate(self, frame_rate):
+        return frame_rate / 2
+
+    def objectives(self, stage):
+        stage = "audio_adapter" if self.fault == "bound to audio" else stage
+        return {"length": LengthLossConfig(stage=stage, fault=self.fault)}
+
+
+class SilentConfig(FiringConfig):
+    """Nothing ever comes out, as of an untrained adapter whose weights are too small."""
+
+    type: Literal["test.silent"] = "test.silent"
+
+    class Silent(Firing):
+        def forward(self, features, target_lengths=None):
+            fired = super().forward(features, target_lengths)
+            values = fired.values[:, :0]
+            return Features(values, torch.zeros_like(fired.lengths), fired.extras)
+
+    adapter: ClassVar[Any] = Silent
+
+    @property
+    def meets_target_lengths(self):
+        return False
+
+
+IN_MODELS = {
+    "its loss is not finite": (FiringConfig(fault="not finite"), "in_a_model"),
+    "its loss is detached": (FiringConfig(fault="detached"), "in_a_model"),
+    "its loss is not counted": (FiringConfig(fault="not counted"), "in_a_model"),
+    "its loss is bound to one modality": (FiringConfig(fault="bound to audio"), "in_a_model.video"),
+    "the transcript's length is missed": (FiringConfig(fault="targets missed"), "target_lengths"),
+    "the rate of audio is assumed": (
+        planted(
+            __init__=lambda self, config, ctx: (
+                StackAdapter.__init__(self, config, ctx) if ctx.frame_rate == 50 else 1 / 0
+            )
+        ),
+        "output_form.video",
+    ),
+    "bfloat16 breaks it in a model": (
+        planted(values(lambda v: v / (v.dtype == torch.float32))),
+        "in_a_bfloat16_model",
+    ),
+    "the output is not learnt from": (planted(values(torch.zeros_like)), "in_a_model"),
+    "its loss goes on without media": (FiringConfig(fault="stages mixed up"), "text_alone"),
+    "its loss sees padding": (FiringConfig(fault="stages mixed up"), "packed_as_padded"),
+    "frames are lost in bfloat16": (
+        FiringConfig(fault="none in bfloat16"),
+        "bfloat16",
+    ),
+}
+
+
 @pytest.mark.parametrize("check", adapter_checks(StackAdapterConfig()), ids=str)
 def test_a_clean_adapter_passes(check):
     check()
@@ -168,6 +291,19 @@ def test_an_adapter_whose_length_depends_on_the_content_passes():
 def test_a_planted_fault_is_caught(config, name):
     (check,) = [check for check in adapter_checks(config) if check.name == name]
     with pytest.raises(AssertionError, match=f"adapter 'test.stack' fails '{name}'"):
+        check()
+
+
+@pytest.mark.parametrize("config", [FiringConfig(), SilentConfig()], ids=["fires", "never fires"])
+def test_an_adapter_with_a_loss_of_its_own_passes(config):
+    unreached = ("alpha.weight", "alpha.bias", "model.weight", "model.bias") if config.type == "test.silent" else ()
+    adapter_contract(config, skip=("config_import",), unreached=unreached)
+
+
+@pytest.mark.parametrize(("config", "name"), IN_MODELS.values(), ids=IN_MODELS.keys())
+def test_a_fault_that_shows_in_a_model_is_caught(config, name):
+    (check,) = [check for check in adapter_checks(config) if check.name == name]
+    with pytest.raises(AssertionError, match=f"adapter '{config.type}' fails '{name}'"):
         check()
 
 

@@ -195,12 +195,7 @@ class ComponentKit(ABC):
         """In bfloat16 the output is finite, of the right dtype, and close to that in fp32."""
         expected = self.output(self.built())
         got = self.output(self.built().to(torch.bfloat16), torch.bfloat16)
-        assert got.shape == expected.shape, f"shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
-        assert got.dtype == self.low_precision, f"{got.dtype}, expected {self.low_precision}"
-        assert bool(got.isfinite().all()), "the output is not finite"
-        got, expected = got.detach().float(), expected.detach().float()
-        off = float((got - expected).norm() / expected.norm().clamp(min=1e-6))
-        assert off <= 0.1, f"differs from fp32 by {off:.1%} in norm (allowed: 10 %)"
+        self.assert_near(got, expected)
 
     @check
     def built_in_bfloat16(self) -> None:
@@ -214,7 +209,14 @@ class ComponentKit(ABC):
         wrong = [name for name, value in target.named_parameters() if value.dtype != torch.bfloat16]
         assert not wrong, f"{wrong[:3]} are not bfloat16"
         target.load_state_dict(source.state_dict())
-        got, expected = self.output(target, torch.bfloat16).detach().float(), self.output(source).detach().float()
+        self.assert_near(self.output(target, torch.bfloat16), self.output(source))
+
+    def assert_near(self, got: Tensor, expected: Tensor) -> None:
+        """Asserts that an output in low precision is what was computed in fp32, but for rounding."""
+        assert got.shape == expected.shape, f"shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
+        assert got.dtype == self.low_precision, f"{got.dtype}, expected {self.low_precision}"
+        assert bool(got.isfinite().all()), "the output is not finite"
+        got, expected = got.detach().float(), expected.detach().float()
         off = float((got - expected).norm() / expected.norm().clamp(min=1e-6))
         assert off <= 0.1, f"differs from fp32 by {off:.1%} in norm (allowed: 10 %)"
 
