@@ -17,6 +17,9 @@ from speechlmm_core.errors import CheckpointError
 
 ROOT_VARIABLE = "PRETRAINED_COMPONENTS"
 
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+"""How the names of single files of weights end."""
+
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
 
 
@@ -27,7 +30,7 @@ def resolve_pretrained(name: str) -> Path | str:
     ``@<revision>``.
 
     Raises:
-        CheckpointError: The name is a path, and there is no such folder.
+        CheckpointError: The name is a path, and there is no such folder, or it is one of a file.
     """
     folder = Path(name).expanduser()
     if name and folder.is_dir():
@@ -37,12 +40,26 @@ def resolve_pretrained(name: str) -> Path | str:
         below = Path(root).expanduser() / name
         if name and below.is_dir():
             return below
+    if name and pretrained_file(name) is not None:
+        raise CheckpointError(f"{name!r} is a file, expected the folder of a checkpoint with its `config.json`")
+    if name.endswith(WEIGHT_SUFFIXES):
+        raise CheckpointError(
+            f"no file {name!r}{f' (nor one below {root!r})' if root else ''}; give its path, or put it below "
+            f"${ROOT_VARIABLE}"
+        )
     if name.startswith(("/", ".", "~")) or not _HUB_NAME.fullmatch(name):
         raise CheckpointError(
             f"no folder {name!r}{f' (nor one below {root!r})' if root else ''}; give the path of a checkpoint folder, "
             f"a name below ${ROOT_VARIABLE}, or a name on the Hugging Face hub (<organisation>/<model>)"
         )
     return name
+
+
+def pretrained_file(name: str) -> Path | None:
+    """The file that ``name`` stands for, by its path or below `$PRETRAINED_COMPONENTS`; None where it is no file."""
+    roots = [Path(), *(Path(root).expanduser() for root in [os.environ.get(ROOT_VARIABLE)] if root)]
+    found = (root / Path(name).expanduser() for root in roots)
+    return next((path for path in found if path.is_file()), None)
 
 
 def read_json_config(name: str, filename: str = "config.json") -> dict[str, Any]:

@@ -6,8 +6,9 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zipfile import is_zipfile
 
-from speechlmm_core.checkpoint.source import fetch_pretrained
+from speechlmm_core.checkpoint.source import WEIGHT_SUFFIXES, fetch_pretrained, pretrained_file, resolve_pretrained
 from speechlmm_core.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 """Names under which checkpoints keep their weights, in the order in which they are looked for."""
+
+WRAPPERS = ("state_dict", "model", "e2e")
+"""Names under which files that were pickled at training keep their tensors by name."""
 
 SHOWN = 5
 """Names that an error message lists at most."""
@@ -38,7 +42,7 @@ def load_weights(
     Args:
         module: Gets every one of its tensors from the checkpoint; they keep their dtype and device. Of tensors that
             the module ties, the checkpoint needs only one, and may not hold different ones.
-        source: Folder, name under `$PRETRAINED_COMPONENTS`, or hub name.
+        source: Folder or single file, name under `$PRETRAINED_COMPONENTS`, or hub name.
         prefixes: What may stand before the module's own names; the first that fits is cut off.
         ignore: Beginnings of names that belong to other parts of the checkpoint.
         rename: Turns an older name (without prefix) into today's.
@@ -84,9 +88,14 @@ def load_weights(
 def weight_files(source: str | Path) -> list[Path]:
     """The files that hold a checkpoint's weights, downloaded first if ``source`` is a hub name.
 
+    A folder without the usual names may hold a single file of weights.
+
     Raises:
         CheckpointError: There are none, or they cannot be fetched.
     """
+    single = pretrained_file(str(source))
+    if single is not None:
+        return [single]
     for name in WEIGHT_FILES:
         found = checkpoint_file(source, name)
         if found is None:
@@ -99,6 +108,11 @@ def weight_files(source: str | Path) -> list[Path]:
         if absent:
             raise CheckpointError(f"{str(source)!r} lacks {', '.join(absent)}, which {name} names; fetch it again")
         return [file for file in files.values() if file is not None]
+    folder = resolve_pretrained(str(source))
+    if isinstance(folder, Path):
+        others = [file for file in folder.iterdir() if file.suffix in WEIGHT_SUFFIXES]
+        if len(others) == 1:
+            return others
     raise CheckpointError(f"{str(source)!r} holds no weights; expected one of {', '.join(WEIGHT_FILES)}")
 
 
@@ -150,13 +164,22 @@ def _tensors(files: Sequence[Path]) -> Iterator[tuple[str, Callable[[], Tensor]]
                     for name in list(handle.keys()):
                         yield name, lambda name=name, handle=handle: handle.get_tensor(name)
             else:
-                content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-                if not isinstance(content, Mapping):
-                    raise CheckpointError(f"{str(file)!r} holds {type(content).__name__}, expected tensors by name")
-                for name, tensor in content.items():
+                # Only the newer of torch's two formats, a zip archive, can be mapped.
+                content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
+                for name, tensor in _unwrapped(content, file).items():
                     yield name, lambda tensor=tensor: tensor
         except (SafetensorError, OSError, RuntimeError, pickle.UnpicklingError) as exc:
             raise CheckpointError(f"{str(file)!r} cannot be read ({exc}); fetch it again") from exc
+
+
+def _unwrapped(content: object, file: Path) -> Mapping[str, Tensor]:
+    """The tensors by name of an unpickled file, which may hold them beside other things."""
+    for _ in WRAPPERS:
+        if isinstance(content, Mapping):
+            content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
+    if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
+        raise CheckpointError(f"{str(file)!r} holds {type(content).__name__}, expected tensors by name")
+    return content
 
 
 def _target(
