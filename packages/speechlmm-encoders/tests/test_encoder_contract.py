@@ -13,8 +13,8 @@ from speechlmm_core.testing import Check, encoder_checks
 from speechlmm_encoders.whisper.log_mel import TAIL
 
 
-def preset(name: str, **changes: Any):
-    text = (files("speechlmm_encoders.presets") / "model" / "audio_encoder" / f"{name}.yaml").read_text("utf-8")
+def preset(name: str, group: str = "audio_encoder", **changes: Any):
+    text = (files("speechlmm_encoders.presets") / "model" / group / f"{name}.yaml").read_text("utf-8")
     return encoders.validate({**yaml.safe_load(text), **changes})
 
 
@@ -39,6 +39,7 @@ def all_checks() -> list[Check]:
     checks += encoder_checks(preset("tiny_hubert", model=LARGE_HUBERT))
     checks += encoder_checks(preset("tiny_wavlm"))
     checks += encoder_checks(preset("tiny_wavlm", model=LARGE_WAVLM))
+    checks += encoder_checks(preset("tiny_auto_avsr", "video_encoder"))
     return checks
 
 

@@ -1,0 +1,1 @@
+"""AutoAVSR's visual speech encoder."""

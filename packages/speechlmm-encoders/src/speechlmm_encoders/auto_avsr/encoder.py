@@ -1,0 +1,119 @@
+"""AutoAVSR's visual speech encoder: 25 mouth crops a second -> frames at 25 Hz.
+
+Ma et al., 2023, "Auto-AVSR: Audio-Visual Speech Recognition with Automatic Labels" (arXiv:2303.14307). The checkpoints
+are published for comparison and benchmarking, not for commercial use. The network is ours; its parameters bear the
+published names.
+
+Shapes: R rows, T frames, H x W pixels, N frames of all rows, D hidden.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from speechlmm_core.attention.choice import choose_attention
+from speechlmm_core.features import Features
+from speechlmm_core.interfaces.modules import Encoder
+from speechlmm_encoders.auto_avsr.conformer import LAYER_NORM_EPS, ConformerLayer, FrameLayout, relative_positions
+from speechlmm_encoders.auto_avsr.frontend import VisualFrontend, frame_windows
+from speechlmm_encoders.transformer import LayerMix, run_layers
+
+if TYPE_CHECKING:
+    from speechlmm_core.interfaces.context import BuildContext
+    from speechlmm_encoders.auto_avsr.config import AutoAvsrArchitecture, AutoAvsrEncoderConfig
+
+PIXEL_MEAN = 0.421
+"""Mean grey level, of 1, of the crops that the checkpoints were trained on."""
+
+PIXEL_STD = 0.165
+"""Its standard deviation."""
+
+
+class AutoAvsrNetwork(nn.Module):
+    """The modules by the names of the published checkpoints (there, below `encoder.`)."""
+
+    _supports_sdpa: ClassVar[bool] = True
+    # Its kernels take no term for the distance between query and key.
+    _supports_flash_attn: ClassVar[bool] = False
+
+    def __init__(self, architecture: AutoAvsrArchitecture, implementation: str) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(_attn_implementation=implementation)
+        self.frontend = VisualFrontend(architecture.frontend_hidden_sizes)
+        self.embed = nn.Sequential(
+            nn.Linear(architecture.frontend_hidden_sizes[-1], architecture.hidden_size),
+            nn.Dropout(architecture.hidden_dropout),
+        )
+        self.encoders = nn.ModuleList(
+            ConformerLayer(
+                architecture.hidden_size,
+                architecture.num_attention_heads,
+                architecture.intermediate_size,
+                architecture.conv_depthwise_kernel_size,
+                dropout=architecture.hidden_dropout,
+                attention_dropout=architecture.attention_dropout,
+                implementation=implementation,
+            )
+            for _ in range(architecture.num_hidden_layers)
+        )
+        self.after_norm = nn.LayerNorm(architecture.hidden_size, eps=LAYER_NORM_EPS)
+
+
+class AutoAvsrEncoder(Encoder):
+    """See `AutoAvsrEncoderConfig`."""
+
+    config: AutoAvsrEncoderConfig
+    model: AutoAvsrNetwork
+
+    def __init__(self, config: AutoAvsrEncoderConfig, ctx: BuildContext) -> None:
+        super().__init__()
+        self.config = config
+        implementation = choose_attention(ctx.attn_implementation, AutoAvsrNetwork, component=ctx.component)
+        self.model = AutoAvsrNetwork(config.model, implementation)
+        self.layer_mix = LayerMix(config.num_layers + 1) if config.layer == "weighted" else None
+
+    def load_base_weights(self) -> None:
+        """Loads the encoder of a published model: a file or a folder, with the decoder and the CTC head or without."""
+        if self.config.pretrained is None:
+            return
+        from speechlmm_core.checkpoint.weights import load_weights
+
+        wrappers = ("", "model.", "e2e.", "model.e2e.", "e2e.model.")
+        load_weights(
+            self.model,
+            self.config.pretrained,
+            prefixes=(*(f"{wrapper}encoder." for wrapper in wrappers), ""),
+            ignore=tuple(f"{wrapper}{part}." for wrapper in wrappers for part in ("decoder", "ctc")),
+        )
+
+    def encode(self, inputs: Mapping[str, Tensor]) -> Features:
+        """Encodes what `AutoAvsrPreprocessor` returned."""
+        model, width = self.model, self.config.hidden_size
+        pixels, lengths, index = inputs["pixel_values_videos"], inputs["lengths"], inputs["frame_index"]
+        num_rows, num_frames = pixels.shape[:2]
+        weight = model.after_norm.weight
+        if not len(index):
+            return Features(weight.new_zeros(num_rows, num_frames, width), lengths)
+        frames = (pixels.flatten(0, 1).float() / 255 - PIXEL_MEAN) / PIXEL_STD  # (R * T, H, W)
+        # Beyond its ends, a clip goes on with zeros, after they are normalised.
+        frames = torch.cat([frames, frames.new_zeros(1, *frames.shape[1:])]).to(weight.dtype)
+        hidden = model.frontend(frames, frame_windows(index, lengths, num_frames))  # (N, C)
+        embedding, dropout = model.embed
+        hidden = dropout(embedding(hidden) * math.sqrt(width))  # (N, D)
+        layout = FrameLayout(index, lengths, num_frames)
+        positions = dropout(relative_positions(num_frames, width, device=hidden.device, dtype=hidden.dtype))  # (P, D)
+        hidden = run_layers(
+            model.encoders,
+            hidden,
+            lambda layer, values: layer(values, positions, layout),
+            wanted=self.config.wanted_layer,
+            norm=model.after_norm,
+            mix=self.layer_mix,
+        )
+        return Features(layout.spread(hidden), lengths)

@@ -1,0 +1,129 @@
+"""AutoAVSR's visual front end: a convolution over time and a ResNet-18 over each frame.
+
+He et al., 2016, "Deep Residual Learning for Image Recognition" (arXiv:1512.03385); Stafylakis and Tzimiropoulos, 2017,
+"Combining Residual Networks with LSTMs for Lipreading" (arXiv:1703.04105).
+
+Everything works on the valid frames of a batch in one row, whichever clips they are from: padding costs nothing and
+takes no part in the statistics of a batch norm. What the convolution over time sees of a frame's neighbours is cut out
+before, so that it becomes a convolution over a frame with as many channels as its kernel has steps.
+
+Shapes: N frames of all clips, K frames of a window, C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+WINDOW = 5
+"""Frames that the convolution over time sees: one and two on either side."""
+
+GROUP_FRAMES = {"cpu": 32}
+"""Frames computed at a time by type of device: what fits into a processor's cache."""
+
+OTHER_GROUP_FRAMES = 1024
+"""Frames computed at a time elsewhere, which bounds the memory that is needed."""
+
+
+class WindowConv3d(nn.Conv3d):
+    """A convolution of one channel over time and pixels, given the window of each of its steps in time."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, K, H, W) -> (N, C, H_out, W_out)."""
+        return nn.functional.conv2d(input, self.weight[:, 0], stride=self.stride[1:], padding=self.padding[1:])
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with batch norm and swish, around which the input is led."""
+
+    def __init__(self, size_in: int, size_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(size_in, size_out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(size_out)
+        self.conv2 = nn.Conv2d(size_out, size_out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(size_out)
+        self.downsample: nn.Sequential | None = None
+        if stride != 1 or size_in != size_out:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(size_in, size_out, 1, stride, bias=False), nn.BatchNorm2d(size_out)
+            )
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C_out, H_out, W_out)."""
+        hidden = nn.functional.silu(self.bn1(self.conv1(values)), inplace=True)
+        hidden = self.bn2(self.conv2(hidden))
+        around = values if self.downsample is None else self.downsample(values)
+        return nn.functional.silu(hidden.add_(around), inplace=True)
+
+
+class ResNet18(nn.Module):
+    """The four stages of a ResNet-18 and the mean over pixels."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        super().__init__()
+        before = sizes[0]
+        for number, size in enumerate(sizes, start=1):
+            first = ResidualBlock(before, size, stride=1 if number == 1 else 2)
+            self.add_module(f"layer{number}", nn.Sequential(first, ResidualBlock(size, size, stride=1)))
+            before = size
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C_out)."""
+        for stage in self.children():
+            values = stage(values)
+        return values.mean((2, 3))  # (N, C_out)
+
+
+class VisualFrontend(nn.Module):
+    """Grey frames to vectors."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.trunk = ResNet18(sizes)
+        half = WINDOW // 2
+        self.frontend3D = nn.Sequential(
+            WindowConv3d(1, sizes[0], (WINDOW, 7, 7), (1, 2, 2), (half, 3, 3), bias=False),
+            nn.BatchNorm2d(sizes[0]),
+            nn.SiLU(inplace=True),
+            nn.MaxPool2d(3, 2, 1),
+        )
+
+    def forward(self, frames: Tensor, windows: Tensor) -> Tensor:
+        """Encodes the frames of a batch.
+
+        Args:
+            frames: (F, H, W) normalised frames; the last is black where a window reaches beyond its clip.
+            windows: (N, K) which frames the window of each valid frame holds.
+
+        Returns:
+            (N, C_out).
+        """
+        # A batch norm in training mode needs all frames at once.
+        step = len(windows) if self.training else GROUP_FRAMES.get(frames.device.type, OTHER_GROUP_FRAMES)
+        parts: list[Tensor] = []
+        for start in range(0, len(windows), step):
+            pixels = frames[windows[start : start + step]]  # (N, K, H, W)
+            # With the channels last, pooling and norms are several times as fast.
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+            parts.append(self.trunk(self.frontend3D(pixels)))  # (N, C_out)
+        return torch.cat(parts)
+
+
+def frame_windows(index: Tensor, lengths: Tensor, num_frames: int) -> Tensor:
+    """The frames that the convolution over time sees around each valid frame.
+
+    Args:
+        index: (N,) where in the (R * T) frames the valid ones are.
+        lengths: (R,) valid frames of each row.
+        num_frames: T.
+
+    Returns:
+        (N, K) indices into the (R * T) frames; R * T where there is none, before a clip's first and after its last.
+    """
+    offsets = torch.arange(-(WINDOW // 2), WINDOW // 2 + 1, device=index.device)  # (K,)
+    row, time = index // num_frames, index % num_frames
+    times = time[:, None] + offsets  # (N, K)
+    inside = (times >= 0) & (times < lengths[row][:, None])
+    return torch.where(inside, index[:, None] + offsets, len(lengths) * num_frames)  # (N, K)
