@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import pytest
 
+from speechlmm_adapters.conv.config import ConvAdapterConfig
 from speechlmm_adapters.identity.config import IdentityAdapterConfig
 from speechlmm_adapters.mlp.config import MLPAdapterConfig
+from speechlmm_adapters.qformer.config import QFormerAdapterConfig
 from speechlmm_adapters.stack.config import StackAdapterConfig
+from speechlmm_adapters.transformer.config import TransformerAdapterConfig
 from speechlmm_core.testing import adapter_checks
 
+LAYERS = {"hidden_size": 16, "num_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 CONFIGS = [
     MLPAdapterConfig(hidden_size=24),
     MLPAdapterConfig(hidden_size=24, stack=3, num_layers=3, residual="linear", layer_norm=True),
+    MLPAdapterConfig(
+        hidden_size=24, activation="relu", residual="interpolation", hidden_layer_norm=True, output_layer_norm=True
+    ),
     IdentityAdapterConfig(),
+    ConvAdapterConfig(),
+    ConvAdapterConfig(
+        kernel_sizes=(4, 5), strides=(3, 2), padding="valid", hidden_size=10, num_residual_layers=1, layer_norm=True
+    ),
+    TransformerAdapterConfig(**LAYERS),
+    TransformerAdapterConfig(**LAYERS | {"hidden_size": 12}, positions="rotary"),
+    QFormerAdapterConfig(**LAYERS, window_seconds=0.1, context_seconds=0.04, num_queries=2),
+    QFormerAdapterConfig(**LAYERS, window_frames=4),
+    QFormerAdapterConfig(**LAYERS, window_seconds=None, num_queries=2),
     StackAdapterConfig(
         stages=[MLPAdapterConfig(hidden_size=24, stack=2), IdentityAdapterConfig(), MLPAdapterConfig(hidden_size=16)],
         hidden_size=20,

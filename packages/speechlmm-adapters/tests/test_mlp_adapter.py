@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from importlib.resources import files
 
 import pytest
 import torch
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +13,6 @@ from speechlmm_adapters.identity.config import IdentityAdapterConfig
 from speechlmm_adapters.mlp.config import MLPAdapterConfig
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.features import Features
-from speechlmm_core.interfaces.adapter import adapters
 from speechlmm_core.interfaces.context import BuildContext
 
 CONTEXT = BuildContext(input_size=6, output_size=5, frame_rate=Fraction(50))
@@ -44,11 +41,29 @@ def naive(adapter, frames: torch.Tensor) -> torch.Tensor:
         linear = [layer for layer in adapter.model if isinstance(layer, torch.nn.Linear)]
         assert len(linear) == config.num_layers
         for number, layer in enumerate(linear):
-            hidden = layer.weight @ (torch.nn.functional.gelu(hidden) if number else hidden) + layer.bias
+            if number and config.hidden_layer_norm:
+                hidden = torch.nn.functional.layer_norm(hidden, hidden.shape)
+            activation = getattr(torch.nn.functional, config.activation)
+            hidden = layer.weight @ (activation(hidden) if number else hidden) + layer.bias
+        if config.output_layer_norm:
+            hidden = torch.nn.functional.layer_norm(hidden, hidden.shape)
         if config.residual == "linear":
             hidden = hidden + adapter.residual.weight @ stacked
+        if config.residual == "interpolation":
+            hidden = hidden + interpolated(stacked, len(hidden))
         rows.append(hidden)
     return torch.stack(rows)
+
+
+def interpolated(vector: torch.Tensor, width: int) -> torch.Tensor:
+    """The vector read at evenly spaced places between the middles of its elements."""
+    values, found = vector.tolist(), []
+    for place in range(width):
+        at = min(max((place + 0.5) * len(values) / width - 0.5, 0), len(values) - 1)
+        left = int(at)
+        right = min(left + 1, len(values) - 1)
+        found.append(values[left] * (1 - (at - left)) + values[right] * (at - left))
+    return torch.tensor(found)
 
 
 @pytest.mark.parametrize("stack", [1, 2, 5])
@@ -64,6 +79,27 @@ def test_equals_the_naive_loop(stack, num_layers, residual, layer_norm):
         assert out.lengths[row] == len(expected)
         torch.testing.assert_close(out.values[row, : len(expected)], expected, atol=1e-5, rtol=1e-5)
         assert not out.values[row, len(expected) :].any()
+
+
+@pytest.mark.parametrize("width", [3, 5, 12, 40])
+def test_residual_by_interpolation(width):
+    torch.manual_seed(0)
+    config = MLPAdapterConfig(
+        hidden_size=7,
+        num_layers=4,
+        activation="relu",
+        residual="interpolation",
+        stack=2,
+        hidden_layer_norm=True,
+        output_layer_norm=True,
+    )
+    adapter = config.build(BuildContext(input_size=6, output_size=width, frame_rate=Fraction(50))).eval()
+    given = features(7, 1)
+    out = adapter(given)
+    for row, length in enumerate(given.lengths):
+        expected = naive(adapter, given.values[row, :length])
+        torch.testing.assert_close(out.values[row, : len(expected)], expected, atol=1e-5, rtol=1e-5)
+    assert adapter(features(0, 0)).values.shape == (2, 0, width)
 
 
 @settings(max_examples=30, deadline=None)
@@ -116,15 +152,3 @@ def test_gradients_bf16_and_dropout():
 def test_unknown_activation():
     with pytest.raises(ConfigError, match="unknown activation 'gleu'"):
         build(activation="gleu")
-
-
-FOLDER = files("speechlmm_adapters.presets") / "model" / "audio_adapter"
-
-
-@pytest.mark.parametrize("name", ["mlp", "identity", "tiny_mlp"])
-def test_presets_validate(name):
-    text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
-    assert text.startswith("# @package model.audio_adapter\n")
-    config = adapters.validate(yaml.safe_load(text))
-    assert config.type == name.removeprefix("tiny_")
-    assert adapters.validate(config.model_dump(mode="json")) == config

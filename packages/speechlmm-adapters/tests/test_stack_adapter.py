@@ -71,6 +71,11 @@ class HalvingConfig(AdapterConfig):
 
     type: Literal["test.halving"] = "test.halving"
     mark: int = 1
+    meets: bool = False
+
+    @property
+    def meets_target_lengths(self):
+        return self.meets
 
     def output_lengths(self, num_frames, frame_rate):
         return None
@@ -172,6 +177,15 @@ def test_every_stage_is_told_the_target_lengths():
     targets = torch.tensor([2, -1])
     adapter(features(8, 5), targets)
     assert all(stage.seen is targets for stage in adapter.stages)
+
+
+def test_whether_target_lengths_are_met():
+    cif = {"type": "test.halving", "meets": True}
+    assert stack(mlp(stack=2), cif, mlp()).meets_target_lengths
+    assert stack(cif, {"type": "stack", "stages": [mlp()]}).meets_target_lengths
+    assert not stack(cif, mlp(stack=2)).meets_target_lengths
+    assert not stack(cif, {"type": "test.halving"}).meets_target_lengths
+    assert not stack(mlp()).meets_target_lengths
 
 
 def test_names_of_losses_and_their_frames():

@@ -12,9 +12,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 
-from speechlmm_core.errors import ConfigError
+from speechlmm_adapters.activation import activation
 from speechlmm_core.features import Features, zero_padding
 from speechlmm_core.interfaces.modules import Adapter
 
@@ -35,16 +34,16 @@ class MLPAdapter(Adapter):
             ConfigError: transformers knows no such activation.
         """
         super().__init__()
-        if config.activation not in ACT2FN:
-            raise ConfigError(f"unknown activation {config.activation!r}; expected one of {', '.join(sorted(ACT2FN))}")
         self.config = config
         width = ctx.input_size * config.stack
         sizes = [width, *[config.hidden_size] * (config.num_layers - 1), ctx.output_size]
         layers: list[nn.Module] = [nn.LayerNorm(width)] if config.layer_norm else []
         for number, (size_in, size_out) in enumerate(pairwise(sizes)):
             if number:
-                layers += [ACT2FN[config.activation], nn.Dropout(config.dropout)]
+                layers += [nn.LayerNorm(size_in)] if config.hidden_layer_norm else []
+                layers += [activation(config.activation), nn.Dropout(config.dropout)]
             layers.append(nn.Linear(size_in, size_out))
+        layers += [nn.LayerNorm(ctx.output_size)] if config.output_layer_norm else []
         self.model = nn.Sequential(*layers)
         self.residual = nn.Linear(width, ctx.output_size, bias=False) if config.residual == "linear" else None
 
@@ -60,5 +59,9 @@ class MLPAdapter(Adapter):
         adapted = self.model(stacked)  # (B, T_out, D_out)
         if self.residual is not None:
             adapted = adapted + self.residual(stacked)
+        elif self.config.residual == "interpolation":
+            # Each frame as a row of one channel: without frames, torch takes no rows, but not no channels.
+            rows = stacked.flatten(0, 1)[:, None]  # (B * T_out, 1, S * D_in)
+            adapted = adapted + nn.functional.interpolate(rows, adapted.shape[2], mode="linear").view_as(adapted)
         lengths = -(-features.lengths // stack)
         return Features(zero_padding(adapted, lengths), lengths)

@@ -27,10 +27,15 @@ class MLPAdapterConfig(AdapterConfig):
     """Width between the layers."""
     activation: str = "gelu"
     """Activation between the layers, by its name in transformers."""
-    residual: Literal["none", "linear"] = "none"
-    """Whether a linear projection of the stacked frames is added to the output."""
+    residual: Literal["none", "linear", "interpolation"] = "none"
+    """What of the stacked frames is added to the output: nothing, a linear projection of them, or they themselves,
+    interpolated linearly to the output's width."""
     layer_norm: bool = False
     """Whether the stacked frames are layer-normalised first."""
+    hidden_layer_norm: bool = False
+    """Whether the frames are layer-normalised before each activation."""
+    output_layer_norm: bool = False
+    """Whether the output is layer-normalised, before the residual is added."""
     dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Dropout after each activation."""
 

@@ -65,6 +65,12 @@ class StackAdapterConfig(AdapterConfig):
         """Frames per second that come out."""
         return self.stages[-1].output_frame_rate(self.rates(frame_rate)[-1])
 
+    @property
+    def meets_target_lengths(self) -> bool:
+        """Whether a stage meets them, and those behind it keep the number of frames."""
+        meeting = [number for number, stage in enumerate(self.stages) if stage.meets_target_lengths]
+        return bool(meeting) and all(_keeps_lengths(stage) for stage in self.stages[meeting[-1] + 1 :])
+
     def sizes(self, ctx: BuildContext) -> list[tuple[int, int]]:
         """The width that flows into each stage, and the one that flows out."""
         sizes: list[tuple[int, int]] = []
@@ -128,3 +134,8 @@ class StackAdapterConfig(AdapterConfig):
         from speechlmm_adapters.stack.adapter import StackAdapter
 
         return StackAdapter(self, ctx)
+
+
+def _keeps_lengths(adapter: AdapterConfig) -> bool:
+    rates = (Fraction(1), Fraction(50))
+    return all(adapter.output_lengths(length, rate) == length for length in range(1, 65) for rate in rates)

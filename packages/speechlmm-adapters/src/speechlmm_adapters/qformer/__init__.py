@@ -1,0 +1,1 @@
+"""Learned queries over windows of frames."""
