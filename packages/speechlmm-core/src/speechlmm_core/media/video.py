@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +18,9 @@ from numpy.typing import NDArray
 
 from speechlmm_core.errors import MediaError
 from speechlmm_core.media.audio_lengths import segment_bounds
+from speechlmm_core.media.face_finder import check_face_finder, face_finder
 from speechlmm_core.media.medium import Medium
+from speechlmm_core.media.mouth_crop import SIDE, FaceFinder, cut_mouth, track_mouth
 from speechlmm_core.media.video_file import MICROSECONDS
 from speechlmm_core.media.video_frames import Frame, centre_cut, resize, to_grey
 from speechlmm_core.media.video_lengths import num_output_frames, sample_times
@@ -31,8 +32,6 @@ MAX_PIXELS = 4096 * 2304
 """Largest frame that is decoded unless the options say otherwise."""
 MAX_BYTES = 4 << 30
 """Largest result."""
-MOUTH_SIDE = 96
-"""Side of a mouth crop in pixels, of which a model takes the middle (88x88)."""
 MAX_MOUTH_SIDE = 112
 """Square frames up to this side are taken for mouth crops; crops of whole faces are larger (160 in LRS2)."""
 
@@ -56,13 +55,14 @@ class VideoOptions:
     """Larger frames (width times height) are refused before anything is decoded."""
 
 
-def load_video_item(item: Mapping[str, Any], options: VideoOptions) -> Medium:
+def load_video_item(item: Mapping[str, Any], options: VideoOptions, *, faces: FaceFinder | None = None) -> Medium:
     """Loads the video of a content item.
 
     Args:
         item: ``{"type": "video", "path": ..., "start"?: ..., "end"?: ...}`` (seconds), or ``{"type": "video", "array":
             ..., "sampling_rate": ...}`` with uint8 frames (T, H, W) or (T, H, W, 3) and their rate.
         options: What the result is to be.
+        faces: What finds the faces where a mouth is to be cropped; MediaPipe by default.
 
     Returns:
         The frames (T, H, W), or (T, H, W, 3) in colour, uint8; T is what `video_item_length` says.
@@ -74,8 +74,8 @@ def load_video_item(item: Mapping[str, Any], options: VideoOptions) -> Medium:
     import torch
 
     source = source_of(item)
-    looks = _looks(source, item, options)
-    crop, size = _crop(source, options)
+    looks = _looks(source, item, options, check_mouth=faces is None)
+    size = _size(source, options)
     channels = 1 if options.grey else 3
     needed = len(looks) * size[0] * size[1] * channels
     if needed > MAX_BYTES:
@@ -83,15 +83,11 @@ def load_video_item(item: Mapping[str, Any], options: VideoOptions) -> Medium:
             f"{source.name}: {len(looks)} frames of {size[1]}x{size[0]} pixels would take {needed / 2**30:.0f} GiB; "
             "ask for a segment of it by `start` and `end` (seconds), or for smaller frames"
         )
+    crop = _crop(source, looks, options, size, faces)
     values = np.empty((len(looks), *size, channels), np.uint8)  # (T, H, W, C)
-    before: Frame | None = None
     for number, frame in enumerate(source.frames(looks)):
-        if frame is before:
-            values[number] = values[number - 1]
-            continue
-        picture = crop(frame)
+        picture = crop(number, frame)
         values[number] = to_grey(picture) if options.grey else picture
-        before = frame
     tensor = torch.from_numpy(values)
     return Medium(tensor[..., 0] if options.grey else tensor, options.frame_rate)
 
@@ -102,14 +98,16 @@ def video_item_length(item: Mapping[str, Any], options: VideoOptions) -> int:
     Raises:
         MediaError: As `load_video_item`, for what can be told without decoding.
     """
-    return len(_looks(source_of(item), item, options))
+    return len(_looks(source_of(item), item, options, check_mouth=True))
 
 
-def _looks(source: VideoSource, item: Mapping[str, Any], options: VideoOptions) -> NDArray[np.int64]:
+def _looks(
+    source: VideoSource, item: Mapping[str, Any], options: VideoOptions, *, check_mouth: bool
+) -> NDArray[np.int64]:
     """(T,) when the frames of the result are looked at, in microseconds.
 
     Raises:
-        MediaError: There is no such segment, or the video is too long or too large.
+        MediaError: There is no such segment, the video is too long or too large, or its mouths cannot be cropped.
     """
     info, name = source.info, source.name
     if info.width * info.height > options.max_pixels:
@@ -124,22 +122,40 @@ def _looks(source: VideoSource, item: Mapping[str, Any], options: VideoOptions) 
             f"{name}: {(last - first) / MICROSECONDS / 60:.1f} minutes of video, more than the limit of "
             f"{options.max_duration_s / 60:.1f} minutes; ask for a segment of it by `start` and `end` (seconds)"
         )
+    if check_mouth and _needs_mouth(source, options):
+        check_face_finder(name)
     return sample_times(first, num_output_frames(last - first, options.frame_rate), options.frame_rate)
-
-
-def _crop(source: VideoSource, options: VideoOptions) -> tuple[Callable[[Frame], Frame], tuple[int, int]]:
-    """How a frame becomes one of the result, and the (height, width) that it then has."""
-    whole = source.size()
-    size = options.size or whole
-    if options.crop == "none":
-        return partial(resize, size=size), size
-    if options.crop == "centre" or is_mouth_crop(*whole):
-        return partial(centre_cut, size=size), size
-    raise MediaError(
-        f"{source.name}: its frames of {whole[1]}x{whole[0]} pixels are no mouth crop; crop the mouths first"
-    )
 
 
 def is_mouth_crop(height: int, width: int) -> bool:
     """Whether frames of this size are taken for mouth crops."""
     return height == width <= MAX_MOUTH_SIDE
+
+
+def _needs_mouth(source: VideoSource, options: VideoOptions) -> bool:
+    return options.crop == "auto" and not is_mouth_crop(source.info.height, source.info.width)
+
+
+def _size(source: VideoSource, options: VideoOptions) -> tuple[int, int]:
+    """Height and width of the result."""
+    if options.size is not None:
+        return options.size
+    return (SIDE, SIDE) if _needs_mouth(source, options) else source.size()
+
+
+def _crop(
+    source: VideoSource,
+    looks: NDArray[np.int64],
+    options: VideoOptions,
+    size: tuple[int, int],
+    faces: FaceFinder | None,
+) -> Callable[[int, Frame], Frame]:
+    """What makes the picture of the result of its number and its frame."""
+    if options.crop == "none":
+        return lambda _, frame: resize(frame, size)
+    if not _needs_mouth(source, options):
+        return lambda _, frame: centre_cut(frame, size)
+    # A first pass over the video, of which only three points a frame are kept.
+    find = face_finder(source.name) if faces is None else faces
+    track = track_mouth(source.frames(looks), find, frame_rate=options.frame_rate, name=source.name)
+    return lambda number, frame: centre_cut(cut_mouth(frame, track.centres[number], track.turns[number]), size)
