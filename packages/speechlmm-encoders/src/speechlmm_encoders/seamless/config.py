@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 class SeamlessArchitecture(Architecture):
     """The numbers of a speech encoder, called as in transformers' `SeamlessM4Tv2Config`; seamless-m4t-v2-large's."""
 
+    model_types: ClassVar[tuple[str, ...]] = ("seamless_m4t_v2",)
     training_only: ClassVar[frozenset[str]] = frozenset(
         {"speech_encoder_dropout", "speech_encoder_layerdrop", "adaptor_dropout", "initializer_range"}
     )
@@ -45,8 +46,8 @@ class SeamlessArchitecture(Architecture):
     """Distance to the left up to which positions are told apart."""
     right_max_position_embeddings: Size = 8
     """Distance to the right up to which positions are told apart."""
-    speech_encoder_chunk_size: Size | None = 20_000
-    """Frames of a chunk; frames attend to their own chunk and to those before it. Null for no chunks."""
+    speech_encoder_chunk_size: Size = 20_000
+    """Frames of a chunk; frames attend to their own chunk and to those before it."""
     speech_encoder_left_chunk_num: int = 128
     """Chunks before its own that a frame attends to; negative for all."""
     add_adapter: bool = True
@@ -87,6 +88,15 @@ class SeamlessEncoderConfig(FbankEncoderConfig):
     the adapter and the norm follow, so that the frame rate does not depend on it.
     """
 
+    unused_tensors: ClassVar[tuple[str, ...]] = (
+        "text_encoder.",
+        "text_decoder.",
+        "t2u_model.",
+        "vocoder.",
+        "shared.",
+        "lm_head.",
+    )
+
     type: Literal["seamless"] = "seamless"
     model: SeamlessArchitecture | None = None
     """The architecture; null to take it from the checkpoint (or seamless-m4t-v2-large's, for random weights)."""
@@ -122,12 +132,6 @@ class SeamlessEncoderConfig(FbankEncoderConfig):
         numbers = self.architecture
         layers = numbers.num_adapter_layers if numbers.add_adapter else 0
         return ((numbers.adaptor_kernel_size, numbers.adaptor_stride),) * layers
-
-    @property
-    def attention_chunks(self) -> tuple[int, int] | None:
-        """Frames in a chunk of the attention and chunks seen before it; None for no chunks."""
-        size = self.architecture.speech_encoder_chunk_size
-        return None if size is None else (size, self.architecture.speech_encoder_left_chunk_num)
 
     def build(self, ctx: BuildContext) -> SeamlessEncoder:
         """The module, randomly initialised."""

@@ -55,7 +55,7 @@ class SeamlessEncoder(Encoder):
             self.model,
             self.config.pretrained,
             prefixes=("speech_encoder.", ""),
-            ignore=("text_encoder.", "text_decoder.", "t2u_model.", "vocoder.", "shared.", "lm_head."),
+            ignore=self.config.unused_tensors,
         )
 
     def encode(self, inputs: Mapping[str, Tensor]) -> Features:
@@ -74,7 +74,7 @@ class SeamlessEncoder(Encoder):
             mix=self.layer_mix,
             layerdrop=model.config.speech_encoder_layerdrop,
             norm=model.encoder.layer_norm,
-            chunks=config.attention_chunks,
+            chunks=(config.architecture.speech_encoder_chunk_size, config.architecture.speech_encoder_left_chunk_num),
         )
         values = values + 0.5 * model.intermediate_ffn(values)
         if model.adapter is not None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field, model_validator
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 class W2vBert2Architecture(Architecture):
     """The numbers of a w2v-BERT model, called as in transformers' `Wav2Vec2BertConfig`; by default w2v-bert-2.0's."""
 
+    model_types: ClassVar[tuple[str, ...]] = ("wav2vec2-bert",)
     training_only: ClassVar[frozenset[str]] = frozenset(
         {
             "attention_dropout",
@@ -71,8 +72,8 @@ class W2vBert2Architecture(Architecture):
     """Stride of their convolutions."""
     adapter_act: str = "relu"
     """Activation of the adapter's feed-forward blocks."""
-    output_hidden_size: Size | None = None
-    """Width D of the frames behind an adapter; null for `hidden_size`."""
+    output_hidden_size: Size = 1024
+    """Width D of the frames behind an adapter; `hidden_size` where it is left out."""
     use_intermediate_ffn_before_adapter: bool = False
     """Whether a feed-forward block stands before the adapter."""
     attention_dropout: Probability = 0.0
@@ -102,6 +103,16 @@ class W2vBert2Architecture(Architecture):
     initializer_range: Annotated[float, Field(gt=0)] = 0.02
     """Standard deviation of random weights."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_width(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        numbers = cast("dict[str, Any]", data)
+        if numbers.get("output_hidden_size") is not None:
+            return numbers
+        return {**numbers, "output_hidden_size": numbers.get("hidden_size", 1024)}
+
     @model_validator(mode="after")
     def _check(self) -> W2vBert2Architecture:
         for width in (self.hidden_size, self.width):
@@ -119,7 +130,7 @@ class W2vBert2Architecture(Architecture):
     @property
     def width(self) -> int:
         """Width D of the frames that come out."""
-        return (self.output_hidden_size or self.hidden_size) if self.add_adapter else self.hidden_size
+        return self.output_hidden_size if self.add_adapter else self.hidden_size
 
 
 class W2vBert2EncoderConfig(FbankEncoderConfig):
@@ -127,6 +138,8 @@ class W2vBert2EncoderConfig(FbankEncoderConfig):
 
     `layer` counts conformer layers; where there is an adapter it follows whichever state is chosen.
     """
+
+    unused_tensors: ClassVar[tuple[str, ...]] = ("lm_head.", "classifier.", "projector.", "layer_weights")
 
     type: Literal["w2v_bert_2"] = "w2v_bert_2"
     model: W2vBert2Architecture | None = None

@@ -59,10 +59,7 @@ class W2vBert2Encoder(Encoder):
             self.model,
             self.config.pretrained,
             prefixes=("wav2vec2_bert.", ""),
-            ignore=(
-                *("lm_head.", "classifier.", "projector.", "layer_weights"),
-                *(() if hasattr(self.model, "masked_spec_embed") else masked),
-            ),
+            ignore=(*self.config.unused_tensors, *(() if hasattr(self.model, "masked_spec_embed") else masked)),
         )
 
     def encode(self, inputs: Mapping[str, Tensor]) -> Features:
