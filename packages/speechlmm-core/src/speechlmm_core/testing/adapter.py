@@ -87,6 +87,13 @@ class AdapterKit(ComponentKit):
         off = abs(len(got) - len(expected))
         assert off <= max(2, len(expected) // 2), f"{len(got)} frames, {len(expected)} in fp32"
 
+    def reached_by_losses(self) -> list[str]:
+        """Parameters that a model's losses reach, the adapter's own included (the head of a CTC adapter, say)."""
+        ran = run_in_model(self.towers(), self.media(60, 41, 52))
+        ran.output.loss.backward()
+        component = ran.model.components()[self.place]
+        return [name for name, value in component.named_parameters() if value.grad is not None]
+
     def media(self, *frames: int) -> dict[str, list[Medium]]:
         """Media of so many frames of the toy encoder each."""
         make = noise_video(height=8, width=8) if self.modality == "video" else noise_audio(16_000)
@@ -308,7 +315,7 @@ def adapter_checks(
         ctx: What the adapter is built with; small widths at the encoder's rate (50 or 25 frames per second) by
             default.
         skip: Names of checks to leave out; say why beside it.
-        unreached: Ends of the names of parameters that only training reaches.
+        unreached: Ends of the names of parameters that neither the output nor the adapter's own losses reach.
         modalities: Kinds of media whose frames it adapts (`audio`, `video`); the checks of the second and further
             ones are called `<check>.<modality>`.
     """
