@@ -52,6 +52,11 @@ class CIFAdapterConfig(AdapterConfig):
     ctc_characters: Characters = CHARACTERS
     """The characters, where they are its vocabulary."""
 
+    @property
+    def meets_target_lengths(self) -> bool:
+        """The weights are scaled to fire a frame for each token."""
+        return True
+
     def output_lengths(self, num_frames: Length, frame_rate: Fraction) -> Length | None:
         """None: it depends on the content."""
         return None
