@@ -73,7 +73,8 @@ def fire(values: Tensor, sums: Tensor, lengths: Tensor, num_frames: int) -> Tens
     B, T, _ = values.shape
     if not num_frames:
         return values[:, :0]  # (B, 0, D)
-    ends = torch.minimum(sums, lengths[:, None].to(sums.dtype))  # (B, T)
+    last = lengths[:, None].to(sums.dtype)
+    ends = torch.where(sums < last, sums, last)  # (B, T); nothing flows back from where they meet
     begins = F.pad(ends[:, :-1], (1, 0))  # (B, T)
     first = begins.detach().long()  # (B, T): the interval in which each frame begins
     bounds = torch.arange(1, num_frames + 1, device=values.device).expand(B, num_frames).contiguous()  # (B, N)
