@@ -30,6 +30,15 @@ LARGE_WAVLM = {
     "feat_extract_norm": "layer",
 }
 
+ADAPTED_W2V_BERT = {
+    **preset("tiny_w2v_bert_2").model.model_dump(mode="json"),
+    "add_adapter": True,
+    "output_hidden_size": 24,
+    "use_intermediate_ffn_before_adapter": True,
+}
+GROUP_NORM_HF_AUDIO = {**preset("tiny_hf_audio").model, "do_stable_layer_norm": False, "feat_extract_norm": "group"}
+WHISPER_HF_AUDIO = {"model_type": "whisper", **preset("tiny_whisper").model.model_dump(mode="json")}
+
 
 def all_checks() -> list[Check]:
     # The window's padding is silence, and the last samples still sound in two frames of it.
@@ -40,6 +49,13 @@ def all_checks() -> list[Check]:
     checks += encoder_checks(preset("tiny_wavlm"))
     checks += encoder_checks(preset("tiny_wavlm", model=LARGE_WAVLM))
     checks += encoder_checks(preset("tiny_auto_avsr", "video_encoder"))
+    checks += encoder_checks(preset("tiny_seamless"))
+    checks += encoder_checks(preset("tiny_w2v_bert_2"))
+    checks += encoder_checks(preset("tiny_w2v_bert_2", model=ADAPTED_W2V_BERT))
+    checks += encoder_checks(preset("tiny_hf_audio"))
+    checks += encoder_checks(preset("tiny_hf_audio", model=GROUP_NORM_HF_AUDIO))
+    checks += encoder_checks(preset("tiny_hf_audio", model=WHISPER_HF_AUDIO))
+    checks += encoder_checks(preset("tiny_hf_audio_mel"))
     return checks
 
 

@@ -122,6 +122,16 @@ class RawAudioArchitecture(Architecture):
 class RawAudioEncoderConfig(LayeredEncoderConfig):
     """Base of the encoders of raw audio; a subclass has a field `model` with its own architecture's numbers."""
 
+    unused_tensors: ClassVar[tuple[str, ...]] = (
+        "lm_head.",
+        "classifier.",
+        "projector.",
+        "layer_weights",
+        "quantizer.",
+        "project_q.",
+        "project_hid.",
+    )
+
     do_normalize: bool = True
     """Whether each clip is brought to zero mean and unit variance, as the checkpoint's feature extractor says."""
     apply_spec_augment: bool = False

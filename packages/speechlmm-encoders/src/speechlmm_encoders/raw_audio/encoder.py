@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from speechlmm_core.interfaces.context import BuildContext
     from speechlmm_encoders.raw_audio.config import RawAudioEncoderConfig
 
-HEADS = ("lm_head.", "classifier.", "projector.", "layer_weights", "quantizer.", "project_q.", "project_hid.")
-"""Beginnings of names in checkpoints with a head: CTC, classification, or the objective of pretraining."""
-
 
 class RawAudioEncoder(Encoder):
     """See `RawAudioEncoderConfig`; `.model` is a model of transformers."""
@@ -79,7 +76,9 @@ class RawAudioEncoder(Encoder):
             self.normalisation_differs(name, trained)
         prefix = f"{self.model_class.base_model_prefix}."
         unused = () if hasattr(self.model, "masked_spec_embed") else (f"{prefix}masked_spec_embed", "masked_spec_embed")
-        load_weights(self.model, name, prefixes=(prefix, ""), ignore=(*HEADS, *unused), rename=current_name)
+        load_weights(
+            self.model, name, prefixes=(prefix, ""), ignore=(*self.config.unused_tensors, *unused), rename=current_name
+        )
 
     def normalisation_differs(self, name: str, trained: object) -> None:
         """What happens where the checkpoint's feature extractor disagrees with `do_normalize`.

@@ -81,6 +81,8 @@ class WhisperArchitecture(Architecture):
 class WhisperBase(LayeredEncoderConfig):
     """What both Whisper encoders have in common."""
 
+    unused_tensors: ClassVar[tuple[str, ...]] = ("model.decoder.", "decoder.", "proj_out.")
+
     model: WhisperArchitecture | None = None
     """The architecture; null to take it from the checkpoint (or whisper-large-v3's, for random weights)."""
     conv_strides: tuple[Size, Size] = (1, 2)

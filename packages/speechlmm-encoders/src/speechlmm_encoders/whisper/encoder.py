@@ -63,7 +63,7 @@ class WhisperEncoderBase(Encoder):
             self.model,
             self.config.pretrained,
             prefixes=("model.encoder.", "encoder.", ""),
-            ignore=("model.decoder.", "decoder.", "proj_out."),
+            ignore=self.config.unused_tensors,
         )
 
     def run(self, features: Tensor, lengths: Tensor) -> Tensor:

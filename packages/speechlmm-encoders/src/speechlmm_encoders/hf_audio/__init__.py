@@ -1,0 +1,1 @@
+"""Any audio encoder of transformers whose front end can be told from its configuration."""
