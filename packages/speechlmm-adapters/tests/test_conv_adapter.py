@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import wave
 from fractions import Fraction
 
 import pytest
@@ -11,9 +12,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from speechlmm_adapters.conv.config import ConvAdapterConfig
-from speechlmm_core.errors import ConfigError
+from speechlmm_core.errors import ConfigError, MediaError
 from speechlmm_core.features import Features
 from speechlmm_core.interfaces.context import BuildContext
+from speechlmm_core.processor.processor import SpeechLMMProcessor
+from speechlmm_core.testing.composite import tiny_model_config
+from speechlmm_core.testing.toy import ToyEncoderConfig
 
 CONTEXT = BuildContext(input_size=6, output_size=5, frame_rate=Fraction(50))
 
@@ -113,6 +117,24 @@ def test_a_stride_that_leaves_no_frame():
     assert out.lengths.tolist() == [0, 0]
     assert out.values.shape == (2, 0, 5)
     assert build(strides=(8, 8))(features(7, 3)).lengths.tolist() == [1, 1]
+
+
+def test_a_clip_without_a_frame_is_refused_by_its_name(tmp_path):
+    path = tmp_path / "short.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(b"\0\0" * 1600)
+    conv = ConvAdapterConfig(padding="valid", kernel_sizes=(8,), strides=(8,))
+    with tiny_model_config({"audio_encoder": ToyEncoderConfig(), "audio_adapter": conv}) as config:
+        processor = SpeechLMMProcessor.from_config(config)
+        message = {"role": "user", "content": [{"type": "audio", "path": str(path)}]}
+        frames = ToyEncoderConfig().output_lengths(1600)
+        with pytest.raises(
+            MediaError, match=rf"short.wav.*audio_adapter \(conv\) makes no frame of its {frames} encoder"
+        ):
+            processor.sample([message], with_answer=False)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ class QFormerAdapterConfig(AttentionAdapterConfig):
         if self.window_seconds is not None and self.window_frames is not None:
             raise PydanticCustomError(
                 "two_windows",
-                "got `window_seconds: {seconds}` and `window_frames: {frames}`; give one of them",
+                "got `window_seconds: {seconds}` and `window_frames: {frames}`; make one of them null",
                 {"seconds": self.window_seconds, "frames": self.window_frames},
             )
         contexts = [name for name in CONTEXTS if getattr(self, name) is not None]

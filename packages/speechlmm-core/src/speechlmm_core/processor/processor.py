@@ -204,8 +204,13 @@ class SpeechLMMProcessor:
             encoder.check_length(medium.num_samples)
         except MediaError as exc:
             raise MediaError(f"{item.get('path', name)!r}: {exc}") from exc
-        frames = encoder.output_lengths(medium.num_samples)
-        frames = adapter.max_output_lengths(frames, encoder.frame_rate)
+        encoded = encoder.output_lengths(medium.num_samples)
+        frames = adapter.max_output_lengths(encoded, encoder.frame_rate)
+        if frames < 1 and encoded:
+            raise MediaError(
+                f"{item.get('path', name)!r} is too short: {name}_adapter ({adapter.type}) makes no frame of its "
+                f"{encoded} encoder frames; leave it out, or let the adapter take fewer frames for one"
+            )
         if frames < 1:
             raise MediaError(
                 f"{item.get('path', name)!r} is too short: {medium.num_samples} samples give no frame; "
