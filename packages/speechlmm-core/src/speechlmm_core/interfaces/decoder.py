@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Annotated
 
+from speechlmm_core.checkpoint.parts import CheckpointParts
 from speechlmm_core.registry import ComponentConfig, Registry
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ class DecoderConfig(ComponentConfig, ABC):
     @abstractmethod
     def vocab_size(self) -> int:
         """Rows of the embedding table."""
+
+    def checkpoint_parts(self) -> dict[str, CheckpointParts]:
+        """What this decoder needs, by the names of checkpoints (its tokenizer may come from another one)."""
+        return {} if self.pretrained is None else {self.pretrained: CheckpointParts()}
 
     @abstractmethod
     def build_tokenizer(self, path: str | None = None) -> ChatTokenizer:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from speechlmm_core.checkpoint.parts import CheckpointParts
 from speechlmm_core.lengths import Length
 from speechlmm_core.registry import ComponentConfig, Registry
 
@@ -28,6 +29,9 @@ class EncoderConfig(ComponentConfig, ABC):
 
     modality: ClassVar[str] = "audio"
     """What kind of media this encoder takes."""
+
+    unused_tensors: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of the names of tensors that published checkpoints hold for other parts (a decoder, a head)."""
 
     pretrained: str | None = None
     """Folder, name under `$PRETRAINED_COMPONENTS`, or hub name of the base checkpoint; null for random weights."""
@@ -64,6 +68,10 @@ class EncoderConfig(ComponentConfig, ABC):
     @abstractmethod
     def build(self, ctx: BuildContext) -> Encoder:
         """The module with its architecture; base weights are loaded later, by `Encoder.load_base_weights`."""
+
+    def checkpoint_parts(self) -> CheckpointParts:
+        """What this encoder needs of its base checkpoint: the preprocessor's numbers, and all but `unused_tensors`."""
+        return CheckpointParts(files=("config.json", "preprocessor_config.json"), skip=self.unused_tensors)
 
     def load(self, item: dict[str, Any]) -> Medium:
         """Reads a content item (``{"type": "audio", "path": ..., "start": ..., "end": ...}``) from its file.

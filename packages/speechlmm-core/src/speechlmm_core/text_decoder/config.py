@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import Field, model_validator
 
+from speechlmm_core.checkpoint.parts import CheckpointParts
 from speechlmm_core.checkpoint.source import fetch_pretrained, read_json_config, resolve_pretrained
 from speechlmm_core.errors import CheckpointError, ConfigError
 from speechlmm_core.interfaces.decoder import DecoderConfig
@@ -86,6 +88,17 @@ class CausalLMConfig(DecoderConfig):
     def uses_bytes(self) -> bool:
         """Whether the tokenizer is the one over bytes."""
         return self.tokenizer == BYTES or (self.tokenizer is None and self.pretrained is None)
+
+    def checkpoint_parts(self) -> dict[str, CheckpointParts]:
+        """The weights of `pretrained`, and the files of the tokenizer where they are."""
+        found: dict[str, CheckpointParts] = {}
+        if self.pretrained is not None:
+            found[self.pretrained] = CheckpointParts()
+        name = None if self.uses_bytes else self.tokenizer or self.pretrained
+        if name is not None:
+            weights = found.get(name, CheckpointParts(files=(), keep=()))
+            found[name] = replace(weights, files=(*weights.files, *_TOKENIZER_FILES))
+        return found
 
     @cached_property
     def numbers(self) -> dict[str, Any]:

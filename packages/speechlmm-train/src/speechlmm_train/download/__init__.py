@@ -1,0 +1,1 @@
+"""Fetching the base checkpoints that a model is built on."""
