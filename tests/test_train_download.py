@@ -21,7 +21,6 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperModel
 
-from speechlmm_core.checkpoint.parts import CheckpointParts
 from speechlmm_core.interfaces.context import BuildContext
 from speechlmm_core.media.medium import Medium
 from speechlmm_core.text_decoder.byte_tokenizer import build_byte_tokenizer
@@ -29,6 +28,7 @@ from speechlmm_core.text_decoder.config import CausalLMConfig
 from speechlmm_encoders.whisper.config import WhisperEncoderConfig
 from speechlmm_train.cli import main
 from speechlmm_train.download import hub as hub_module
+from speechlmm_train.download.wanted import wanted_checkpoints
 
 COMMIT = "c0ffee" + "0" * 34
 SMALL = 2_000  # larger files count as LFS's
@@ -487,15 +487,41 @@ def test_where_to_is_asked(surroundings, download):
     assert (code, "set $PRETRAINED_COMPONENTS to a folder" in one_line(err, code=code)) == (2, True)
 
 
-def test_what_has_no_home_on_the_hub_is_fetched_by_hand(surroundings, download, tmp_path):
-    def parts(self):
-        return CheckpointParts(by_hand="https://example.org/weights")
-
-    surroundings.setattr(WhisperEncoderConfig, "checkpoint_parts", parts)
-    code, _, err = download("model/audio_encoder=tiny_whisper", "model.audio_encoder.pretrained=vsr.pth")
+def test_what_has_no_home_on_the_hub_is_fetched_by_hand(download, tmp_path):
+    code, _, err = download("model/video_encoder=auto_avsr")
     line = one_line(err, code=code)
-    assert (code, "get it from https://example.org/weights, and put it at" in line) == (2, True)
-    (tmp_path / "components").mkdir()
-    (tmp_path / "components" / "vsr.pth").touch()
-    code, out, _ = download("model/audio_encoder=tiny_whisper", "model.audio_encoder.pretrained=vsr.pth")
-    assert (code, out) == (0, "vsr.pth: there already\n")
+    place = tmp_path / "components" / "vsr_trlrs3vox2_base.pth"
+    assert (code, "https://github.com/mpc001/auto_avsr" in line, f"put it at {str(place)!r}" in line) == (2, True, True)
+    place.parent.mkdir()
+    place.touch()
+    code, out, _ = download("model/video_encoder=auto_avsr")
+    assert (code, out) == (0, "vsr_trlrs3vox2_base.pth: there already\n")
+
+
+# Preset -> a tensor that its published checkpoint holds and that is needed, and one that is not.
+PARTS = {
+    "whisper": ("model.encoder.conv1.weight", "model.decoder.embed_tokens.weight"),
+    "whisper_unrestricted": ("model.encoder.conv1.weight", "proj_out.weight"),
+    "seamless": ("speech_encoder.inner_layer_norm.weight", "t2u_model.lm_head.weight"),
+    "w2v_bert_2": ("feature_projection.projection.weight", "lm_head.weight"),
+    "hubert": ("hubert.feature_projection.projection.weight", "lm_head.weight"),
+    "wavlm": ("wavlm.feature_projection.projection.weight", "lm_head.weight"),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_an_encoder_needs_no_other_part(name, monkeypatch):
+    monkeypatch.delenv("PRETRAINED_COMPONENTS", raising=False)
+    ((wanted,), without) = wanted_checkpoints([f"model/audio_encoder={name}"])
+    assert [wanted.wants(tensor) for tensor in PARTS[name]] == [True, False]
+    assert (wanted.patterns, without) == (["config.json", "preprocessor_config.json"], [])
+
+
+def test_every_text_decoder_names_its_checkpoint(monkeypatch):
+    monkeypatch.delenv("PRETRAINED_COMPONENTS", raising=False)
+    (wanted,), _ = wanted_checkpoints(["model/text_decoder=llama_3_1b"])
+    assert wanted.name == "meta-llama/Llama-3.2-1B-Instruct"
+    assert wanted.needs_weights
+    assert {"config.json", "tokenizer*"} <= set(wanted.patterns)
+    (own, weights), _ = wanted_checkpoints(["model/text_decoder=llama_3_1b", "model.text_decoder.tokenizer=a/b@v1"])[:2]
+    assert (own.needs_weights, weights.needs_weights) == (True, False)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from speechlmm_core.checkpoint.parts import CheckpointParts
 from speechlmm_core.lengths import Length
 from speechlmm_encoders.architecture import Architecture, Probability, Size
 from speechlmm_encoders.layered import LayeredEncoderConfig
@@ -27,6 +28,10 @@ FRAME_RATE = 25
 
 IMAGE_SIZE = 88
 """Height and width of the mouth crop."""
+
+
+WRAPPERS = ("", "model.", "e2e.", "model.e2e.", "e2e.model.")
+"""What may stand before a published tensor's name."""
 
 
 class AutoAvsrArchitecture(Architecture):
@@ -67,10 +72,18 @@ class AutoAvsrEncoderConfig(LayeredEncoderConfig):
     """AutoAVSR's visual speech encoder: grey mouth crops of 88 x 88 at 25 frames per second to frames at 25 Hz."""
 
     modality: ClassVar[str] = "video"
+    unused_tensors: ClassVar[tuple[str, ...]] = tuple(
+        f"{wrapper}{part}." for wrapper in WRAPPERS for part in ("decoder", "ctc")
+    )
 
     type: Literal["auto_avsr"] = "auto_avsr"
     model: AutoAvsrArchitecture = Field(default_factory=AutoAvsrArchitecture)
     """The architecture; published checkpoints do not say theirs."""
+
+    def checkpoint_parts(self) -> CheckpointParts:
+        """The weights alone; the published file is on no hub."""
+        zoo = "the model zoo of https://github.com/mpc001/auto_avsr"
+        return CheckpointParts(files=(), skip=self.unused_tensors, by_hand=zoo)
 
     @property
     def num_layers(self) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from speechlmm_core.attention.choice import choose_attention
 from speechlmm_core.features import Features
 from speechlmm_core.interfaces.modules import Encoder
+from speechlmm_encoders.auto_avsr.config import WRAPPERS
 from speechlmm_encoders.auto_avsr.conformer import LAYER_NORM_EPS, ConformerLayer, FrameLayout, relative_positions
 from speechlmm_encoders.auto_avsr.frontend import VisualFrontend, frame_windows
 from speechlmm_encoders.transformer import LayerMix, run_layers
@@ -84,12 +85,11 @@ class AutoAvsrEncoder(Encoder):
             return
         from speechlmm_core.checkpoint.weights import load_weights
 
-        wrappers = ("", "model.", "e2e.", "model.e2e.", "e2e.model.")
         load_weights(
             self.model,
             self.config.pretrained,
-            prefixes=(*(f"{wrapper}encoder." for wrapper in wrappers), ""),
-            ignore=tuple(f"{wrapper}{part}." for wrapper in wrappers for part in ("decoder", "ctc")),
+            prefixes=(*(f"{wrapper}encoder." for wrapper in WRAPPERS), ""),
+            ignore=self.config.unused_tensors,
         )
 
     def encode(self, inputs: Mapping[str, Tensor]) -> Features:

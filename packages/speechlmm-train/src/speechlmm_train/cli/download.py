@@ -56,8 +56,8 @@ def download(
     for part in without:
         click.echo(f"model.{part}: has no base checkpoint, nothing to fetch")
     for one in wanted:
-        if Path(one.name).expanduser().is_dir():
-            click.echo(f"{one.name}: is a folder, nothing to fetch")
+        if Path(one.name).expanduser().exists():
+            click.echo(f"{one.name}: is here already, nothing to fetch")
         else:
             fetch(one, root, click.echo, progress=progress)
     if wanted and (not known or Path(known).expanduser().resolve() != root.resolve()):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from speechlmm_core.checkpoint.atomic import sync, write_text
+from speechlmm_core.checkpoint.source import WEIGHT_SUFFIXES
 from speechlmm_core.checkpoint.weights import WEIGHT_FILES, read_shards
 from speechlmm_core.errors import CheckpointError
 from speechlmm_train.download.hub import RemoteFile, Repository, fetch, list_repository
@@ -44,12 +45,13 @@ def download(wanted: Wanted, root: Path, say: Say, *, progress: bool = True) -> 
         OSError: The connection broke, or the disk is full.
     """
     target = root / wanted.name
-    if wanted.by_hand is not None:
+    if Path(wanted.name).suffix in WEIGHT_SUFFIXES:
         if target.exists():
             say(f"{wanted.name}: there already")
             return target
         raise CheckpointError(
-            f"{wanted.name!r} is not on the hub; get it from {wanted.by_hand}, and put it at {str(target)!r}"
+            f"{wanted.name!r} is a file and not on the hub; get it from "
+            f"{wanted.by_hand or 'where it is published'}, and put it at {str(target)!r}"
         )
     repository = list_repository(wanted.name)
     if target.exists():
