@@ -77,6 +77,17 @@ def test_many_clips_are_transformed_in_groups():
         )
 
 
+def test_a_group_of_windows_that_is_a_little_more_than_a_block():
+    """Ten clips of 80 frames fill a block to the brim, and the two frames of each one's tail are one too many."""
+    waves = [noise(12_800, seed=number) for number in range(10)]
+    values, lengths, silence = padded_log_mel(waves, 16, 16_000)
+    whole = expand_silence(values, lengths, silence, 100)
+    extractor = WhisperFeatureExtractor(feature_size=16, chunk_length=1)
+    for wave, ours in zip(waves, whole, strict=True):
+        theirs = extractor(wave.numpy(), sampling_rate=16_000, return_tensors="pt").input_features[0]
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
 def test_silence_is_finite():
     values, _ = log_mel([torch.zeros(8000)], 80)
     torch.testing.assert_close(values[0], reference(torch.zeros(8000), 80, padding="longest"))
