@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from speechlmm_adapters.cif.config import CIFAdapterConfig
 from speechlmm_adapters.conv.config import ConvAdapterConfig
+from speechlmm_adapters.ctc.config import CTCAdapterConfig
 from speechlmm_adapters.identity.config import IdentityAdapterConfig
 from speechlmm_adapters.mlp.config import MLPAdapterConfig
 from speechlmm_adapters.qformer.config import QFormerAdapterConfig
@@ -29,8 +31,21 @@ CONFIGS = [
     QFormerAdapterConfig(**LAYERS, window_seconds=0.1, context_seconds=0.04, num_queries=2),
     QFormerAdapterConfig(**LAYERS, window_frames=4),
     QFormerAdapterConfig(**LAYERS, window_seconds=None, num_queries=2),
+    CIFAdapterConfig(),
+    CIFAdapterConfig(firing_threshold=0.8, kernel_size=2, hidden_size=7, mean_frame_rate=20, ctc_loss_weight=0.5),
+    CTCAdapterConfig(),
+    CTCAdapterConfig(vocabulary="characters", merge="weighted", drop_blanks=True, max_compressed_length=0.3),
     StackAdapterConfig(
         stages=[MLPAdapterConfig(hidden_size=24, stack=2), IdentityAdapterConfig(), MLPAdapterConfig(hidden_size=16)],
+        hidden_size=20,
+    ),
+    StackAdapterConfig(stages=[ConvAdapterConfig(), CIFAdapterConfig(), TransformerAdapterConfig(**LAYERS)]),
+    StackAdapterConfig(
+        stages=[
+            CTCAdapterConfig(vocabulary="characters", merge="weighted"),
+            CTCAdapterConfig(vocabulary="characters", max_compressed_length=0.5),
+            MLPAdapterConfig(hidden_size=16),
+        ],
         hidden_size=20,
     ),
 ]
