@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.resources import files
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
-from transformers import HubertConfig, HubertForCTC, WhisperConfig, WhisperForConditionalGeneration
+from transformers import (
+    BertConfig,
+    BertModel,
+    HubertConfig,
+    HubertForCTC,
+    Wav2Vec2Config,
+    Wav2Vec2Model,
+    WavLMConfig,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
 
 from speechlmm_core.errors import CheckpointError
 from speechlmm_core.interfaces.context import BuildContext
 from speechlmm_core.interfaces.encoder import encoders
+from speechlmm_encoders.architecture import architecture_of, check_architecture
+from speechlmm_encoders.hubert.config import HubertArchitecture
+from speechlmm_encoders.wavlm.config import WavLMArchitecture
+from speechlmm_encoders.whisper.config import WhisperArchitecture
 
 WHISPER = {
     "num_mel_bins": 16,
@@ -144,6 +160,65 @@ def test_normalisation_that_disagrees_with_the_checkpoint(hubert, tmp_path):
     with pytest.raises(CheckpointError, match="do_normalize False, and the configuration says True"):
         load({"type": "hubert", "pretrained": str(tmp_path)})
     load({"type": "hubert", "pretrained": str(tmp_path), "do_normalize": False})
+
+
+@pytest.mark.parametrize("kind", ["whisper", "whisper_unrestricted", "hubert", "wavlm"])
+def test_a_model_of_another_type(kind, tmp_path):
+    BertModel(
+        BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=9)
+    ).save_pretrained(tmp_path)
+    expected = kind.removesuffix("_unrestricted")
+    with pytest.raises(CheckpointError, match=f"a model of type 'bert', expected {expected}; .*`hf_audio`"):
+        encoders.validate({"type": kind, "pretrained": str(tmp_path)})
+
+
+def test_a_relative_of_the_right_architecture(tmp_path):
+    """Wav2vec 2.0 has HuBERT's numbers and tensors, but is not HuBERT."""
+    Wav2Vec2Model(Wav2Vec2Config(**HUBERT)).save_pretrained(tmp_path)
+    for data in ({}, {"model": HUBERT}):
+        with pytest.raises(CheckpointError, match="a model of type 'wav2vec2', expected hubert"):
+            load({"type": "hubert", "pretrained": str(tmp_path), **data})
+
+
+@pytest.mark.parametrize(
+    ("architecture", "theirs"),
+    [(HubertArchitecture, HubertConfig), (WavLMArchitecture, WavLMConfig), (WhisperArchitecture, WhisperConfig)],
+)
+def test_what_a_configuration_leaves_out_is_as_in_transformers(architecture, theirs, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": theirs.model_type}))
+    numbers = architecture.model_validate(architecture_of({"pretrained": str(tmp_path)}, architecture)["model"])
+    expected = {**theirs(mask_time_prob=0.05).to_dict(), "conv_pos_batch_norm": False, "feat_proj_layer_norm": True}
+    for key, value in numbers.model_dump(mode="json").items():
+        assert value == (list(expected[key]) if isinstance(expected[key], tuple) else expected[key]), key
+    check_architecture(numbers, str(tmp_path))
+    with pytest.raises(CheckpointError, match="leave `model` out"):
+        check_architecture(architecture(), str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["hubert_base", "wavlm_base"])
+def test_base_presets_have_transformers_defaults(name):
+    """What transformers documents as the style of these checkpoints."""
+    path = files("speechlmm_encoders.presets") / "model" / "audio_encoder" / f"{name}.yaml"
+    numbers = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
+    theirs = {"hubert_base": HubertConfig, "wavlm_base": WavLMConfig}[name]().to_dict()
+    for key, value in numbers.items():
+        if "dropout" not in key:
+            assert value == (list(theirs[key]) if isinstance(theirs[key], tuple) else theirs[key]), key
+
+
+@pytest.mark.parametrize("kind", ["whisper", "whisper_unrestricted", "hubert", "wavlm", "hf_audio"])
+def test_a_checkpoint_that_is_on_the_hub_only(kind, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    message = r"cannot get 'nobody/nothing' from the Hugging Face hub: .*put the checkpoint's folder below \$PRETRAINED"
+    with pytest.raises(CheckpointError, match=message):
+        encoders.validate({"type": kind, "pretrained": "nobody/nothing"})
+    preset = files("speechlmm_encoders.presets") / "model" / "audio_encoder" / f"tiny_{kind}.yaml"
+    data = {"feature_extractor": {"do_normalize": True}} if kind == "hf_audio" else {}
+    data |= yaml.safe_load(preset.read_text(encoding="utf-8"))
+    config = encoders.validate({**data, "pretrained": "nobody/nothing"})
+    with pytest.raises(CheckpointError, match=message):
+        config.build(BuildContext()).load_base_weights()
 
 
 def test_a_tensor_too_few_and_one_too_many(whisper, tmp_path):
