@@ -139,3 +139,11 @@ def test_a_checkpoint_of_gemma_is_loaded_whole(tmp_path):
     decoder.load_base_weights()
     for key, value in model.state_dict().items():
         assert torch.equal(decoder.model.state_dict()[key], value), key
+
+
+def test_a_model_of_several_modalities_is_refused(tmp_path):
+    numbers = {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", "hidden_size": 2560}}
+    (tmp_path / "config.json").write_text(json.dumps(numbers))
+    config = CausalLMConfig.model_validate({"type": "causal_lm", "pretrained": str(tmp_path)})
+    with pytest.raises(ConfigError, match="holds a model of several modalities"):
+        _ = config.hidden_size

@@ -146,6 +146,11 @@ class CausalLMConfig(DecoderConfig):
             value = self.numbers.get(key)
             if isinstance(value, int) and not isinstance(value, bool) and value > 0:
                 return value
+        if "text_config" in self.numbers:
+            raise ConfigError(
+                f"the checkpoint {self.pretrained!r} holds a model of several modalities, of which the language model "
+                "is a part; a text decoder is a language model alone: choose another checkpoint"
+            )
         got = {key: self.numbers[key] for key in keys if key in self.numbers}
         where = f"the checkpoint {self.pretrained!r}" if self.pretrained else "`pretrained`"
         raise ConfigError(
