@@ -103,6 +103,15 @@ def test_messages_with_several_media_and_other_inputs(folder: Path) -> None:
     assert second.media["speaker"] == {"type": "speaker", "path": str(folder / "clips/c.wav")}
 
 
+def test_sound_and_picture_by_their_short_names(folder: Path) -> None:
+    write(folder, {"video": {"path": "clips/a.wav", "end": 2}, "audio": "clips/b.wav", "text": "t"})
+    (example,) = JsonlExamples(folder / "m.jsonl")
+    assert example.media == {
+        "audio": {"type": "audio", "path": str(folder / "clips/b.wav")},
+        "video": {"type": "video", "path": str(folder / "clips/a.wav"), "end": 2},
+    }
+
+
 def test_text_of_any_script_and_a_byte_order_mark(folder: Path) -> None:
     texts = ["größe 🎈", "日本語", "line\u2028separator"]
     path = write(folder, *({"audio": "clips/a.wav", "text": text} for text in texts))
@@ -115,8 +124,8 @@ def test_text_of_any_script_and_a_byte_order_mark(folder: Path) -> None:
     [
         ('{"audio": ', "bad JSON"),
         ("[1]", "expected a JSON object, got a list"),
-        ("{}", "expected `audio` (with `text`) or `messages`"),
-        ({"text": "x"}, "the line has neither"),
+        ("{}", "expected `audio` or `video` (with `text`), or `messages`"),
+        ({"text": "x"}, "the line has none of them"),
         ({"audio": "clips/a.wav"}, "needs a `text`"),
         ({"audio": "clips/a.wav", "txt": "x"}, "unknown key 'txt'; did you mean 'text'?"),
         ({"audio": "clips/a.wav", "text": 3}, "`text` must be a string, got 3"),
@@ -135,6 +144,7 @@ def test_text_of_any_script_and_a_byte_order_mark(folder: Path) -> None:
         ({"audio": "clips/a.wav", "text": "x", "id": ["a"]}, "`id` must be a string"),
         ('{"audio": "clips/a.wav", "text": "\\ud800"}', "half a character"),
         ({"audio": "clips/a.wav", "media": {"audio": "clips/a.wav"}, "text": "x"}, "given twice"),
+        ({"video": "clips/a.wav", "media": {"video": "clips/a.wav"}, "text": "x"}, "`video` is given twice"),
         ({"media": {"text": "clips/a.wav"}, "text": "x"}, "may not name an input 'text'"),
         ({"audio": "clips/a.wav", "text": "x", "language": "en", "source_language": "de"}, "differ; give one of them"),
         ({"messages": []}, "`messages` must be a list of messages, got []"),

@@ -53,9 +53,15 @@ def test_translation_keeps_transcript_and_answer_apart():
 
 
 def test_several_media_keep_their_order_and_get_no_transcript():
-    media = {"video": {"type": "video", "path": "v.mp4"}, "audio": AUDIO}
+    media = {"speaker": {"type": "speaker", "path": "s.wav"}, "audio": AUDIO}
     messages = get_task("asr").messages(example(media=media))
-    assert messages[0].media == [media["video"], AUDIO]
+    assert messages[0].media == [media["speaker"], AUDIO]
+
+
+def test_sound_and_picture_of_one_recording_get_its_transcript():
+    media = {"video": {"type": "video", "path": "v.mp4"}, "audio": {**AUDIO, "transcript": "its own"}}
+    messages = get_task("asr").messages(example(media=media, text="turn it on"))
+    assert messages[0].media == [{**media["video"], "transcript": "turn it on"}, media["audio"]]
 
 
 def test_chat_passes_conversations_through():

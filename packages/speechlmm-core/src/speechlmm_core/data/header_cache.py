@@ -1,20 +1,31 @@
-"""Lengths of audio files from their headers, kept between runs by path, size and time. Imports no torch."""
+"""Lengths of media files, kept between runs by path, size and time. Imports no torch.
+
+Of an audio file its header is kept, from which any segment's length at any rate follows. What other inputs make of
+their files only their encoders know; the number of samples that they tell is kept for their settings and the item.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from speechlmm_core.checkpoint.atomic import atomic_write
-from speechlmm_core.errors import MediaError
+from speechlmm_core.errors import MediaError, SpeechLMMError
+
+if TYPE_CHECKING:
+    from speechlmm_core.interfaces.encoder import EncoderConfig
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +54,7 @@ class HeaderCache:
         self._used: dict[int, Header] = {}
         self._new = False
         self._block: dict[str, Header | MediaError] = {}
+        self._counts: dict[int, int | SpeechLMMError] = {}
 
     @classmethod
     def open(cls, folder: Path, source: str | None) -> HeaderCache:
@@ -69,6 +81,36 @@ class HeaderCache:
             if not isinstance(header, MediaError):
                 self._used[key] = header
                 self._new |= is_new
+
+    def count(self, items: Sequence[tuple[EncoderConfig, Mapping[str, Any]]], pool: Executor) -> None:
+        """Gets the lengths of media that are no audio ready for `num_samples`: kept ones, or from their encoders."""
+        keyed = {key: (encoder, item) for encoder, item in items if (key := _item_key(encoder, item)) is not None}
+        self._counts = {}
+        missing: list[int] = []
+        for key in keyed:
+            kept = self._kept(key)
+            if kept is None:
+                missing.append(key)
+            else:
+                self._used[key] = kept
+                self._counts[key] = kept[0]
+        for key, found in zip(missing, pool.map(lambda key: _count(*keyed[key]), missing), strict=True):
+            self._counts[key] = found
+            if isinstance(found, int):
+                self._used[key] = (found, keyed[key][0].sampling_rate)
+                self._new = True
+
+    def num_samples(self, encoder: EncoderConfig, item: Mapping[str, Any]) -> int:
+        """Samples of a medium that is no audio.
+
+        Raises:
+            MediaError: It cannot be used.
+        """
+        key = _item_key(encoder, item)
+        found = _count(encoder, item) if key is None else self._counts[key]
+        if isinstance(found, SpeechLMMError):
+            raise found
+        return found
 
     def length(self, item: Mapping[str, Any], sampling_rate: int) -> int:
         """Samples that an audio item has at ``sampling_rate``; its file is among those that were read last.
@@ -116,9 +158,7 @@ class HeaderCache:
         for path in paths:
             key = 0
             try:
-                status = Path(path).stat()
-                text = f"{Path(path).absolute()}\0{status.st_size}\0{status.st_mtime_ns}"
-                key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+                key = _key(_identity(path))
                 kept = self._kept(key)
                 if kept is not None:
                     found.append((path, key, kept, False))
@@ -138,3 +178,43 @@ class HeaderCache:
         if place < len(self._old) and int(self._old["key"][place]) == key:
             return int(self._old["num_samples"][place]), int(self._old["sampling_rate"][place])
         return None
+
+
+def _identity(path: str) -> str:
+    status = Path(path).stat()
+    return f"{Path(path).absolute()}\0{status.st_size}\0{status.st_mtime_ns}"
+
+
+def _key(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _item_key(encoder: EncoderConfig, item: Mapping[str, Any]) -> int | None:
+    """What decides a medium's length: the file, the part of it, the encoder's settings; None for what is no file."""
+    path = item.get("path")
+    if not isinstance(path, str):
+        return None
+    try:
+        identity = _identity(path)
+    except (OSError, ValueError):
+        return None
+    part = {key: value for key, value in item.items() if key not in {"path", "transcript"}}
+    settings = f"{_source(type(encoder).__module__)}\0{encoder.model_dump_json()}"
+    return _key(f"{identity}\0{json.dumps(part, sort_keys=True, default=repr)}\0{settings}")
+
+
+@lru_cache(maxsize=256)
+def _source(module: str) -> str:
+    """A module, and the versions of what computes the lengths in it."""
+    found = [module]
+    for name in ("speechlmm-core", module.partition(".")[0]):
+        with suppress(PackageNotFoundError, ValueError):
+            found.append(version(name))
+    return " ".join(found)
+
+
+def _count(encoder: EncoderConfig, item: Mapping[str, Any]) -> int | SpeechLMMError:
+    try:
+        return int(encoder.num_samples(dict(item)))
+    except SpeechLMMError as exc:
+        return exc

@@ -1,7 +1,8 @@
 """What each example takes of a model: positions, encoder frames, seconds. Read from file headers, once.
 
 The batch plan is computed from these numbers, so they must not be too small. The `duration` of a manifest is rounded
-and not used. A header is read once: its numbers are kept in the user's cache by the file's path, size and time.
+and not used. A header is read once: its numbers are kept in the user's cache by the file's path, size and time, and,
+for what is no audio, by the encoder's settings.
 Imports no torch (an input that is no audio is loaded to be measured, which does).
 
 Shapes: N examples.
@@ -29,6 +30,7 @@ from speechlmm_core.data.faults import Faults
 from speechlmm_core.data.header_cache import HeaderCache, cache_folder
 from speechlmm_core.data.jsonl.reader import ConcatExamples, place_of
 from speechlmm_core.errors import DataError, MediaError, SpeechLMMError
+from speechlmm_core.interfaces.encoder import EncoderConfig
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +138,8 @@ class _Measurement:
                 chats = [self.media(index) for index in indices]
                 paths = {str(i["path"]) for items in chats for i in items if "path" in i and self.is_audio(i)}
                 self.headers.read(sorted(paths), pool)
+                others = [(self.encoder(i), i) for items in chats for i in items if not self.is_audio(i)]
+                self.headers.count(others, pool)
                 for index, items in zip(indices, chats, strict=True):
                     samples: list[int] = []
                     for item in items:
@@ -163,7 +167,10 @@ class _Measurement:
         return [item for item in items if item["type"] in self.processor.inputs]
 
     def is_audio(self, item: Mapping[str, Any]) -> bool:
-        return self.processor.inputs[item["type"]].encoder.reads_audio_files
+        return self.encoder(item).reads_audio_files
+
+    def encoder(self, item: Mapping[str, Any]) -> EncoderConfig:
+        return self.processor.inputs[item["type"]].encoder
 
     def length(self, item: Mapping[str, Any]) -> int:
         """Samples of a medium at its encoder's rate.
@@ -176,7 +183,7 @@ class _Measurement:
         if self.is_audio(item):
             samples = self.headers.length(item, encoder.sampling_rate)
         else:
-            samples = encoder.num_samples(dict(item))
+            samples = self.headers.num_samples(encoder, item)
         try:
             encoder.check_length(samples)
         except MediaError as exc:

@@ -1,8 +1,8 @@
 """Decodes the frames of a video by decord, where it is installed and can be relied on. Imports no torch.
 
-decord is no longer maintained. It goes wrong where it has to seek (MPEG-4, AVI, MPEG-TS, open groups of pictures) and
-rounds deeper pixels differently, so it gets the common case only: 8-bit H.264 in MP4 or Matroska, from its first frame
-on, one after the other. There its frames equal FFmpeg's, byte by byte.
+decord is no longer maintained. It goes wrong where it has to seek (MPEG-4, AVI, MPEG-TS, open groups of pictures),
+fails on some turned pictures, and rounds deeper pixels differently, so it gets the common case only: 8-bit H.264 in MP4
+or Matroska that is not turned, from its first frame on, one after the other. There its frames equal FFmpeg's.
 
 Shapes: H rows, W pixels, T frames of the result, N frames of the file.
 """
@@ -21,7 +21,7 @@ from speechlmm_core.media.video_file import VideoInfo
 from speechlmm_core.media.video_frames import Frame
 from speechlmm_core.media.video_lengths import frames_on_screen
 
-BATCH_BYTES = 32 << 20
+BATCH_BYTES = 16 << 20
 """How much is decoded at a time."""
 
 
@@ -36,7 +36,7 @@ def decord_fits(info: VideoInfo, looks: NDArray[np.int64]) -> bool:
 
 
 def decord_frames(path: Path, info: VideoInfo, looks: NDArray[np.int64]) -> Iterator[Frame]:
-    """Yields the RGB frame (H, W, 3) that is on screen at each of ``looks`` (T,), turned as a player shows it.
+    """Yields the RGB frame (H, W, 3) that is on screen at each of ``looks`` (T,).
 
     Raises:
         DecordUnfitError: decord reads the file otherwise than its packets say, or not at all.

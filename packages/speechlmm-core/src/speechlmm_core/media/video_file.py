@@ -81,8 +81,9 @@ def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
             return container, stream
     sound = bool(container.streams.audio)
     container.close()
-    what = "holds sound but no video" if sound else "holds no video"
-    raise MediaError(f"{path}: {what}; give a video file, or use it as the `audio` of a model that listens")
+    if sound:
+        raise MediaError(f"{path}: holds sound but no video; give a video file, or use it as an `audio`")
+    raise MediaError(f"{path}: holds no video; give a video file")
 
 
 def video_info(path: Path) -> VideoInfo:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -75,12 +76,16 @@ class FileSource:
     def size(self) -> tuple[int, int]:
         """Height and width as a player shows them."""
         height, width = self.info.height, self.info.width
-        return (width, height) if rotation(self.path) % 2 else (height, width)
+        return (width, height) if self._rotation % 2 else (height, width)
+
+    @cached_property
+    def _rotation(self) -> int:
+        return rotation(self.path)
 
     def frames(self, looks: NDArray[np.int64]) -> Iterator[Frame]:
         """Decodes the frames, one after the other."""
         done = 0
-        if decord_fits(self.info, looks):
+        if decord_fits(self.info, looks) and not self._rotation:
             try:
                 for frame in decord_frames(self.path, self.info, looks):
                     yield frame

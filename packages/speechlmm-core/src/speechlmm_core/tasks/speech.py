@@ -11,6 +11,9 @@ from speechlmm_core.interfaces.task import TaskConfig
 if TYPE_CHECKING:
     from speechlmm_core.data.example import Example
 
+SOUND_AND_PICTURE = {"audio", "video"}
+"""Inputs that hold the same words where an example has both and nothing else."""
+
 
 class SpeechTaskConfig(TaskConfig):
     """A task that hears media, is asked, and answers in text."""
@@ -34,7 +37,7 @@ class SpeechTaskConfig(TaskConfig):
     def check(self, example: Example) -> str | None:
         """What an example lacks for this task, or None when it has everything."""
         if not example.media:
-            return f"task {self.type!r} needs a medium (`audio`), got none"
+            return f"task {self.type!r} needs a medium (`audio`, `video`), got none"
         if not (example.text or "").strip():
             return f"task {self.type!r} needs a `text`, the answer, got {example.text!r}"
         return None
@@ -43,7 +46,8 @@ class SpeechTaskConfig(TaskConfig):
         """The chat for an example: media first, then the prompt, then the answer.
 
         Args:
-            example: The example; its single medium gets the transcript, where it has none of its own.
+            example: The example; its single medium gets the transcript, where it has none of its own, and so do the
+                sound and the picture of one recording.
             draw: A number drawn from (seed, epoch, index); picks the wording, 0 being the first.
             with_answer: Whether the assistant's answer is appended (training) or left to the model.
 
@@ -55,8 +59,9 @@ class SpeechTaskConfig(TaskConfig):
             raise DataError(f"example {example.id!r}: {fault}")
         content: list[dict[str, Any]] = [{"type": name, **item} for name, item in example.media.items()]
         spoken = self.transcript(example)
-        if spoken is not None and len(content) == 1:
-            content[0].setdefault("transcript", spoken)
+        if spoken is not None and (len(content) == 1 or example.media.keys() == SOUND_AND_PICTURE):
+            for item in content:
+                item.setdefault("transcript", spoken)
         content.append({"type": "text", "text": self.prompt(example, draw)})
         found = [] if self.system is None else [Message.model_validate({"role": "system", "content": self.system})]
         found.append(Message(role="user", content=content))

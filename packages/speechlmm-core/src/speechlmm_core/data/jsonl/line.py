@@ -16,8 +16,11 @@ from speechlmm_core.chat.messages import Message
 from speechlmm_core.data.example import Example
 from speechlmm_core.data.near_miss import mistyped
 
+SHORT_INPUTS = ("audio", "video")
+"""Inputs that a line may name by a key of its own; others stand under `media`."""
 LINE_KEYS = (
-    *("audio", "text", "messages", "media", "task", "language", "source_language", "target_language"),
+    *SHORT_INPUTS,
+    *("text", "messages", "media", "task", "language", "source_language", "target_language"),
     *("transcript", "duration", "id"),
 )
 MEDIUM_KEYS = ("type", "path", "transcript", "start", "end")
@@ -131,20 +134,18 @@ def _is_text(value: str) -> bool:
 
 
 def _media(raw: Mapping[str, Any], base: str, faults: list[str]) -> dict[str, dict[str, Any]]:
-    found: dict[str, Any] = {}
-    if "audio" in raw:
-        found["audio"] = raw["audio"]
+    found: dict[str, Any] = {name: raw[name] for name in SHORT_INPUTS if name in raw}
     others = raw.get("media", {})
     if not isinstance(others, dict):
         faults.append(f"`media` must be an object of inputs by name, got {_kind(others)}")
-    elif "audio" in others and "audio" in found:
-        faults.append("`audio` is given twice, by itself and under `media`; keep one")
+    elif twice := [name for name in found if name in others]:
+        faults += [f"`{name}` is given twice, by itself and under `media`; keep one" for name in twice]
     elif "text" in others:
         faults.append("`media` may not name an input 'text'; the text of an example is its key `text`")
     else:
         found.update(others)
     if not found and "task" not in raw and not faults:
-        faults.append("expected `audio` (with `text`) or `messages`; the line has neither")
+        faults.append("expected `audio` or `video` (with `text`), or `messages`; the line has none of them")
     return {name: _medium(value, name, f"`{name}`", base, faults) for name, value in found.items()}
 
 
@@ -173,7 +174,7 @@ def _medium(value: Any, kind: str, place: str, base: str, faults: list[str]) -> 
 
 
 def _messages(raw: Mapping[str, Any], base: str, faults: list[str]) -> list[Message]:
-    faults += [f"`{key}` and `messages` exclude each other" for key in ("audio", "media", "text") if key in raw]
+    faults += [f"`{key}` and `messages` exclude each other" for key in (*SHORT_INPUTS, "media", "text") if key in raw]
     turns = raw["messages"]
     if not isinstance(turns, list) or not turns:
         faults.append(f"`messages` must be a list of messages, got {turns!r}")
