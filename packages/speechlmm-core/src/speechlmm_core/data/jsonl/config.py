@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 class JsonlDatasetConfig(DatasetConfig):
     """A manifest with one JSON object a line.
 
-    A line is ``{audio, text, task?, language?, source_language?, target_language?, transcript?, duration?, id?}`` or
+    A line is ``{audio and/or video, text, task?, language?, source_language?, target_language?, transcript?,
+    duration?, id?}`` or
     ``{messages: [{role, content: [{type: audio, path, transcript?, start?, end?} | {type: text, text}]}], …}``.
-    `audio` is a path or ``{path, start?, end?}`` (seconds); inputs with other names stand under
-    ``media: {<input>: …}``. The task is `asr` for lines with audio and `chat` for lines with messages unless the line
+    `audio` and `video` are a path or ``{path, start?, end?}`` (seconds); inputs with other names stand under
+    ``media: {<input>: …}``. The task is `asr` for lines with media and `chat` for lines with messages unless the line
     says otherwise. Paths are relative to the manifest. Further keys are metadata and are passed over.
     """
 
