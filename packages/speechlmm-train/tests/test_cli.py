@@ -9,7 +9,7 @@ import pytest
 from speechlmm_train.cli import main
 from speechlmm_train.cli.commands import COMMANDS
 
-HEAVY = ("torch", "transformers", "hydra", "pydantic", "accelerate")
+HEAVY = ("torch", "transformers", "hydra", "pydantic", "accelerate", "huggingface_hub")
 
 
 def call(capsys, *argv):
@@ -24,7 +24,7 @@ def python(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["run", "--help"], ["plan", "-h"], ["--version"]])
+@pytest.mark.parametrize("argv", [["--help"], ["run", "--help"], ["plan", "-h"], ["download", "-h"], ["--version"]])
 def test_help_imports_nothing_heavy(argv):
     code = f"""
 import contextlib, io, sys
