@@ -9,6 +9,7 @@ from importlib.resources import files
 import pytest
 import torch
 import yaml
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
@@ -219,6 +220,26 @@ def test_a_checkpoint_that_is_on_the_hub_only(kind, monkeypatch):
     config = encoders.validate({**data, "pretrained": "nobody/nothing"})
     with pytest.raises(CheckpointError, match=message):
         config.build(BuildContext()).load_base_weights()
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (GatedRepoError, r"accept its terms at https://huggingface\.co/nobody/nothing and log in by `hf auth login`"),
+        (RepositoryNotFoundError, "no such model, or it is private: check its name"),
+        (TimeoutError, r"cannot get 'nobody/nothing@main' from the Hugging Face hub: refused \(without a network"),
+    ],
+)
+def test_a_checkpoint_that_the_hub_does_not_give(error, advice, monkeypatch):
+    failure = error.__new__(error, "refused")  # the hub's own take a response besides
+    Exception.__init__(failure, "refused")
+
+    def refuse(*args, **options):
+        raise failure
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    with pytest.raises(CheckpointError, match=advice):
+        encoders.validate({"type": "wavlm", "pretrained": "nobody/nothing@main"})
 
 
 def test_a_tensor_too_few_and_one_too_many(whisper, tmp_path):

@@ -121,6 +121,17 @@ def _hub_errors(source: str) -> Iterator[None]:
     except Exception as exc:  # the hub's client raises errors of several libraries
         reason = next(iter(str(exc).strip().splitlines()), type(exc).__name__)
         raise CheckpointError(
-            f"cannot get {source!r} from the Hugging Face hub: {reason} (without a network, "
+            f"cannot get {source!r} from the Hugging Face hub: {reason} ({_hub_advice(source, exc)}without a network, "
             f"put the checkpoint's folder below ${ROOT_VARIABLE} or give its path)"
         ) from exc
+
+
+def _hub_advice(source: str, error: Exception) -> str:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        page = f"https://huggingface.co/{_split_revision(source)[0]}"
+        return f"it is gated: accept its terms at {page} and log in by `hf auth login` or $HF_TOKEN; "
+    if isinstance(error, RepositoryNotFoundError):
+        return "there is no such model, or it is private: check its name, or log in by `hf auth login` or $HF_TOKEN; "
+    return ""
