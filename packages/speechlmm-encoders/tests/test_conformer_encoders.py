@@ -19,6 +19,7 @@ from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import Seamles
 from speechlmm_core.interfaces.context import BuildContext
 from speechlmm_core.interfaces.encoder import encoders
 from speechlmm_core.media.medium import Medium
+from speechlmm_encoders.relative_key import by_distance
 
 SEAMLESS = {
     "type": "seamless",
@@ -157,6 +158,36 @@ def test_eager_attention(kind):
     assert encoder.model.config._attn_implementation == "eager"
     clips = media(9_000, 21_000)
     check_alone(encoder, clips, encode(encoder, clips))
+
+
+@pytest.mark.parametrize("samples", [560, 1_600, 9_000])
+@pytest.mark.parametrize("kind", ["seamless", "seamless_chunks", "w2v_bert_2_adapter"])
+def test_gradients_equal_those_of_transformers(kind, samples):
+    encoder = build(KINDS[kind])
+    reference = theirs(encoder)
+    (clip,) = media(samples)
+    expected = reference(ours(encoder, clip)).last_hidden_state
+    direction = torch.randn(expected.shape)
+    (expected * direction).sum().backward()
+    other = media(12_000)[0]
+    got = encoder(encoder.config.build_preprocessor()([other, clip])).values[1:, : expected.shape[1]]
+    (got * direction).sum().backward()
+    gradients = dict(encoder.model.named_parameters())
+    for name, parameter in reference.named_parameters():
+        scale = max(1.0, float(parameter.grad.abs().max()))
+        torch.testing.assert_close(gradients[name].grad / scale, parameter.grad / scale, atol=1e-5, rtol=1e-4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(num_frames=st.integers(1, 20), left=st.integers(1, 25), right=st.integers(1, 25))
+def test_scores_stand_where_their_distance_is(num_frames, left, right):
+    scores = torch.randn(2, 3, num_frames, left + 1 + right)
+    got = by_distance(scores, left, right)
+    assert got.shape == (2, 3, num_frames, num_frames)
+    for query in range(num_frames):
+        for key in range(num_frames):
+            place = max(-left, min(right, key - query)) + left
+            assert torch.equal(got[:, :, query, key], scores[:, :, query, place])
 
 
 @pytest.mark.parametrize("kind", ["seamless", "w2v_bert_2"])

@@ -4,7 +4,7 @@ Gulati et al., 2020, "Conformer: Convolution-augmented Transformer for Speech Re
 modules and their names are transformers'; the loops over them are ours, because theirs let padding into the adapter's
 convolutions.
 
-Shapes: B batch, T frames, D hidden, H heads, P positions.
+Shapes: B batch, T frames, D hidden.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from speechlmm_core.features import zero_padding
+from speechlmm_encoders.relative_key import RelativeKeyAttention
 from speechlmm_encoders.transformer import LayerMix, attention_mask, run_layers
+
+
+def use_kernels(encoder: Any) -> None:
+    """Has the layers of a conformer encoder attend by scaled-dot-product kernels, unless it is set to `eager`."""
+    if encoder.config._attn_implementation == "sdpa":
+        for layer in encoder.layers:
+            layer.self_attn = RelativeKeyAttention(layer.self_attn)
 
 
 def run_conformers(

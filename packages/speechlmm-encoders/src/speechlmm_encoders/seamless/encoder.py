@@ -19,7 +19,7 @@ from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import Seamles
 from speechlmm_core.attention.choice import choose_attention
 from speechlmm_core.features import Features, zero_padding
 from speechlmm_core.interfaces.modules import Encoder
-from speechlmm_encoders.conformer import run_adapter, run_conformers
+from speechlmm_encoders.conformer import run_adapter, run_conformers, use_kernels
 from speechlmm_encoders.transformer import LayerMix
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class SeamlessEncoder(Encoder):
             ctx.attn_implementation, SeamlessM4Tv2SpeechEncoder, component=ctx.component
         )
         self.model = SeamlessM4Tv2SpeechEncoder(SeamlessM4Tv2Config(**options))
+        use_kernels(self.model.encoder)
         self.layer_mix = LayerMix(config.num_layers + 1) if config.layer == "weighted" else None
 
     def load_base_weights(self) -> None:

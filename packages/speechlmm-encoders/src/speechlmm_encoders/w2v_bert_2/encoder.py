@@ -18,7 +18,7 @@ from transformers import Wav2Vec2BertConfig, Wav2Vec2BertModel
 from speechlmm_core.attention.choice import choose_attention
 from speechlmm_core.features import Features, length_mask, zero_padding
 from speechlmm_core.interfaces.modules import Encoder
-from speechlmm_encoders.conformer import run_adapter, run_conformers
+from speechlmm_encoders.conformer import run_adapter, run_conformers, use_kernels
 from speechlmm_encoders.transformer import LayerMix
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class W2vBert2Encoder(Encoder):
             attn_implementation=choose_attention(ctx.attn_implementation, Wav2Vec2BertModel, component=ctx.component),
         )
         self.model = Wav2Vec2BertModel(Wav2Vec2BertConfig(**options))
+        use_kernels(self.model.encoder)
         self.layer_mix = LayerMix(config.num_layers + 1) if config.layer == "weighted" else None
 
     def load_base_weights(self) -> None:
