@@ -202,9 +202,10 @@ def test_scores_in_pieces(expected, monkeypatch, scores, attention):
     check(run(build(attention), [clip(n) for n in LENGTHS]), [states[-1] for states in expected])
 
 
-@pytest.mark.parametrize("group", [1, 3, 100])
-def test_frames_in_groups(expected, monkeypatch, group):
-    monkeypatch.setattr(frontend, "GROUP_FRAMES", {"cpu": group})
+@pytest.mark.parametrize(("frames", "values"), [(1, 1), (4, 30_000), (512, 30_000)])
+def test_frames_in_groups(expected, monkeypatch, frames, values):
+    monkeypatch.setattr(frontend, "MAX_FRAMES", frames)
+    monkeypatch.setattr(frontend, "CACHED_VALUES", values)
     check(run(build(), [clip(n) for n in LENGTHS]), [states[-1] for states in expected])
 
 

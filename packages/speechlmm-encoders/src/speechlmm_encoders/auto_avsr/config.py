@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from speechlmm_core.checkpoint.parts import CheckpointParts
+from speechlmm_core.interfaces.parts import CheckpointParts
 from speechlmm_core.lengths import Length
 from speechlmm_encoders.architecture import Architecture, Probability, Size
 from speechlmm_encoders.layered import LayeredEncoderConfig

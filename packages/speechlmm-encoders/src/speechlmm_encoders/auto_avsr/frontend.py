@@ -12,7 +12,7 @@ Shapes: N frames of all clips, K frames of a window, C channels, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,18 @@ from torch import Tensor, nn
 WINDOW = 5
 """Frames that the convolution over time sees: one and two on either side."""
 
-GROUP_FRAMES = {"cpu": 32}
-"""Frames computed at a time by type of device: what fits into a processor's cache."""
+MAX_FRAMES = 512
+"""Frames computed at a time, which bounds the memory that is needed."""
 
-OTHER_GROUP_FRAMES = 1024
-"""Frames computed at a time elsewhere, which bounds the memory that is needed."""
+CACHED_VALUES = 1 << 21
+"""Values that a stage puts out at a time on a processor: what fits into its cache. The first stages put out much for a
+frame; the last ones little, and reorder their large weights every time."""
+
+STEM_SIDE = 44
+"""Height and width of what the convolution over time puts out, before pooling."""
+
+STAGE_SIDES = (22, 11, 6, 3)
+"""Height and width of what the stages of the residual network put out."""
 
 
 class WindowConv3d(nn.Conv3d):
@@ -63,6 +70,7 @@ class ResNet18(nn.Module):
 
     def __init__(self, sizes: Sequence[int]) -> None:
         super().__init__()
+        self.sizes = tuple(sizes)
         before = sizes[0]
         for number, size in enumerate(sizes, start=1):
             first = ResidualBlock(before, size, stride=1 if number == 1 else 2)
@@ -71,8 +79,8 @@ class ResNet18(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C_out)."""
-        for stage in self.children():
-            values = stage(values)
+        for stage, size, side in zip(self.children(), self.sizes, STAGE_SIDES, strict=True):
+            values = in_groups(stage, values, size * side**2, whole=self.training)
         return values.mean((2, 3))  # (N, C_out)
 
 
@@ -100,15 +108,30 @@ class VisualFrontend(nn.Module):
         Returns:
             (N, C_out).
         """
-        # A batch norm in training mode needs all frames at once.
-        step = len(windows) if self.training else GROUP_FRAMES.get(frames.device.type, OTHER_GROUP_FRAMES)
-        parts: list[Tensor] = []
-        for start in range(0, len(windows), step):
-            pixels = frames[windows[start : start + step]]  # (N, K, H, W)
+
+        def stem(own: Tensor) -> Tensor:
             # With the channels last, pooling and norms are several times as fast.
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
-            parts.append(self.trunk(self.frontend3D(pixels)))  # (N, C_out)
-        return torch.cat(parts)
+            return self.frontend3D(frames[own].contiguous(memory_format=torch.channels_last))  # (N, C, H, W)
+
+        num_values = self.trunk.sizes[0] * STEM_SIDE**2
+        # A batch norm in training mode needs all frames at once.
+        parts = [windows] if self.training else windows.split(MAX_FRAMES)
+        return torch.cat([self.trunk(in_groups(stem, part, num_values, whole=self.training)) for part in parts])
+
+
+def in_groups(stage: Callable[[Tensor], Tensor], values: Tensor, num_values: int, *, whole: bool) -> Tensor:
+    """What a stage makes of all frames, computed by few frames at a time where that is faster.
+
+    Args:
+        stage: (N, ...) -> (N, ...); treats every frame alike.
+        values: (N, ...).
+        num_values: Values that come out for a frame.
+        whole: Whether the stage has to see all frames at once.
+    """
+    count = 1 if whole or values.device.type != "cpu" else -(-len(values) * num_values // CACHED_VALUES)
+    if count <= 1:
+        return stage(values)
+    return torch.cat([stage(part) for part in values.tensor_split(min(count, len(values)))])
 
 
 def frame_windows(index: Tensor, lengths: Tensor, num_frames: int) -> Tensor:
