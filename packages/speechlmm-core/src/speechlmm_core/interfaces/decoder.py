@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Annotated
 
-from speechlmm_core.checkpoint.parts import CheckpointParts
+from speechlmm_core.interfaces.parts import CheckpointParts
 from speechlmm_core.registry import ComponentConfig, Registry
 
 if TYPE_CHECKING:

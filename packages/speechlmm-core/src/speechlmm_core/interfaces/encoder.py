@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from speechlmm_core.checkpoint.parts import CheckpointParts
+from speechlmm_core.interfaces.parts import CheckpointParts
 from speechlmm_core.lengths import Length
 from speechlmm_core.registry import ComponentConfig, Registry
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import Field, model_validator
 
-from speechlmm_core.checkpoint.parts import CheckpointParts
 from speechlmm_core.checkpoint.source import fetch_pretrained, read_json_config, resolve_pretrained
 from speechlmm_core.errors import CheckpointError, ConfigError
 from speechlmm_core.interfaces.decoder import DecoderConfig
+from speechlmm_core.interfaces.parts import CheckpointParts
 from speechlmm_core.text_decoder import byte_tokenizer
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic import ValidationError, create_model
 
-from speechlmm_core.checkpoint.parts import CheckpointParts
 from speechlmm_core.config import SPEECH_OUTPUT
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.interfaces.decoder import AnyDecoder, DecoderConfig
 from speechlmm_core.interfaces.encoder import AnyEncoder, EncoderConfig
+from speechlmm_core.interfaces.parts import CheckpointParts
 from speechlmm_train.compose import compose_plain, import_file
 from speechlmm_train.config_errors import explain
 
