@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechlmm_adapters.cif.fire import accumulate, count, fire
-from speechlmm_adapters.ctc.objective_config import num_labels
+from speechlmm_adapters.ctc.vocabulary import num_labels
 from speechlmm_core.features import Features, zero_padding
 from speechlmm_core.interfaces.modules import Adapter
 from speechlmm_core.interfaces.objective import can_weigh

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from speechlmm_adapters.ctc.objective_config import blank_label, num_labels
+from speechlmm_adapters.ctc.vocabulary import blank_label, num_labels
 from speechlmm_adapters.segments import sum_segments
 from speechlmm_core.features import Features, zero_padding
 from speechlmm_core.interfaces.modules import Adapter

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from speechlmm_adapters.ctc.objective_config import AdapterCTCObjectiveConfig, Vocabulary
+from speechlmm_adapters.ctc.objective_config import AdapterCTCObjectiveConfig
+from speechlmm_adapters.ctc.vocabulary import Vocabulary
 from speechlmm_core.interfaces.adapter import AdapterConfig
 from speechlmm_core.interfaces.objective import ObjectiveConfig, Weight, can_weigh
 from speechlmm_core.lengths import Length, ceil_div

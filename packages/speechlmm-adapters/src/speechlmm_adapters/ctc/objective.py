@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F
 
-from speechlmm_adapters.ctc.objective_config import blank_label
+from speechlmm_adapters.ctc.vocabulary import blank_label
 from speechlmm_core.features import Features, Loss, length_mask
 from speechlmm_core.interfaces.modules import Objective, TextDecoder
 from speechlmm_core.losses.ctc import ctc_loss, ctc_loss_restricted

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from speechlmm_adapters.ctc.vocabulary import Vocabulary
 from speechlmm_core.interfaces.objective import ObjectiveConfig
 from speechlmm_core.objectives.ctc.config import CHARACTERS, Characters, CTCObjectiveConfig
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from speechlmm_adapters.ctc.objective import AdapterCTCObjective
     from speechlmm_core.chat.tokenizer import ChatTokenizer
     from speechlmm_core.interfaces.context import BuildContext
-
-Vocabulary = Literal["text_decoder", "characters"]
 
 
 class AdapterCTCObjectiveConfig(ObjectiveConfig):
@@ -68,13 +67,3 @@ class AdapterCTCObjectiveConfig(ObjectiveConfig):
         from speechlmm_adapters.ctc.objective import AdapterCTCObjective
 
         return AdapterCTCObjective(self)
-
-
-def num_labels(vocabulary: Vocabulary, characters: str, vocab_size: int) -> int:
-    """Rows of a CTC head, the blank included."""
-    return 1 + (vocab_size if vocabulary == "text_decoder" else len(characters))
-
-
-def blank_label(vocabulary: Vocabulary, labels: int) -> int:
-    """The blank's row of a head: the last one after tokens, so that ids need no shift, and 0 before characters."""
-    return labels - 1 if vocabulary == "text_decoder" else 0
