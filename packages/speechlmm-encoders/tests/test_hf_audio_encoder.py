@@ -186,6 +186,14 @@ def test_layers_equal_transformers_hidden_states(family):
         torch.testing.assert_close(out.values[0], expected[: out.lengths[0]], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_is_what_transformers_supports(family):
+    encoder = configure(family).build(BuildContext())
+    expected = "sdpa" if type(encoder.model)._supports_sdpa else "eager"
+    assert encoder.model.config._attn_implementation == expected
+    assert (expected == "eager") == (family in ("wavlm", "sew-d", "speech_to_text"))
+
+
 def test_eager_attention():
     for family in ("wav2vec2", "wav2vec2-group", "whisper"):
         clips = media(9_000, 2_500)

@@ -95,6 +95,14 @@ def test_the_bias_s_weights_get_gradients_though_the_first_layer_be_left_out():
     assert encoder.model.encoder.layers[0].attention.rel_attn_embed.weight.grad.abs().sum() > 0
 
 
+def test_attention_is_the_module_s_own_whatever_is_asked_for(caplog):
+    config = WavLMEncoderConfig.model_validate({"model": BASE})
+    for asked in ("auto", "eager", "sdpa"):
+        encoder = config.build(BuildContext(attn_implementation=asked, component="wavlm_of_this_test"))
+        assert encoder.model.config._attn_implementation == "eager"
+    assert "wavlm_of_this_test cannot run on 'sdpa' here; it runs on 'eager'" in caplog.text
+
+
 @pytest.mark.parametrize("kind", [WavLMModel, WavLMForCTC])
 def test_weights_of_a_checkpoint(kind, tmp_path):
     torch.manual_seed(1)

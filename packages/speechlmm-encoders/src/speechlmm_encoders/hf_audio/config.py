@@ -5,6 +5,7 @@ Shapes: L samples, T frames, D hidden.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
@@ -14,6 +15,7 @@ from pydantic import Field, model_validator
 from speechlmm_core.checkpoint.source import read_json_config, resolve_pretrained
 from speechlmm_core.chunking import Chunker
 from speechlmm_core.errors import CheckpointError, ConfigError
+from speechlmm_core.interfaces.parts import CheckpointParts
 from speechlmm_core.lengths import Length
 from speechlmm_encoders.hf_audio.front_end import FrontEnd, front_end_of
 from speechlmm_encoders.layered import LayeredEncoderConfig
@@ -207,6 +209,11 @@ class HFAudioEncoderConfig(LayeredEncoderConfig):
     def output_lengths(self, num_samples: Length) -> Length:
         """Frames of so many samples of audio."""
         return self.front_end.output_lengths(num_samples)
+
+    def checkpoint_parts(self) -> CheckpointParts:
+        """What this encoder needs of its base checkpoint; its feature extractor may lie within its processor."""
+        parts = super().checkpoint_parts()
+        return replace(parts, files=(*parts.files, "processor_config.json"))
 
     def build_preprocessor(self) -> HFAudioPreprocessor:
         """Runs the feature extractor in the data worker."""

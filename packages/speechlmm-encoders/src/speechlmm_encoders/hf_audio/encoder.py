@@ -2,7 +2,7 @@
 
 Padding is kept out in one of three ways, by what the model can do (see `FrontEnd.batching`). Models that let padding
 into their norms or convolutions get the clips of each length apart, without padding; that is a loop over lengths, and
-reads the lengths on the host.
+reads the lengths on the host. (With a mask, it is transformers that looks at it there.)
 
 Shapes: B batch, L samples, T frames, D hidden, N layers.
 """
