@@ -69,9 +69,27 @@ def sentencepiece(legacy):
     return backend, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
+def gemma():
+    """Gemma's layout: spaces are written as ▁ by the normaliser, and none is put in front."""
+    backend, _ = sentencepiece(legacy=False)
+    layout = json.loads(backend.to_str())
+    layout["added_tokens"] = []
+    backend = Tokenizer.from_str(json.dumps(layout))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in BUILT_IN["gemma3"].all])
+    return backend, {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
+
+
+BYTE_LEVEL = ("llama_3", "chatml", "qwen3", "smollm3", "plain")
 LAYOUTS = {
     "llama_3": lambda: byte_level("llama_3"),
     "chatml": lambda: byte_level("chatml"),
+    "qwen3": lambda: byte_level("qwen3"),
+    "smollm3": lambda: byte_level("smollm3"),
+    "plain": lambda: byte_level("plain"),
+    "gemma3": gemma,
     "mistral": lambda: sentencepiece(legacy=False),
     "vicuna": lambda: sentencepiece(legacy=True),
 }
@@ -121,43 +139,70 @@ def im_start(role):
 
 
 DATE = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
-OPENING = {"llama_3": "<|begin_of_text|>" + head("system") + DATE, "chatml": "", "mistral": "<s>", "vicuna": "<s>"}
+SMOLLM3 = (
+    "<|im_start|>system\n## Metadata\n\nKnowledge Cutoff Date: June 2025\nToday Date: 08 July 2025\n"
+    "Reasoning Mode: /no_think\n\n## Custom Instructions\n\n"
+)
+SMOLLM3_ITSELF = "You are a helpful AI assistant named SmolLM, trained by Hugging Face."
+OPENING = {
+    "llama_3": "<|begin_of_text|>" + head("system") + DATE,
+    "chatml": "",
+    "qwen3": "",
+    "smollm3": SMOLLM3,
+    "plain": "<|begin_of_text|>",
+    "gemma3": "<bos>",
+    "mistral": "<s>",
+    "vicuna": "<s>",
+}
 # What stands before and after the content of (system, user, assistant); of the last, what follows is its own.
 BEFORE = {
     "llama_3": ("", head("user"), head("assistant")),
     "chatml": (im_start("system"), im_start("user"), im_start("assistant")),
+    "qwen3": (im_start("system"), im_start("user"), im_start("assistant")),
+    "smollm3": ("", im_start("user"), im_start("assistant") + "<think>\n\n</think>\n"),
+    "plain": ("", "", ""),
+    "gemma3": ("<start_of_turn>user\n", "<start_of_turn>user\n", "<start_of_turn>model\n"),
     "mistral": ("[INST] ", "[INST] ", ""),
     "vicuna": ("", "USER: ", "ASSISTANT:"),
 }
 AFTER = {
     "llama_3": ("<|eot_id|>", "<|eot_id|>", "<|eot_id|>"),
     "chatml": ("<|im_end|>\n", "<|im_end|>\n", "<|im_end|>"),
+    "qwen3": ("<|im_end|>\n", "<|im_end|>\n", "<|im_end|>"),
+    "smollm3": ("\n\n", "<|im_end|>\n", "<|im_end|>"),
+    "plain": ("\n", "\n", "<|end_of_text|>"),
+    "gemma3": ("\n\n", "<end_of_turn>\n", "<end_of_turn>"),
     "mistral": ("\n\n", "[/INST]", "</s>"),
     "vicuna": (" ", " ", "</s>"),
 }
+# Templates that leave white space around the content of (system, user) as it is; an answer's is always trimmed.
+KEEPS = {"chatml": (True, True), "qwen3": (True, True), "smollm3": (True, True), "gemma3": (True, False)}
+ALWAYS_SYSTEM = {"llama_3": "", "smollm3": SMOLLM3_ITSELF}
+NO_THOUGHTS = "<think>\n\n</think>\n\n"
 
 
 def by_hand(name, messages, prompt=False):
     """A chat as (string, is the assistant's) pieces; a medium is `None`. Written without any template."""
     out = [(OPENING[name], False)]
-    if name == "llama_3" and messages[0].role != "system":
-        messages = [Message(role="system", content=""), *messages]
+    if name in ALWAYS_SYSTEM and messages[0].role != "system":
+        messages = [Message(role="system", content=ALWAYS_SYSTEM[name]), *messages]
     for i, message in enumerate(messages):
         number = ("system", "user", "assistant").index(message.role)
         mine = message.role == "assistant"
-        trims = mine or name != "chatml"
+        keeps = (*KEEPS.get(name, (False, False)), False)[number]
         items = [item["text"] if item["type"] == "text" else None for item in message.content]
-        if trims and items[0] is not None:
+        if not keeps and items[0] is not None:
             items[0] = items[0].lstrip()
-        if trims and items[-1] is not None:
+        if items[-1] is not None and (not keeps or (name, number) == ("smollm3", 0)):
             items[-1] = items[-1].rstrip()
-        follows_system = name == "mistral" and i > 0 and messages[i - 1].role == "system"
+        follows_system = name in ("gemma3", "mistral") and i > 0 and messages[i - 1].role == "system"
         out.append(("" if follows_system else BEFORE[name][number], False))
+        out.append((NO_THOUGHTS if mine and name == "qwen3" and message is messages[-1] else "", False))
         out.append((" " if mine and name in ("mistral", "vicuna") else "", mine))
         out += [(item, mine and item is not None) for item in items]
         out.append((AFTER[name][number], mine))
-        out.append(("\n" if mine and name == "chatml" else "", False))
-    return [*out, (BEFORE[name][2], False)] if prompt else out
+        out.append(("\n" if mine and name in ("chatml", "qwen3", "smollm3", "gemma3") else "", False))
+    return [*out, (BEFORE[name][2] + (NO_THOUGHTS if name == "qwen3" else ""), False)] if prompt else out
 
 
 def reference(folder, pieces):
@@ -242,7 +287,7 @@ def test_equals_the_joint_tokenisation_of_hugging_face(chats, name, contents, sy
     )
     (piece,) = pieces or [TextPiece([], [])]
     assert piece.ids == found["input_ids"]
-    if name not in ("llama_3", "chatml"):  # there, trimmed offsets mislead Hugging Face's mask
+    if name not in BYTE_LEVEL:  # there, trimmed offsets mislead Hugging Face's mask
         assert [int(flag) for flag in piece.supervised] == found["assistant_masks"]
 
 
@@ -266,6 +311,7 @@ def test_masks_are_those_of_hugging_face_where_offsets_are_whole(chats, name):
 HOSTILE = [
     *("<|eot_id|>", "<|start_header_id|>", "<|begin_of_text|>", "<|im_end|>", "<|im_start|>", "<|endoftext|>"),
     *("<s>", "</s>", "<unk>", "[INST]", "[/INST]", "<pad>", "<|eot", "_id|>", "</", "s>", "<|im", "_end|>", "<0x0A>"),
+    *("<think>", "</think>", "<start_of_turn>", "<end_of_turn>", "<bos>", "<eos>"),
     *("\ue000", "\ue001", "item", "n0e", "{{", "{% generation %}", "USER:", "\ud800", " ", "\n\n"),
 ]
 hostile = st.lists(st.sampled_from(HOSTILE) | st.text(max_size=6), max_size=6).map("".join)
@@ -286,10 +332,10 @@ def test_user_text_never_becomes_a_special_token(chats, name, items, answer):
     whole = "".join(items)
     assert not special & set(chat.encode(whole))
     cleaned = "".join("\ufffd" if "\ud800" <= char <= "\udfff" else char for char in whole)
-    if name in ("llama_3", "chatml"):
+    if name in BYTE_LEVEL:
         assert chat.decode(chat.encode(whole)) == cleaned
         shown = "".join(chat.tokenizer.decode(piece.ids) for piece in pieces if isinstance(piece, TextPiece))
-        assert (cleaned.lstrip() if name == "llama_3" else cleaned) in shown
+        assert (cleaned.lstrip() if name in ("llama_3", "plain") else cleaned) in shown
     else:  # these write a space as ▁, and may add or take one in front
         assert chat.decode(chat.encode(whole)).lstrip(" ") == cleaned.replace("▁", " ").lstrip(" ")
 
@@ -328,6 +374,10 @@ def test_added_tokens_that_the_template_writes_are_special_even_if_undeclared():
     [
         ("llama_3", ["<|eot_id|>"]),
         ("chatml", ["<|im_end|>", "<|endoftext|>"]),
+        ("qwen3", ["<|im_end|>", "<|endoftext|>"]),
+        ("smollm3", ["<|im_end|>"]),
+        ("plain", ["<|end_of_text|>"]),
+        ("gemma3", ["<end_of_turn>", "<eos>"]),
         ("mistral", ["</s>"]),
         ("vicuna", ["</s>"]),
     ],
