@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -160,6 +161,32 @@ def test_decord_and_pyav_give_the_same_frames(
     for path, values in zip(paths, loaded, strict=True):
         assert torch.equal(load_video_item({"path": path}, options).values, values)
     assert by_decord == lengths, "not asked a second time"
+
+
+def test_what_was_cut_off_without_coding_anew_does_not_count(
+    tmp_path: Path, write_video: Any, frame_numbers: Any, backend: str
+) -> None:
+    path = write_video(tmp_path / "a.mp4", 60, bf="2", g="12")
+    options = {"avoid_negative_ts": "disabled", "use_editlist": "1"}
+    with av.open(str(path)) as source, av.open(str(tmp_path / "cut.mp4"), "w", options=options) as file:
+        stream = file.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux():
+            if packet.dts is not None:
+                step = packet.duration
+                packet.pts, packet.dts = packet.pts - 10 * step, packet.dts - 10 * step
+                packet.stream = stream
+                file.mux(packet)
+    item = {"path": tmp_path / "cut.mp4"}
+    assert frame_numbers(load_video_item(item, WHOLE).values) == list(range(10, 60))
+    assert video_item_length(item, WHOLE) == 50
+    assert frame_numbers(load_video_item({**item, "start": 1.0}, WHOLE).values) == list(range(35, 60))
+
+
+def test_frames_that_are_never_shown_do_not_count(tmp_path: Path, write_video: Any, frame_numbers: Any) -> None:
+    options = {"auto-alt-ref": "1", "lag-in-frames": "16", "b": "200k", "cpu-used": "8"}
+    path = write_video(tmp_path / "a.webm", 40, codec="libvpx", **options)
+    assert frame_numbers(load_video_item({"path": path}, WHOLE).values) == list(range(40))
+    assert video_item_length({"path": path}, WHOLE) == 40
 
 
 def test_pyav_goes_on_where_decord_fails(

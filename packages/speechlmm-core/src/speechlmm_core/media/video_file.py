@@ -9,6 +9,7 @@ Shapes: N frames of the file.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,9 +90,20 @@ def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
 def video_info(path: Path) -> VideoInfo:
     """Size, duration and time stamps of a video file; nothing is decoded.
 
+    The last files are remembered, as the segments of a long recording often follow each other.
+
     Raises:
         MediaError: The file is missing, holds no video or no frame of it, or is damaged or truncated.
     """
+    try:
+        status = path.stat()
+    except OSError:
+        return _video_info.__wrapped__(path, ())
+    return _video_info(path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=16)
+def _video_info(path: Path, _state: tuple[int, ...]) -> VideoInfo:
     container, stream = open_video(path)
     try:
         width, height = stream.codec_context.width, stream.codec_context.height
