@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import time
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -525,3 +527,37 @@ def test_every_text_decoder_names_its_checkpoint(monkeypatch):
     assert {"config.json", "tokenizer*"} <= set(wanted.patterns)
     (own, weights), _ = wanted_checkpoints(["model/text_decoder=llama_3_1b", "model.text_decoder.tokenizer=a/b@v1"])[:2]
     assert (own.needs_weights, weights.needs_weights) == (True, False)
+
+
+def test_shards_that_are_complete_are_not_fetched_again(hub, download, models, tmp_path):
+    overrides = (*LLAMA, "model.text_decoder.pretrained=acme/llama")
+    shards = sorted(path.name for path in (models[0] / "acme" / "llama").glob("model-*.safetensors"))
+    hub.forged.add(shards[-1])
+    code, _, err = download(*overrides)
+    assert (code, f"{shards[-1]!r} arrived with" in one_line(err, code=code)) == (2, True)
+    hub.forged.clear()
+    hub.requests.clear()
+    code, _, err = download(*overrides)
+    assert (code, err) == (0, "")
+    assert [name for name in hub.fetched("acme/llama") if name in shards] == shards[-1:]
+    marker = json.loads((tmp_path / "components" / "acme" / "llama" / "speechlmm_download.json").read_text())
+    for shard in shards:
+        published = hashlib.sha256((models[0] / "acme" / "llama" / shard).read_bytes()).hexdigest()
+        assert marker["files"][shard]["sha256"] == marker["source"][shard]["sha256"] == published
+
+
+def test_two_downloads_of_one_checkpoint_do_not_mix(download, tmp_path):
+    lock = tmp_path / "components" / ".downloads" / "acme--whisper" / "lock"
+    lock.parent.mkdir(parents=True)
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        code, _, err = download(*WHISPER)
+    assert (code, "is being downloaded by another process" in one_line(err, code=code)) == (2, True)
+    assert download(*WHISPER)[0] == 0
+
+
+def test_a_disk_that_is_too_small_is_told_before(hub, surroundings, download):
+    surroundings.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5))
+    code, _, err = download(*WHISPER)
+    assert (code, "to fetch and 5 bytes free" in one_line(err, code=code)) == (1, True)
+    assert "model.safetensors" not in hub.fetched("acme/whisper")
