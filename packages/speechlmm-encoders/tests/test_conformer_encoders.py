@@ -397,14 +397,20 @@ def test_bfloat16_keeps_padding_out(encoder):
     [
         ({"type": "seamless", "layer": 25}, "layer must be between -25 and 24"),
         ({"type": "seamless", "chunk_seconds": 0.3}, "keeps nothing"),
-        ({"type": "seamless", "model": {"speech_encoder_attention_heads": 3}}, "multiple of speech_encoder_att"),
+        (
+            {"type": "seamless", "model": {"speech_encoder_attention_heads": 3}},
+            "widths must be multiples .* got 1024 and 3",
+        ),
         ({"type": "seamless", "model": {"conv_depthwise_kernel_size": 30}}, "must be odd, got 30"),
         ({"type": "seamless", "model": {"feature_projection_input_dim": 81}}, "multiple of 2"),
         ({"type": "seamless", "model": {"position_embeddings_type": "rotary"}}, "relative_key"),
-        ({"type": "w2v_bert_2", "model": {"num_attention_heads": 3}}, "multiples of num_attention_heads"),
+        ({"type": "w2v_bert_2", "model": {"num_attention_heads": 3}}, "widths must be multiples .* got 1024 and 3"),
         ({"type": "w2v_bert_2", "model": {"conv_depthwise_kernel_size": 30}}, "must be odd, got 30"),
         ({"type": "w2v_bert_2", "model": {"use_intermediate_ffn_before_adapter": True}}, "needs add_adapter"),
-        ({"type": "w2v_bert_2", "model": {"add_adapter": True, "output_hidden_size": 40}}, "multiples of num_att"),
+        (
+            {"type": "w2v_bert_2", "model": {"add_adapter": True, "output_hidden_size": 40}},
+            "widths must be multiples .* got 40 and 16",
+        ),
     ],
 )
 def test_configurations_that_cannot_be(data, message):

@@ -4,20 +4,60 @@ Gulati et al., 2020, "Conformer: Convolution-augmented Transformer for Speech Re
 modules and their names are transformers'; the loops over them are ours, because theirs let padding into the adapter's
 convolutions.
 
-Shapes: B batch, T frames, D hidden.
+Shapes: B batch, M mel bins, T frames, D hidden.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from speechlmm_core.features import zero_padding
+from speechlmm_core.features import Features, zero_padding
+from speechlmm_core.interfaces.modules import Encoder
 from speechlmm_encoders.relative_key import RelativeKeyAttention
 from speechlmm_encoders.transformer import LayerMix, attention_mask, run_layers
+
+if TYPE_CHECKING:
+    from speechlmm_encoders.fbank.config import FbankEncoderConfig
+
+
+class ConformerEncoder(Encoder):
+    """Base of the two encoders; `.model` is the module of transformers."""
+
+    config: FbankEncoderConfig
+    model: Any
+
+    def __init__(self, config: FbankEncoderConfig, model: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.model = model
+        use_kernels(model.encoder)
+        self.layer_mix = LayerMix(config.num_layers + 1) if config.layer == "weighted" else None
+
+    @abstractmethod
+    def run(self, values: Tensor, lengths: Sequence[Tensor]) -> Tensor:
+        """Encodes features.
+
+        Args:
+            values: (B, T, 2 M).
+            lengths: Tensors (B,): the valid frames before the adapter and after each of its layers.
+
+        Returns:
+            (B, T_out, D); what stands beyond the valid frames is undefined.
+        """
+
+    def encode(self, inputs: Mapping[str, Tensor]) -> Features:
+        """Encodes what `FbankPreprocessor` returned."""
+        values = inputs["input_features"].to(self.model.feature_projection.projection.weight.dtype)
+        lengths = self.config.adapter_lengths(inputs["lengths"])
+        longest = self.config.adapter_lengths(values.shape[1])[-1]
+        if 0 in (values.shape[0], longest):
+            return Features(values.new_zeros(values.shape[0], longest, self.config.hidden_size), lengths[-1])
+        return Features(zero_padding(self.run(values, lengths), lengths[-1]), lengths[-1])
 
 
 def use_kernels(encoder: Any) -> None:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+
+from pydantic import Field, model_validator
 
 from speechlmm_core.chunking import Chunker
 from speechlmm_core.lengths import Length, conv_output_length
+from speechlmm_encoders.architecture import Architecture, Size
 from speechlmm_encoders.layered import LayeredEncoderConfig
 
 if TYPE_CHECKING:
@@ -26,23 +29,80 @@ STRIDE = 2
 """Filter-bank frames that are put together into one frame of the encoder."""
 
 
-class FbankEncoderConfig(LayeredEncoderConfig):
-    """Base of the encoders over pairs of filter-bank frames, with an adapter of strided convolutions or without."""
+Self = TypeVar("Self", bound="ConformerArchitecture")
+
+
+class ConformerArchitecture(Architecture):
+    """The numbers that the conformer encoders of transformers call by the same names."""
+
+    hidden_size: Size = 1024
+    """Width of the conformer layers."""
+    feature_projection_input_dim: Annotated[int, Field(ge=2, multiple_of=STRIDE)] = 160
+    """Width of the input: the mel bins of two frames."""
+    conv_depthwise_kernel_size: Annotated[int, Field(ge=1)] = 31
+    """Kernel of the causal convolution in a conformer layer; odd."""
+    position_embeddings_type: Literal["relative_key"] = "relative_key"
+    """Positions: learned vectors for the distance from a query to a key."""
+    left_max_position_embeddings: Size = 64
+    """Distance to the left up to which positions are told apart."""
+    right_max_position_embeddings: Size = 8
+    """Distance to the right up to which positions are told apart."""
+    num_adapter_layers: Size = 1
+    """Layers of the adapter, where there is one."""
+    layer_norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+    """Epsilon of the layer norms."""
+    initializer_range: Annotated[float, Field(gt=0)] = 0.02
+    """Standard deviation of random weights."""
+
+    @model_validator(mode="after")
+    def _check(self: Self) -> Self:
+        for width in (self.hidden_size, self.width):
+            if width % self.num_heads:
+                raise ValueError(
+                    f"widths must be multiples of the number of attention heads, got {width!r} and {self.num_heads!r}"
+                )
+        if self.conv_depthwise_kernel_size % 2 == 0:
+            raise ValueError(f"conv_depthwise_kernel_size must be odd, got {self.conv_depthwise_kernel_size!r}")
+        return self
 
     @property
     @abstractmethod
-    def num_features(self) -> int:
-        """Width of the encoder's input: the mel bins of two frames."""
+    def num_heads(self) -> int:
+        """Attention heads."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Width D of the frames that come out."""
 
     @property
     @abstractmethod
     def convolutions(self) -> tuple[tuple[int, int], ...]:
+        """Kernel size and stride of each layer of the adapter; none without one."""
+
+
+class FbankEncoderConfig(LayeredEncoderConfig):
+    """Base of the conformer encoders over pairs of filter-bank frames; a subclass has a field `model`."""
+
+    @property
+    @abstractmethod
+    def architecture(self) -> ConformerArchitecture:
+        """The numbers in force."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Width D of the frames."""
+        return self.architecture.width
+
+    @property
+    def convolutions(self) -> tuple[tuple[int, int], ...]:
         """Kernel size and stride of each layer of the adapter."""
+        return self.architecture.convolutions
 
     @property
     def num_mel_bins(self) -> int:
         """Mel bins M."""
-        return self.num_features // STRIDE
+        return self.architecture.feature_projection_input_dim // STRIDE
 
     @property
     def hop(self) -> int:

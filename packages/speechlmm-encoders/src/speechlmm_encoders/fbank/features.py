@@ -90,23 +90,21 @@ def fbank(waveform: Tensor, num_mel_bins: int) -> Tensor:
     """(N, M) log mel power of a clip (L,)."""
     num_frames = conv_output_length(len(waveform), kernel_size=FRAME_LENGTH, stride=HOP_LENGTH)
     features = torch.empty(num_frames, num_mel_bins)  # (N, M)
-    if not num_frames:
-        return features
-    samples = waveform[: (num_frames - 1) * HOP_LENGTH + FRAME_LENGTH].double() * FULL_SCALE
-    # Pre-emphasis is linear: that of the whole clip will do for every window, less what it leaves of the window's
-    # mean, which comes from sums that windows share. A window's first sample has no weight.
-    sums = samples.view(-1, STEP).sum(1).unfold(0, FRAME_LENGTH // STEP, HOP_LENGTH // STEP).sum(1)  # (N,)
-    offsets = sums * ((1 - PREEMPHASIS) / FRAME_LENGTH)
-    samples[1:] -= PREEMPHASIS * samples[:-1]
-    frames = samples.unfold(0, FRAME_LENGTH, HOP_LENGTH)  # (N, FRAME_LENGTH)
-    buffer = samples.new_zeros(min(BLOCK, num_frames), N_FFT)
+    buffer = torch.zeros(min(BLOCK, num_frames), N_FFT, dtype=torch.float64)
     for start in range(0, num_frames, BLOCK):
-        block = frames[start : start + BLOCK]
-        windowed = buffer[: len(block)]
-        torch.sub(block, offsets[start : start + BLOCK, None], out=windowed[:, :FRAME_LENGTH])
+        count = min(BLOCK, num_frames - start)
+        windowed = buffer[:count]
+        first = start * HOP_LENGTH
+        # In fp64 up to the power: a window's quiet bins drown in the rounding of its loud ones.
+        samples = waveform[first : first + (count - 1) * HOP_LENGTH + FRAME_LENGTH].double() * FULL_SCALE
+        # Pre-emphasis is linear: that of all samples will do for every window, less what it leaves of the window's
+        # mean, which comes from sums that windows share. A window's first sample has no weight.
+        sums = samples.view(-1, STEP).sum(1).unfold(0, FRAME_LENGTH // STEP, HOP_LENGTH // STEP).sum(1)  # (N,)
+        samples[1:] -= PREEMPHASIS * samples[:-1]
+        offsets = sums[:, None] * ((1 - PREEMPHASIS) / FRAME_LENGTH)
+        torch.sub(samples.unfold(0, FRAME_LENGTH, HOP_LENGTH), offsets, out=windowed[:, :FRAME_LENGTH])
         windowed[:, :FRAME_LENGTH] *= _window()
-        # In fp64 up to here: a window's quiet bins drown in the rounding of its loud ones.
         spectrum = torch.fft.rfft(windowed)  # (N, F)
         power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
-        torch.matmul(power.float(), _filters(num_mel_bins), out=features[start : start + BLOCK])
+        torch.matmul(power.float(), _filters(num_mel_bins), out=features[start : start + count])
     return features.clamp_(min=FLOOR).log_()

@@ -9,7 +9,7 @@ Shapes: B batch, M mel bins, T frames, D hidden.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -17,32 +17,24 @@ from transformers import SeamlessM4Tv2Config
 from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import SeamlessM4Tv2SpeechEncoder
 
 from speechlmm_core.attention.choice import choose_attention
-from speechlmm_core.features import Features, zero_padding
-from speechlmm_core.interfaces.modules import Encoder
-from speechlmm_encoders.conformer import run_adapter, run_conformers, use_kernels
-from speechlmm_encoders.transformer import LayerMix
+from speechlmm_encoders.conformer import ConformerEncoder, run_adapter, run_conformers
 
 if TYPE_CHECKING:
     from speechlmm_core.interfaces.context import BuildContext
     from speechlmm_encoders.seamless.config import SeamlessEncoderConfig
 
 
-class SeamlessEncoder(Encoder):
+class SeamlessEncoder(ConformerEncoder):
     """See `SeamlessEncoderConfig`; `.model` is transformers' `SeamlessM4Tv2SpeechEncoder`."""
 
     config: SeamlessEncoderConfig
-    model: Any
 
     def __init__(self, config: SeamlessEncoderConfig, ctx: BuildContext) -> None:
-        super().__init__()
-        self.config = config
         options: dict[str, Any] = config.architecture.model_dump()
         options["attn_implementation"] = choose_attention(
             ctx.attn_implementation, SeamlessM4Tv2SpeechEncoder, component=ctx.component
         )
-        self.model = SeamlessM4Tv2SpeechEncoder(SeamlessM4Tv2Config(**options))
-        use_kernels(self.model.encoder)
-        self.layer_mix = LayerMix(config.num_layers + 1) if config.layer == "weighted" else None
+        super().__init__(config, SeamlessM4Tv2SpeechEncoder(SeamlessM4Tv2Config(**options)))
 
     def load_base_weights(self) -> None:
         """Loads a speech encoder saved alone, or that of a whole SeamlessM4T v2 checkpoint."""
@@ -59,25 +51,20 @@ class SeamlessEncoder(Encoder):
             ignore=self.config.unused_tensors,
         )
 
-    def encode(self, inputs: Mapping[str, Tensor]) -> Features:
-        """Encodes what `FbankPreprocessor` returned."""
-        model, config = self.model, self.config
-        values = inputs["input_features"].to(model.feature_projection.projection.weight.dtype)
-        lengths = config.adapter_lengths(inputs["lengths"])
-        longest = config.adapter_lengths(values.shape[1])[-1]
-        if 0 in (values.shape[0], longest):
-            return Features(values.new_zeros(values.shape[0], longest, config.hidden_size), lengths[-1])
+    def run(self, values: Tensor, lengths: Sequence[Tensor]) -> Tensor:
+        """Encodes features, see `ConformerEncoder.run`."""
+        model, numbers = self.model, self.config.architecture
         values = run_conformers(
             model.encoder,
             model.feature_projection(values),  # (B, T, D)
             lengths[0],
-            wanted=config.wanted_layer,
+            wanted=self.config.wanted_layer,
             mix=self.layer_mix,
             layerdrop=model.config.speech_encoder_layerdrop,
             norm=model.encoder.layer_norm,
-            chunks=(config.architecture.speech_encoder_chunk_size, config.architecture.speech_encoder_left_chunk_num),
+            chunks=(numbers.speech_encoder_chunk_size, numbers.speech_encoder_left_chunk_num),
         )
         values = values + 0.5 * model.intermediate_ffn(values)
         if model.adapter is not None:
             values = run_adapter(model.adapter.layers, values, lengths, model.config._attn_implementation)
-        return Features(zero_padding(model.inner_layer_norm(values), lengths[-1]), lengths[-1])
+        return model.inner_layer_norm(values)

@@ -5,20 +5,19 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field, model_validator
 
-from speechlmm_encoders.architecture import Architecture, Probability, Size, architecture_of
-from speechlmm_encoders.fbank.config import STRIDE, FbankEncoderConfig
+from speechlmm_encoders.architecture import Probability, Size, architecture_of
+from speechlmm_encoders.fbank.config import ConformerArchitecture, FbankEncoderConfig
 
 if TYPE_CHECKING:
     from speechlmm_core.interfaces.context import BuildContext
     from speechlmm_encoders.w2v_bert_2.encoder import W2vBert2Encoder
 
 
-class W2vBert2Architecture(Architecture):
+class W2vBert2Architecture(ConformerArchitecture):
     """The numbers of a w2v-BERT model, called as in transformers' `Wav2Vec2BertConfig`; by default w2v-bert-2.0's."""
 
     model_types: ClassVar[tuple[str, ...]] = ("wav2vec2-bert",)
@@ -40,10 +39,6 @@ class W2vBert2Architecture(Architecture):
         }
     )
 
-    hidden_size: Size = 1024
-    """Width of the conformer layers."""
-    feature_projection_input_dim: Annotated[int, Field(ge=2, multiple_of=STRIDE)] = 160
-    """Width of the input: the mel bins of two frames."""
     num_hidden_layers: Size = 24
     """Conformer layers."""
     num_attention_heads: Size = 16
@@ -52,24 +47,12 @@ class W2vBert2Architecture(Architecture):
     """Width of the feed-forward blocks."""
     hidden_act: str = "swish"
     """Activation of the conformer layers, by its name in transformers."""
-    conv_depthwise_kernel_size: Annotated[int, Field(ge=1)] = 31
-    """Kernel of the causal convolution in a conformer layer; odd."""
-    position_embeddings_type: Literal["relative_key"] = "relative_key"
-    """Positions: learned vectors for the distance from a query to a key."""
-    left_max_position_embeddings: Size = 64
-    """Distance to the left up to which positions are told apart."""
-    right_max_position_embeddings: Size = 8
-    """Distance to the right up to which positions are told apart."""
-    layer_norm_eps: Annotated[float, Field(gt=0)] = 1e-5
-    """Epsilon of the layer norms."""
     add_adapter: bool = False
     """Whether an adapter of strided convolutions follows."""
-    num_adapter_layers: Size = 1
-    """Layers of the adapter."""
     adapter_kernel_size: Size = 3
-    """Kernel of their convolutions."""
+    """Kernel size of the adapter's convolutions."""
     adapter_stride: Size = 2
-    """Stride of their convolutions."""
+    """Stride of the adapter's convolutions."""
     adapter_act: str = "relu"
     """Activation of the adapter's feed-forward blocks."""
     output_hidden_size: Size = 1024
@@ -100,8 +83,6 @@ class W2vBert2Architecture(Architecture):
     """SpecAugment: features in a span."""
     mask_feature_min_masks: Annotated[int, Field(ge=0)] = 0
     """SpecAugment: spans of features at least."""
-    initializer_range: Annotated[float, Field(gt=0)] = 0.02
-    """Standard deviation of random weights."""
 
     @model_validator(mode="before")
     @classmethod
@@ -114,23 +95,28 @@ class W2vBert2Architecture(Architecture):
         return {**numbers, "output_hidden_size": numbers.get("hidden_size", 1024)}
 
     @model_validator(mode="after")
-    def _check(self) -> W2vBert2Architecture:
-        for width in (self.hidden_size, self.width):
-            if width % self.num_attention_heads:
-                raise ValueError(
-                    "hidden_size and output_hidden_size must be multiples of num_attention_heads, got "
-                    f"{width!r} and {self.num_attention_heads!r}"
-                )
-        if self.conv_depthwise_kernel_size % 2 == 0:
-            raise ValueError(f"conv_depthwise_kernel_size must be odd, got {self.conv_depthwise_kernel_size!r}")
+    def _check_adapter(self) -> W2vBert2Architecture:
         if self.use_intermediate_ffn_before_adapter and not self.add_adapter:
             raise ValueError("use_intermediate_ffn_before_adapter needs add_adapter; set both or neither")
         return self
 
     @property
+    def num_heads(self) -> int:
+        """Attention heads."""
+        return self.num_attention_heads
+
+    @property
     def width(self) -> int:
         """Width D of the frames that come out."""
         return self.output_hidden_size if self.add_adapter else self.hidden_size
+
+    @property
+    def convolutions(self) -> tuple[tuple[int, int], ...]:
+        """Kernel size and stride of each layer of the adapter; none without one."""
+        return ((self.adapter_kernel_size, self.adapter_stride),) * (self.num_adapter_layers * self.add_adapter)
+
+
+PUBLISHED = W2vBert2Architecture()
 
 
 class W2vBert2EncoderConfig(FbankEncoderConfig):
@@ -152,32 +138,15 @@ class W2vBert2EncoderConfig(FbankEncoderConfig):
     def _fill_architecture(cls, data: Any) -> Any:
         return architecture_of(data, W2vBert2Architecture)
 
-    @cached_property
+    @property
     def architecture(self) -> W2vBert2Architecture:
         """The numbers in force."""
-        return self.model or W2vBert2Architecture()
+        return self.model or PUBLISHED
 
     @property
     def num_layers(self) -> int:
         """Conformer layers."""
         return self.architecture.num_hidden_layers
-
-    @property
-    def hidden_size(self) -> int:
-        """Width D of the frames."""
-        return self.architecture.width
-
-    @property
-    def num_features(self) -> int:
-        """Width of the encoder's input."""
-        return self.architecture.feature_projection_input_dim
-
-    @property
-    def convolutions(self) -> tuple[tuple[int, int], ...]:
-        """Kernel size and stride of each layer of the adapter."""
-        numbers = self.architecture
-        layers = numbers.num_adapter_layers if numbers.add_adapter else 0
-        return ((numbers.adapter_kernel_size, numbers.adapter_stride),) * layers
 
     def build(self, ctx: BuildContext) -> W2vBert2Encoder:
         """The module, randomly initialised."""

@@ -9,32 +9,27 @@ Shapes: B batch, M mel bins, T frames, D hidden.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from transformers import Wav2Vec2BertConfig, Wav2Vec2BertModel
 
 from speechlmm_core.attention.choice import choose_attention
-from speechlmm_core.features import Features, length_mask, zero_padding
-from speechlmm_core.interfaces.modules import Encoder
-from speechlmm_encoders.conformer import run_adapter, run_conformers, use_kernels
-from speechlmm_encoders.transformer import LayerMix
+from speechlmm_core.features import length_mask
+from speechlmm_encoders.conformer import ConformerEncoder, run_adapter, run_conformers
 
 if TYPE_CHECKING:
     from speechlmm_core.interfaces.context import BuildContext
     from speechlmm_encoders.w2v_bert_2.config import W2vBert2EncoderConfig
 
 
-class W2vBert2Encoder(Encoder):
+class W2vBert2Encoder(ConformerEncoder):
     """See `W2vBert2EncoderConfig`; `.model` is transformers' `Wav2Vec2BertModel`."""
 
     config: W2vBert2EncoderConfig
-    model: Any
 
     def __init__(self, config: W2vBert2EncoderConfig, ctx: BuildContext) -> None:
-        super().__init__()
-        self.config = config
         options: dict[str, Any] = config.architecture.model_dump()
         if not config.apply_spec_augment:
             # Without a mask there is no vector to put in its place: it would be a parameter without a gradient.
@@ -43,9 +38,7 @@ class W2vBert2Encoder(Encoder):
             apply_spec_augment=config.apply_spec_augment,
             attn_implementation=choose_attention(ctx.attn_implementation, Wav2Vec2BertModel, component=ctx.component),
         )
-        self.model = Wav2Vec2BertModel(Wav2Vec2BertConfig(**options))
-        use_kernels(self.model.encoder)
-        self.layer_mix = LayerMix(config.num_layers + 1) if config.layer == "weighted" else None
+        super().__init__(config, Wav2Vec2BertModel(Wav2Vec2BertConfig(**options)))
 
     def load_base_weights(self) -> None:
         """Loads a w2v-BERT model saved alone or with a head (CTC, classification)."""
@@ -63,20 +56,15 @@ class W2vBert2Encoder(Encoder):
             ignore=(*self.config.unused_tensors, *(() if hasattr(self.model, "masked_spec_embed") else masked)),
         )
 
-    def encode(self, inputs: Mapping[str, Tensor]) -> Features:
-        """Encodes what `FbankPreprocessor` returned."""
-        model, config = self.model, self.config
-        values = inputs["input_features"].to(model.feature_projection.projection.weight.dtype)
-        lengths = config.adapter_lengths(inputs["lengths"])
-        longest = config.adapter_lengths(values.shape[1])[-1]
-        if 0 in (values.shape[0], longest):
-            return Features(values.new_zeros(values.shape[0], longest, config.hidden_size), lengths[-1])
+    def run(self, values: Tensor, lengths: Sequence[Tensor]) -> Tensor:
+        """Encodes features, see `ConformerEncoder.run`."""
+        model = self.model
         values, _ = model.feature_projection(values)  # (B, T, D)
         values = run_conformers(
             model.encoder,
             self._augment(values, lengths[0]),
             lengths[0],
-            wanted=config.wanted_layer,
+            wanted=self.config.wanted_layer,
             mix=self.layer_mix,
             layerdrop=model.config.layerdrop,
         )
@@ -86,7 +74,7 @@ class W2vBert2Encoder(Encoder):
             if model.adapter.proj is not None:
                 values = model.adapter.proj_layer_norm(model.adapter.proj(values))  # (B, T, D)
             values = run_adapter(model.adapter.layers, values, lengths, model.config._attn_implementation)
-        return Features(zero_padding(values, lengths[-1]), lengths[-1])
+        return values
 
     def _augment(self, values: Tensor, lengths: Tensor) -> Tensor:
         """Masks spans of frames at training (SpecAugment, arXiv:1904.08779), in clips that are long enough."""
