@@ -100,10 +100,12 @@ class AutoAvsrEncoder(Encoder):
         weight = model.after_norm.weight
         if not len(index):
             return Features(weight.new_zeros(num_rows, num_frames, width), lengths)
-        frames = (pixels.flatten(0, 1).float() / 255 - PIXEL_MEAN) / PIXEL_STD  # (R * T, H, W)
+        # In place on what indexing copied: further copies of all frames would cost more than the arithmetic.
+        frames = pixels.flatten(0, 1)[torch.cat([index, index[:1]])].float()  # (N + 1, H, W)
+        frames = frames.sub_(255 * PIXEL_MEAN).div_(255 * PIXEL_STD)
         # Beyond its ends, a clip goes on with zeros, after they are normalised.
-        frames = torch.cat([frames, frames.new_zeros(1, *frames.shape[1:])]).to(weight.dtype)
-        hidden = model.frontend(frames, frame_windows(index, lengths, num_frames))  # (N, C)
+        frames[-1].zero_()
+        hidden = model.frontend(frames.to(weight.dtype), frame_windows(index, lengths, num_frames))  # (N, C)
         embedding, dropout = model.embed
         hidden = dropout(embedding(hidden) * math.sqrt(width))  # (N, D)
         layout = FrameLayout(index, lengths, num_frames)

@@ -23,7 +23,7 @@ WINDOW = 5
 MAX_FRAMES = 512
 """Frames computed at a time, which bounds the memory that is needed."""
 
-CACHED_VALUES = 1 << 21
+CACHED_VALUES = 1 << 20
 """Values that a stage puts out at a time on a processor: what fits into its cache. The first stages put out much for a
 frame; the last ones little, and reorder their large weights every time."""
 
@@ -102,7 +102,7 @@ class VisualFrontend(nn.Module):
         """Encodes the frames of a batch.
 
         Args:
-            frames: (F, H, W) normalised frames; the last is black where a window reaches beyond its clip.
+            frames: (N + 1, H, W) normalised frames; the last one is what lies beyond the ends of a clip.
             windows: (N, K) which frames the window of each valid frame holds.
 
         Returns:
@@ -143,10 +143,11 @@ def frame_windows(index: Tensor, lengths: Tensor, num_frames: int) -> Tensor:
         num_frames: T.
 
     Returns:
-        (N, K) indices into the (R * T) frames; R * T where there is none, before a clip's first and after its last.
+        (N, K) positions among the N valid frames; N where there is none, before a clip's first and after its last.
     """
     offsets = torch.arange(-(WINDOW // 2), WINDOW // 2 + 1, device=index.device)  # (K,)
     row, time = index // num_frames, index % num_frames
     times = time[:, None] + offsets  # (N, K)
     inside = (times >= 0) & (times < lengths[row][:, None])
-    return torch.where(inside, index[:, None] + offsets, len(lengths) * num_frames)  # (N, K)
+    own = torch.arange(len(index), device=index.device)[:, None] + offsets
+    return torch.where(inside, own, len(index))  # (N, K)
