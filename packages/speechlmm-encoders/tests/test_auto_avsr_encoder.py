@@ -242,6 +242,18 @@ def test_statistics_of_a_batch_norm_are_those_of_valid_frames(expected):
     assert seen == {0: sum(LENGTHS), 1: sum(LENGTHS)}
 
 
+def test_dropout_is_for_training_only():
+    encoder = build(model={**TINY, "hidden_dropout": 0.5, "attention_dropout": 0.5})
+    inputs = encoder.config.build_preprocessor()([clip(4), clip(7)])
+    assert torch.equal(encoder(inputs).values, encoder(inputs).values)
+    assert torch.equal(encoder(inputs).values, build()(inputs).values)
+    encoder.train()
+    output = encoder(inputs).values
+    assert not torch.allclose(output, encoder(inputs).values)
+    output.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in encoder.model.parameters())
+
+
 def test_one_frame_alone_trains():
     encoder = build().train()
     output = encoder(encoder.config.build_preprocessor()([clip(1)]))
@@ -314,6 +326,18 @@ def test_preprocessing():
     assert inputs["frame_index"].tolist() == [0, 1, 3, 4, 5]
     bright = Medium(torch.tensor([-3.0, 0.4, 0.6, 300.0])[:, None, None].expand(4, 88, 88), 25)
     assert config.build_preprocessor()([bright])["pixel_values_videos"][0, :, 0, 0].tolist() == [0, 0, 1, 255]
+
+
+def test_loading_takes_the_middle_of_mouth_crops():
+    """Crops of 96 x 96 at 50 frames per second, as arrays."""
+    config = AutoAvsrEncoderConfig(model=TINY)
+    frames = clip(10, size=96).values
+    item = {"type": "video", "array": frames.numpy(), "sampling_rate": 50}
+    medium = config.load(item)
+    assert medium.num_samples == config.num_samples(item) == 5
+    assert (medium.sampling_rate, medium.values.dtype) == (25, torch.uint8)
+    middle = frames[:, 4:92, 4:92]
+    assert all((middle == frame).flatten(1).all(1).any() for frame in medium.values)
 
 
 @pytest.mark.parametrize(
