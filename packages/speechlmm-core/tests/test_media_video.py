@@ -100,26 +100,24 @@ def test_a_variable_frame_rate_keeps_its_time(
         ("a.ts", "libx264", {"bf": "2", "g": "12"}),
     ],
 )
-@pytest.mark.parametrize("segment", [(0.0, 0.5), (0.8, 1.2), (1.0, None), (1.61, 2.42), (2.2, 2.44), (0.5, 0.51)])
 def test_a_segment_is_a_part_of_the_whole(
     name: str,
     codec: str,
     options: dict[str, str],
-    segment: tuple[float, float | None],
     tmp_path: Path,
     write_video: Any,
     frame_numbers: Any,
     backend: str,
 ) -> None:
     path = write_video(tmp_path / name, 61, codec=codec, **options)
-    item = {"path": path, "start": segment[0], "end": segment[1]}
-    medium = load_video_item(item, WHOLE)
-    expected = on_screen([i / 25 for i in range(61)], segment[0], (segment[1] or 2.44) - segment[0])
-    assert frame_numbers(medium.values) == expected
-    assert video_item_length(item, WHOLE) == len(expected)
+    for start, end in ((0.0, 0.5), (0.8, 1.2), (1.0, None), (1.61, 2.42), (2.2, 2.44), (0.5, 0.51)):
+        item = {"path": path, "start": start, "end": end}
+        expected = on_screen([i / 25 for i in range(61)], start, (end or 2.44) - start)
+        assert frame_numbers(load_video_item(item, WHOLE).values) == expected
+        assert video_item_length(item, WHOLE) == len(expected)
 
 
-@given(st.integers(1, 10**7), st.integers(1, 60))
+@given(st.integers(1, 10**6), st.integers(1, 60))
 def test_the_number_of_frames_is_what_is_looked_at_before_the_end(duration: int, rate: int) -> None:
     count = num_output_frames(duration, rate)
     naive = 0
@@ -183,8 +181,8 @@ def test_what_was_cut_off_without_coding_anew_does_not_count(
 
 
 def test_frames_that_are_never_shown_do_not_count(tmp_path: Path, write_video: Any, frame_numbers: Any) -> None:
-    options = {"auto-alt-ref": "1", "lag-in-frames": "16", "b": "200k", "cpu-used": "8"}
-    path = write_video(tmp_path / "a.webm", 40, codec="libvpx", **options)
+    options = {"auto-alt-ref": "1", "lag-in-frames": "16", "b": "200k", "deadline": "realtime"}
+    path = write_video(tmp_path / "a.webm", 40, codec="libvpx", size=(64, 64), **options)
     assert frame_numbers(load_video_item({"path": path}, WHOLE).values) == list(range(40))
     assert video_item_length({"path": path}, WHOLE) == 40
 
