@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import nn
 
+from speechlmm_adapters.cif.config import CIFAdapterConfig
+from speechlmm_adapters.ctc.config import CTCAdapterConfig
 from speechlmm_adapters.identity.config import IdentityAdapterConfig
 from speechlmm_adapters.mlp.config import MLPAdapterConfig
 from speechlmm_adapters.stack.config import StackAdapterConfig
@@ -221,6 +223,47 @@ def test_each_loss_reads_its_own_stage_in_a_model():
         assert (loss.sum.item(), loss.unit) == (expected, f"{name}_targets")
         widths += [p.shape[1] for key, p in model.objective(name).named_parameters() if key.endswith("head.weight")]
     assert widths == [12, 10, model.text_decoder.config.hidden_size]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "own"),
+    [
+        (CIFAdapterConfig(ctc_loss_weight=0.5), ["quantity", "ctc"]),
+        (CTCAdapterConfig(vocabulary="characters", merge="softmax"), ["ctc"]),
+        (CTCAdapterConfig(), ["ctc"]),
+    ],
+    ids=["cif", "ctc", "tokens"],
+)
+def test_a_stages_losses_and_gradients_are_those_of_the_adapter_alone(adapter, own):
+    config = StackAdapterConfig(stages=[IdentityAdapterConfig(), adapter, MLPAdapterConfig(hidden_size=7)])
+    torch.manual_seed(0)
+    stacked = config.build(CONTEXT)
+    alone = adapter.build(config.contexts(CONTEXT)[1])
+    alone.load_state_dict(stacked.stages[1].state_dict())
+    ids = torch.tensor([[3, 1, 3], [2, 0, 0]])
+    targets = {"ids": ids, "lengths": torch.tensor([3, 1]), "valid": torch.tensor([True, True])}
+    given, counts = features(40, 16), torch.tensor([3, 1])
+    sizes = {"audio_encoder": 6, "audio_adapter": 5}
+    keys = list(config.objectives("audio_adapter"))
+    for name, key in zip(own, keys, strict=True):
+        losses, grads = [], []
+        for module, parts, key_there in ((alone, adapter, name), (stacked, config, key)):
+            objective = parts.objectives("audio_adapter")[key_there]
+            objective = objective.build(BuildContext(stage_sizes=sizes, vocab_size=11))
+            objective.name = f"audio_adapter_{key_there}"
+            module.zero_grad()
+            stages = {"audio_encoder": given, "audio_adapter": module.train()(given, counts)}
+            loss = objective(stages, {"targets": {objective.name: targets}}, None)
+            loss.sum.backward()
+            assert loss.unit.startswith(f"audio_adapter_{key_there}_")
+            losses.append(loss.sum.detach())
+            inner = stacked.stages[1] if module is stacked else alone
+            grads.append({k: p.grad.clone() for k, p in inner.named_parameters() if p.grad is not None})
+        torch.testing.assert_close(losses[0], losses[1])
+        torch.testing.assert_close(grads[0], grads[1])
+        assert losses[0] > 0
+        assert any(bool(grad.any()) for grad in grads[0].values())
+    assert config.objective_frames(keys[-1], 40, Fraction(50)) == adapter.objective_frames(own[-1], 40, Fraction(50))
 
 
 def test_errors_keep_their_path():
