@@ -254,6 +254,17 @@ def test_dropout_is_for_training_only():
     assert all(parameter.grad.isfinite().all() for parameter in encoder.model.parameters())
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_training_under_autocast_beside_an_empty_clip(attention):
+    encoder = build(attention).train()
+    inputs = encoder.config.build_preprocessor()([clip(0), clip(7), clip(2)])
+    with torch.autocast("cpu", torch.bfloat16):
+        output = encoder(inputs).values
+    assert not output[0].any()
+    output.float().square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in encoder.model.parameters())
+
+
 def test_one_frame_alone_trains():
     encoder = build().train()
     output = encoder(encoder.config.build_preprocessor()([clip(1)]))

@@ -57,8 +57,11 @@ class FrameLayout:
         return values.index_select(0, self.index) if self.padded else values  # (N, D)
 
     def mask(self) -> Tensor | None:
-        """(R, 1, 1, T) true on the keys that attention may see; None where that is all of them."""
-        return length_mask(self.lengths, self.num_frames)[:, None, None, :] if self.padded else None
+        """(R, 1, 1, T) true on the keys that attention may see; None where that is all of them.
+
+        An empty row sees its first frame, since a softmax over nothing is not a number.
+        """
+        return length_mask(self.lengths.clamp(min=1), self.num_frames)[:, None, None, :] if self.padded else None
 
 
 def relative_positions(num_frames: int, width: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
