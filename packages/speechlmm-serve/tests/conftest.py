@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -15,6 +16,7 @@ from speechlmm_core.interfaces.encoder import encoders
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_core.testing.toy import ToyAdapterConfig, ToyEncoderConfig
+from speechlmm_core.testing.toy_video import ToyVideoEncoderConfig
 
 LLAMA = {
     "model_type": "llama",
@@ -33,14 +35,19 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session")
-def toy_model_path(tmp_path_factory):
-    """A saved model."""
-    for registry, cls in ((encoders, ToyEncoderConfig), (adapters, ToyAdapterConfig)):
+def save_toy_model(folder, inputs):
+    """Saves a model of toy towers for some inputs."""
+    for registry, cls in (
+        (encoders, ToyEncoderConfig),
+        (encoders, ToyVideoEncoderConfig),
+        (adapters, ToyAdapterConfig),
+    ):
         if cls.model_fields["type"].default not in registry.names():
             registry.register(cls)
     decoder = {"type": "causal_lm", "model": LLAMA, "tokenizer": "bytes", "chat_template": "chatml"}
-    towers = {"audio_encoder": {"type": ToyEncoderConfig().type}, "audio_adapter": {"type": ToyAdapterConfig().type}}
+    towers = {}
+    for name, encoder in inputs.items():
+        towers |= {f"{name}_encoder": {"type": encoder.type}, f"{name}_adapter": {"type": ToyAdapterConfig().type}}
     config = ModelConfig.model_validate({**towers, "text_decoder": decoder})
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
@@ -48,8 +55,40 @@ def toy_model_path(tmp_path_factory):
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.mul_(6)
-    folder = tmp_path_factory.mktemp("toy") / "model"
     save_model(model, SpeechLMMProcessor.from_config(config), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_model_path(tmp_path_factory):
+    """A saved model."""
+    return save_toy_model(tmp_path_factory.mktemp("toy") / "model", {"audio": ToyEncoderConfig()})
+
+
+@pytest.fixture(scope="session")
+def toy_video_model_path(tmp_path_factory):
+    """A saved model that takes audio and, under another name, video."""
+    inputs = {"audio": ToyEncoderConfig(), "lips": ToyVideoEncoderConfig()}
+    return save_toy_model(tmp_path_factory.mktemp("toy_video") / "model", inputs)
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory):
+    """A folder of short videos without sound, and a file that is none."""
+    folder = tmp_path_factory.mktemp("videos")
+    rng = np.random.default_rng(0)
+    for name, frames in (("a.mp4", 20), ("b.mkv", 35)):
+        shades = rng.integers(0, 256, (4, 4), np.uint8)
+        with av.open(str(folder / name), "w") as file:
+            stream = file.add_stream("mpeg4", rate=25)
+            stream.width = stream.height = 64
+            stream.pix_fmt = "yuv420p"
+            for _ in range(frames):
+                picture = np.kron(shades, np.ones((16, 16), np.uint8))
+                frame = av.VideoFrame.from_ndarray(np.stack([picture] * 3, -1), format="rgb24")
+                file.mux(stream.encode(frame))
+            file.mux(stream.encode(None))
+    (folder / "c.mp4").write_bytes(b"no video at all")
     return folder
 
 

@@ -60,18 +60,27 @@ def test_the_last_of_two_paths_counts():
     assert line == Line(text="compare audio:/no/a.wav and", audio=Path("/no/b.wav"))
 
 
+def test_a_video_is_told_from_an_audio_file(tmp_path):
+    assert parse_line("what? video:/no/a.mp4") == Line(text="what?", video=Path("/no/a.mp4"))
+    assert parse_line("video:/no/a.mp4 audio:/no/b.wav") == Line(text="video:/no/a.mp4", audio=Path("/no/b.wav"))
+    path = tmp_path / "a audio:b.mp4"
+    path.touch()
+    assert parse_line(f"video:{path}") == Line(video=path)
+    assert parse_line("myvideo:/no/a.mp4") == Line(text="myvideo:/no/a.mp4")
+
+
 @given(st.text())
 def test_any_line_is_understood(line):
     found = parse_line(line)
     assert found.end == (not line.strip())
     assert found.reset == (line.strip() == RESET)
-    assert bool(found.text) or found.audio is not None or found.end or found.reset
+    assert bool(found.text) or bool(found.audio or found.video) or found.end or found.reset
 
 
 @given(st.text(max_size=20), st.text(alphabet=st.characters(exclude_characters="\0", codec="utf-8"), min_size=1))
 def test_a_quoted_path_is_read_back(message, name):
     path = "/nowhere-at-all/" + name
     found = parse_line(f"{message} audio:{shlex.quote(path)}")
-    if " audio:" not in f"{name}{message}".replace("\n", " ") and "audio:" not in name + message:
+    if not any(mark in name + message for mark in ("audio:", "video:")):
         assert found.audio == Path(path)
         assert found.text == message.strip()

@@ -32,6 +32,21 @@ def test_hidden_files_and_other_files_are_left_out(tmp_path):
         find_inputs(tmp_path / "folder.wav", "audio")
 
 
+def test_a_folder_is_searched_for_what_is_asked_for(tmp_path):
+    for name in ("a.wav", "b.MP4", "c.mkv", "d.avi", "e.txt"):
+        (tmp_path / name).touch()
+    for kind, names in (("audio", ["a.wav", "b.MP4", "c.mkv"]), ("video", ["b.MP4", "c.mkv", "d.avi"])):
+        assert paths(find_inputs(tmp_path, kind, kind)) == [str(tmp_path / name) for name in names]
+    (found, *_) = find_inputs(tmp_path, "lips", "video")
+    assert found.media == {"lips": {"path": str(tmp_path / "b.MP4")}}
+    (tmp_path / "sound").mkdir()
+    (tmp_path / "sound" / "a.wav").touch()
+    with pytest.raises(DataError, match=r"holds no video; its files would end in \.3gp \.avi"):
+        find_inputs(tmp_path / "sound", "video", "video")
+    with pytest.raises(DataError, match="expected a folder, a video file"):
+        find_inputs(tmp_path / "no", "video", "video")
+
+
 def test_a_list_is_relative_to_itself_and_keeps_its_order(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     file = tmp_path / "list.txt"

@@ -186,6 +186,53 @@ def test_chat_asks_the_task_about_a_file(call, clips, monkeypatch):
     assert talk(call, monkeypatch, "x\n", "--audio", "/no/where.wav")[0] == 2
 
 
+def test_a_task_runs_over_videos(call, videos, toy_video_model_path, tmp_path):
+    code, out, err = call("infer", "--videos-file-path", videos, model=toy_video_model_path)
+    assert (code, err) == (1, "1 of 3 inputs failed; their lines say why\n")
+    first, second, broken = records(out)
+    assert [first["duration"], second["duration"]] == [0.8, 1.4]
+    assert first["text"] != second["text"]
+    assert broken["path"].endswith("c.mp4")
+    assert str(videos / "c.mp4") in broken["error"]
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text(json.dumps({"video": {"path": str(videos / "b.mkv"), "end": 1.0}, "id": "x"}))
+    code, out, _ = call("infer", "--videos-file-path", manifest, model=toy_video_model_path)
+    assert (code, records(out)[0]["duration"], records(out)[0]["id"]) == (0, 1.0, "x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected --audios-file-path or --videos-file-path, got neither"),
+        (["--audios-file-path", ".", "--videos-file-path", "."], "got both"),
+        (["--videos-file-path", "."], "this model takes no video; its inputs are: audio"),
+    ],
+)
+def test_which_files_are_meant_must_be_clear(call, arguments, message):
+    code, out, err = call("infer", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+
+
+def test_chat_loads_videos(call, videos, clips, toy_video_model_path, monkeypatch):
+    lines = f"what? video:{videos / 'a.mp4'}\nand? video:{videos / 'c.mp4'}\nwhat? audio:{clips / 'a.wav'}\n"
+    monkeypatch.setattr(sys, "stdin", Pipe(lines))
+    code, out, err = call("chat", "--temperature", 0, model=toy_video_model_path)
+    assert code == 1
+    said = err.splitlines()
+    assert said[0] == f"(loaded {str(videos / 'a.mp4')!r}, 0.8 s)"
+    assert said[1].startswith(f"error: {videos / 'c.mp4'}")
+    assert said[2].startswith("(loaded ")
+    assert out.count("\n") == 2
+    monkeypatch.setattr(sys, "stdin", Pipe(""))
+    expected = records(call("infer", "--videos-file-path", videos / "a.mp4", model=toy_video_model_path)[1])[0]["text"]
+    start = ("chat", "--temperature", 0, "--task", "asr", "--video", videos / "a.mp4")
+    code, out, _ = call(*start, model=toy_video_model_path)
+    assert (code, out.strip()) == (0, CONTROL.sub("\ufffd", expected).strip())
+    assert call(*start, "--audio", clips / "a.wav", model=toy_video_model_path)[0] == 2
+    assert "takes no video" in talk(call, monkeypatch, f"video:{videos / 'a.mp4'}\n")[2]
+
+
 def test_answers_cannot_steer_the_terminal(call, monkeypatch):
     def stream(self, messages, options):
         yield "red\x1b[31m\x9b31m\ttab\nline"

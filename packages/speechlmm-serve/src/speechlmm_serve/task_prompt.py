@@ -13,16 +13,16 @@ from speechlmm_core.errors import ConfigError, DataError
 from speechlmm_core.interfaces.task import TaskConfig, get_task
 
 
-def audio_input(config: ModelConfig) -> str:
-    """Name of the model's input that takes audio files.
+def media_input(config: ModelConfig, modality: str) -> str:
+    """Name of the model's input that takes files of a modality (`audio`, `video`).
 
     Raises:
         ConfigError: It has none.
     """
-    names = [name for name, towers in config.inputs.items() if towers.encoder.modality == "audio"]
+    names = [name for name, towers in config.inputs.items() if towers.encoder.modality == modality]
     if not names:
-        raise ConfigError(f"this model takes no audio; its inputs are: {', '.join(config.inputs) or 'text only'}")
-    return "audio" if "audio" in names else names[0]
+        raise ConfigError(f"this model takes no {modality}; its inputs are: {', '.join(config.inputs) or 'text only'}")
+    return modality if modality in names else names[0]
 
 
 @dataclass(frozen=True)

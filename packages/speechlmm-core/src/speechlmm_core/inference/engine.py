@@ -31,7 +31,7 @@ Answer = tuple[str, int, bool]
 """Text, generated tokens, and whether it ended by itself."""
 
 NUM_LOADERS = 4
-NO_MEMORY = "does not fit into memory; give shorter audio (a segment by `start` and `end`), or use a larger device"
+NO_MEMORY = "does not fit into memory; give shorter media (a segment by `start` and `end`), or use a larger device"
 
 
 class InferenceEngine:
@@ -172,7 +172,7 @@ class InferenceEngine:
         if self.max_positions is not None and positions >= self.max_positions:
             raise DataError(
                 f"the conversation takes {positions} positions, more than the language model has "
-                f"({self.max_positions}, the answer included); shorten it, or give shorter audio"
+                f"({self.max_positions}, the answer included); shorten it, or give shorter media"
             )
 
     def _results(

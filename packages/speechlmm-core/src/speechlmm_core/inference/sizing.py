@@ -1,6 +1,6 @@
 """What a conversation takes of a model, measured from the headers of its media, and batches of what is alike.
 
-Sorting a window by length needs lengths only, so that no more audio is in memory than two batches hold.
+Sorting a window by length needs lengths only, so that no more media are in memory than two batches hold.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Size(NamedTuple):
 
 
 def measure(processor: SpeechLMMProcessor, messages: Sequence[Message]) -> Size:
-    """The size of a conversation. Audio is measured by its header, other media are loaded for it.
+    """The size of a conversation. Audio and video are measured by their headers; a plugin's media may be loaded for it.
 
     Raises:
         DataError: The messages do not fit the model.

@@ -82,8 +82,22 @@ class ToyVideoEncoderConfig(EncoderConfig):
         return num_samples
 
     def load(self, item: dict[str, Any]) -> Medium:
-        """The frames (T, H, W) under `array`."""
-        return Medium(torch.as_tensor(item["array"]), self.sampling_rate)
+        """Grey frames of a few pixels."""
+        from speechlmm_core.media.video import load_video_item
+
+        return load_video_item(item, self._options)
+
+    def num_samples(self, item: dict[str, Any]) -> int:
+        """Frames, by the file's header."""
+        from speechlmm_core.media.video import video_item_length
+
+        return video_item_length(item, self._options)
+
+    @property
+    def _options(self) -> Any:
+        from speechlmm_core.media.video import VideoOptions
+
+        return VideoOptions(frame_rate=self.sampling_rate, size=(16, 16), crop="none")
 
     def build_preprocessor(self) -> ToyVideoPreprocessor:
         """Pads frames."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RESET = "<reset>"
-AUDIO = re.compile(r"(?:^|(?<=\s))audio:(?=\S)")
+MEDIUM = re.compile(r"(?:^|(?<=\s))(audio|video):(?=\S)")
 
 ESCAPED = re.compile(r"\\(.)")
 
@@ -20,7 +20,9 @@ class Line:
     text: str = ""
     """The message."""
     audio: Path | None = None
-    """The file to load first."""
+    """The audio file to load first."""
+    video: Path | None = None
+    """The video file to load first."""
     reset: bool = False
     end: bool = False
 
@@ -28,20 +30,23 @@ class Line:
 def parse_line(line: str) -> Line:
     """Understands a line.
 
-    An empty one ends the chat, ``<reset>`` clears it, and ``audio:<path>`` at the end of a message loads a file. The
-    path may hold spaces as it is, be quoted, or escape its spaces as a shell does; ``~`` is the home folder.
+    An empty one ends the chat, ``<reset>`` clears it, and ``audio:<path>`` or ``video:<path>`` at the end of a message
+    loads a file. The path may hold spaces as it is, be quoted, or escape its spaces as a shell does; ``~`` is the home
+    folder.
     """
     text = line.strip()
     if not text:
         return Line(end=True)
     if text == RESET:
         return Line(reset=True)
-    found = [(text[: match.start()].strip(), read_path(text[match.end() :])) for match in AUDIO.finditer(text)]
+    found = [
+        (text[: match.start()].strip(), match[1], read_path(text[match.end() :])) for match in MEDIUM.finditer(text)
+    ]
     if not found:
         return Line(text=text)
     # A path may itself hold ` audio:`; where none of the readings is a file, the last one was meant.
-    message, path = next((one for one in found if _exists(one[1])), found[-1])
-    return Line(text=message, audio=path)
+    message, kind, path = next((one for one in found if _exists(one[2])), found[-1])
+    return Line(text=message, video=path) if kind == "video" else Line(text=message, audio=path)
 
 
 def read_path(written: str) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speechlmm_core.chat.messages import Message
-from speechlmm_serve.task_prompt import TaskPrompt, audio_input
+from speechlmm_serve.task_prompt import TaskPrompt, media_input
 
 if TYPE_CHECKING:
     from speechlmm_core.inference.engine import InferenceEngine
@@ -37,8 +37,12 @@ class ChatSession:
         self.history = []
         self._waiting = None
 
-    def load(self, path: Path) -> float:
-        """Starts a new conversation about an audio file.
+    def load(self, path: Path, modality: str = "audio") -> float:
+        """Starts a new conversation about a file.
+
+        Args:
+            path: The file.
+            modality: What of it is meant, `audio` or `video`.
 
         Returns:
             Its duration in seconds.
@@ -46,7 +50,7 @@ class ChatSession:
         Raises:
             SpeechLMMError: The file cannot be used; the conversation stays as it was.
         """
-        item = {"type": audio_input(self.engine.processor.config), "path": str(path)}
+        item = {"type": media_input(self.engine.processor.config, modality), "path": str(path)}
         sample = self.engine.prepare([Message(role="user", content=[item])])
         self.reset()
         self._waiting = item

@@ -16,18 +16,20 @@ from speechlmm_serve.chat.line import Line, parse_line
 from speechlmm_serve.chat.session import ChatSession, Pieces
 
 HELP = (
-    "An empty message ends the chat, <reset> clears it, and audio:/path/to/file at the end of a message loads a file."
+    "An empty message ends the chat, <reset> clears it, and audio:/path/to/file (or video:/path/to/file) at the end of "
+    "a message loads a file."
 )
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Characters that steer a terminal; a model's answer must not."""
 
 
-def run_chat(session: ChatSession, *, audio: Path | None = None) -> int:
+def run_chat(session: ChatSession, *, audio: Path | None = None, video: Path | None = None) -> int:
     """Talks until the user ends it.
 
     Args:
         session: The conversation.
-        audio: A file to start with.
+        audio: An audio file to start with.
+        video: A video file to start with.
 
     Returns:
         How many messages could not be answered.
@@ -38,12 +40,12 @@ def run_chat(session: ChatSession, *, audio: Path | None = None) -> int:
     """
     interactive = sys.stdin.isatty()
     _tolerate_bytes()
-    if audio is not None:
-        _load(session, audio)
+    given = Line(audio=audio, video=video)
+    starts = _load(session, given)
     read = _keyboard() if interactive else _pipe
     if interactive:
         click.echo(HELP, err=True)
-    failed = 0 if audio is None else _attempt(session, Line())
+    failed = _attempt(session, Line()) if starts else 0
     while True:
         try:
             line = parse_line(read())
@@ -76,19 +78,23 @@ def _do(session: ChatSession, line: Line) -> None:
         session.reset()
         click.echo("(cleared)", err=True)
         return
-    if line.audio is not None:
-        _load(session, line.audio)
+    loaded = _load(session, line)
     if line.text:
         _say(session.ask(line.text))
     elif session.can_ask_task:
         _say(session.ask_task())
-    elif line.audio is not None:
+    elif loaded:
         click.echo("(ask about it; with --task asr it would be transcribed at once)", err=True)
 
 
-def _load(session: ChatSession, path: Path) -> None:
-    duration = session.load(path)
+def _load(session: ChatSession, line: Line) -> bool:
+    """Loads the file that a line names; False where it names none."""
+    modality, path = ("audio", line.audio) if line.video is None else ("video", line.video)
+    if path is None:
+        return False
+    duration = session.load(path, modality)
     click.echo(f"(loaded {str(path)!r}, {duration:.1f} s)", err=True)
+    return True
 
 
 def _say(pieces: Pieces) -> None:

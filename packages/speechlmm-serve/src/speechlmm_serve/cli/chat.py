@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from speechlmm_core.errors import ConfigError
 from speechlmm_serve.cli.options import load_engine, model_options, task_options
 
 
@@ -15,6 +16,7 @@ from speechlmm_serve.cli.options import load_engine, model_options, task_options
 @model_options
 @task_options(default=None)
 @click.option("--audio", type=click.Path(path_type=Path), help="Audio file to start with.")
+@click.option("--video", type=click.Path(path_type=Path), help="Video file to start with.")
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.2, show_default=True, help="0 is greedy.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=512, show_default=True)
 def chat(
@@ -24,15 +26,16 @@ def chat(
     source_language: str | None,
     target_language: str | None,
     audio: Path | None,
+    video: Path | None,
     temperature: float,
     max_new_tokens: int,
     **place: Any,
 ) -> int:
     """Talk with a model in the terminal.
 
-    An empty message ends the chat, <reset> clears its history and media, and audio:/path/to/file at the end of a
-    message clears the history and loads that file. With --task, a file without a question is asked the task's. Reads
-    from a pipe, too; the exit code is then 1 if a message could not be answered.
+    An empty message ends the chat, <reset> clears its history and media, and audio:/path/to/file (or
+    video:/path/to/file) at the end of a message clears the history and loads that file. With --task, a file without a
+    question is asked the task's. Reads from a pipe, too; the exit code is then 1 if a message could not be answered.
     """
     from speechlmm_core.inference.options import GenerationOptions
     from speechlmm_serve.chat.line import read_path
@@ -40,10 +43,13 @@ def chat(
     from speechlmm_serve.chat.terminal import run_chat
     from speechlmm_serve.task_prompt import TaskPrompt
 
+    if audio is not None and video is not None:
+        raise ConfigError("give either --audio or --video to start with, not both")
     prompt = TaskPrompt.of(task, source_language, target_language) if task else None
     if prompt is not None:
         prompt.check()
     engine = load_engine(model_path, **place)
     options = GenerationOptions(max_new_tokens=max_new_tokens, temperature=temperature)
-    failed = run_chat(ChatSession(engine, options, prompt), audio=read_path(str(audio)) if audio else None)
+    start = {name: read_path(str(path)) for name, path in (("audio", audio), ("video", video)) if path}
+    failed = run_chat(ChatSession(engine, options, prompt), **start)
     return 1 if failed and not sys.stdin.isatty() else 0

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import click
 
+from speechlmm_core.errors import ConfigError
 from speechlmm_serve.cli.options import load_engine, model_options, task_options
 
 
@@ -19,14 +20,28 @@ def _batch_size(ctx: click.Context, param: click.Parameter, value: str) -> int |
     return int(value)
 
 
+def _source(audios: Path | None, videos: Path | None) -> tuple[str, Path]:
+    """Which modality is asked for, and where its files are."""
+    if audios is not None and videos is None:
+        return "audio", audios
+    if videos is not None and audios is None:
+        return "video", videos
+    found = "both" if audios is not None else "neither"
+    raise ConfigError(f"expected --audios-file-path or --videos-file-path, got {found}; a manifest may name both")
+
+
 @click.command()
 @model_options
 @task_options(default="asr")
 @click.option(
     "--audios-file-path",
     type=click.Path(path_type=Path),
-    required=True,
     help="A folder (searched recursively), an audio file, a .txt list of paths, or a .jsonl manifest.",
+)
+@click.option(
+    "--videos-file-path",
+    type=click.Path(path_type=Path),
+    help="The same of video files, for a model that takes video.",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="JSONL file to write; standard output if not given.")
 @click.option("--batch-size", default="auto", show_default=True, callback=_batch_size, help="A number, or auto.")
@@ -41,7 +56,8 @@ def infer(
     task: str,
     source_language: str | None,
     target_language: str | None,
-    audios_file_path: Path,
+    audios_file_path: Path | None,
+    videos_file_path: Path | None,
     output: Path | None,
     batch_size: int | Literal["auto"],
     resume: bool,
@@ -51,7 +67,7 @@ def infer(
     progress: bool,
     **place: Any,
 ) -> int:
-    """Run a task over audio files, a list or a manifest.
+    """Run a task over audio or video files, a list or a manifest.
 
     Writes one JSON object a line for each input, in input order: path, text, duration, error, and more. A file that
     cannot be used is a line with its error; the others go on, and the exit code is 1.
@@ -61,14 +77,15 @@ def infer(
     from speechlmm_serve.infer.inputs import find_inputs
     from speechlmm_serve.infer.output import check_output
     from speechlmm_serve.infer.run import run_inference
-    from speechlmm_serve.task_prompt import TaskPrompt, audio_input
+    from speechlmm_serve.task_prompt import TaskPrompt, media_input
 
     # Everything that can be wrong with the call is looked at before a weight is loaded.
     output = None if output is None else output.expanduser()
     check_output(output, resume=resume, overwrite=overwrite)
     prompt = TaskPrompt.of(task, source_language, target_language)
-    name = audio_input(read_model_config(resolve_model_path(model_path)))
-    inputs = find_inputs(audios_file_path, name)
+    modality, path = _source(audios_file_path, videos_file_path)
+    name = media_input(read_model_config(resolve_model_path(model_path)), modality)
+    inputs = find_inputs(path, name, modality)
     inputs.check(prompt)
     engine = load_engine(model_path, **place)
     failed = run_inference(

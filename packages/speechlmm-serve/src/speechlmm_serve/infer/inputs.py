@@ -1,4 +1,4 @@
-"""What `infer` reads: a folder, an audio file, a list of paths, or a manifest. Imports no torch."""
+"""What `infer` reads: a folder, an audio or video file, a list of paths, or a manifest. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,18 @@ from speechlmm_core.data.faults import Faults
 from speechlmm_core.errors import ConfigError, DataError
 from speechlmm_serve.task_prompt import TaskPrompt
 
-AUDIO_SUFFIXES = frozenset(
-    {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".m4b", ".aac", ".mp4", ".mov", ".mkv", ".mka"}
-    | {".webm", ".wma", ".aif", ".aiff", ".caf", ".au", ".amr", ".3gp"}
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".3gp", ".wmv", ".flv", ".ogv"}
 )
+SUFFIXES = {
+    # A video has a sound, too.
+    "audio": frozenset(
+        {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".m4b", ".aac", ".mp4", ".mov", ".mkv", ".mka"}
+        | {".webm", ".wma", ".aif", ".aiff", ".caf", ".au", ".amr", ".3gp"}
+    ),
+    "video": VIDEO_SUFFIXES,
+}
+"""What the files of a folder that are read end in, by modality."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +68,11 @@ class Inputs(Protocol):
 
 @dataclass(frozen=True)
 class FileInputs:
-    """Audio files."""
+    """Audio or video files."""
 
     paths: Sequence[str]
     name: str
-    """The model's audio input."""
+    """The model's input."""
 
     def __len__(self) -> int:
         """How many there are."""
@@ -85,7 +93,7 @@ class ManifestInputs:
 
     Args:
         path: The manifest.
-        name: The model's audio input.
+        name: The model's input.
 
     Raises:
         DataError: Lines are wrong; all are counted, the first listed with their numbers.
@@ -131,13 +139,13 @@ class ManifestInputs:
         faults.raise_if_any()
 
     def _media(self, example: Example) -> dict[str, dict[str, Any]] | None:
-        """The media for the model, the audio first; an example of messages is asked about its first medium."""
+        """The media for the model, that of its input first; an example of messages is asked about its first medium."""
         items = dict(example.media)
         if example.messages is not None:
             items = {item["type"]: item for item in [i for m in example.messages for i in m.media][:1]}
         first = items.pop(self.name, None)
         if first is None and len(items) == 1:
-            _, first = items.popitem()  # a manifest of `audio` for a model whose input has another name
+            _, first = items.popitem()  # a manifest of `audio` (`video`) for a model whose input has another name
         if first is None:
             return None
         found = {self.name: first, **items}
@@ -145,13 +153,14 @@ class ManifestInputs:
         return {name: {k: v for k, v in item.items() if k not in left_out} for name, item in found.items()}
 
 
-def find_inputs(path: Path, name: str) -> Inputs:
+def find_inputs(path: Path, name: str, modality: str = "audio") -> Inputs:
     """Lists the inputs, in order: a folder's sorted, a list's and a manifest's as they stand.
 
     Args:
-        path: A folder (searched recursively, hidden files left out), an audio file, a `.txt` list of paths, or a
-            `.jsonl` manifest.
-        name: The model's audio input.
+        path: A folder (searched recursively, hidden files left out), a file, a `.txt` list of paths, or a `.jsonl`
+            manifest.
+        name: The model's input.
+        modality: `audio` or `video`, which decides what files of a folder are read.
 
     Raises:
         DataError: There is nothing to read.
@@ -162,12 +171,13 @@ def find_inputs(path: Path, name: str) -> Inputs:
     except (OSError, RuntimeError):
         found = False
     if not found:
-        raise DataError(f"no file or folder {str(path)!r}; expected a folder, an audio file, a .txt list or a .jsonl")
+        kind = "an audio" if modality == "audio" else f"a {modality}"
+        raise DataError(f"no file or folder {str(path)!r}; expected a folder, {kind} file, a .txt list or a .jsonl")
     if path.is_dir():
-        files = sorted(str(p) for p in path.rglob("*") if _is_audio(p, path))
+        files = sorted(str(p) for p in path.rglob("*") if _is_medium(p, path, SUFFIXES[modality]))
         if not files:
-            known = " ".join(sorted(AUDIO_SUFFIXES))
-            raise DataError(f"the folder {str(path)!r} holds no audio; its files would end in {known}")
+            known = " ".join(sorted(SUFFIXES[modality]))
+            raise DataError(f"the folder {str(path)!r} holds no {modality}; its files would end in {known}")
         return FileInputs(files, name)
     if path.suffix.lower() == ".txt":
         return FileInputs(_read_list(path), name)
@@ -176,9 +186,9 @@ def find_inputs(path: Path, name: str) -> Inputs:
     return FileInputs([str(path)], name)
 
 
-def _is_audio(path: Path, folder: Path) -> bool:
+def _is_medium(path: Path, folder: Path, suffixes: frozenset[str]) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return path.suffix.lower() in AUDIO_SUFFIXES and not hidden and path.is_file()
+    return path.suffix.lower() in suffixes and not hidden and path.is_file()
 
 
 def _read_list(path: Path) -> list[str]:
