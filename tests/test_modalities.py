@@ -116,6 +116,48 @@ def test_all_towers_learn_from_a_batch_of_both(both):
     both.model.zero_grad()
 
 
+def question(*content: Any) -> list[dict[str, Any]]:
+    items = [{"type": "text", "text": one} if isinstance(one, str) else one for one in content]
+    return [{"role": "user", "content": items}]
+
+
+def test_generation_from_both_does_not_depend_on_the_batch(both):
+    chats = [
+        question(audio(1, 40), "and", video(2, 30), "What?"),
+        question(video(3, 25), "What?"),
+        question("What?"),
+        question(audio(4, 21), "What?"),
+    ]
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": []}
+    together = both.model.generate(both.processor(chats), **options)
+    for row, chat in zip(together, chats, strict=True):
+        assert row.tolist() == both.model.generate(both.processor([chat]), **options)[0].tolist()
+
+
+def test_a_cif_adapter_that_never_fires_leaves_the_text(both):
+    """Its weights may sum up to less than one frame, as over a short silence."""
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": []}
+    last = both.model.audio_adapter.model.out
+    before = last.bias.detach().clone()
+    with torch.no_grad():
+        last.bias.fill_(-1e3)
+    try:
+        text = both.model.generate(both.processor([question("What?")]), **options)
+        alone = both.model.generate(both.processor([question(audio(4), "What?")]), **options)
+        chats = [question(audio(4, 21), "What?"), question("What?"), question(video(3, 25), "What?")]
+        beside = both.model.generate(both.processor(chats), **options)
+        samples = [both.sample(audio(4), "What?"), both.sample(video(3), "What?")]
+        losses = [both.model(**both.processor.collate(samples, packed=packed)).losses for packed in (True, False)]
+    finally:
+        with torch.no_grad():
+            last.bias.copy_(before)
+    assert alone.tolist() == text.tolist()
+    assert beside[0].tolist() == beside[1].tolist() == text[0].tolist()
+    for name, loss in losses[0].items():
+        torch.testing.assert_close(loss.sum, losses[1][name].sum, rtol=1e-5, atol=1e-4)
+        assert bool(loss.sum.isfinite()), name
+
+
 @pytest.fixture(scope="module")
 def exact():
     towers = {
