@@ -17,15 +17,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from speechlmm_core.lengths import ceil_div
+
 WINDOW = 5
 """Frames that the convolution over time sees: one and two on either side."""
 
 MAX_FRAMES = 512
 """Frames computed at a time, which bounds the memory that is needed."""
 
-CACHED_VALUES = 1 << 20
-"""Values that a stage puts out at a time on a processor: what fits into its cache. The first stages put out much for a
-frame; the last ones little, and reorder their large weights every time."""
+CACHED_VALUES = 1 << 19
+"""Values that a stage puts out at a time on a processor: what fits into its cache. More, where the stage has more
+weights than that, since it rearranges them for every group."""
 
 STEM_SIDE = 44
 """Height and width of what the convolution over time puts out, before pooling."""
@@ -80,7 +82,8 @@ class ResNet18(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C_out)."""
         for stage, size, side in zip(self.children(), self.sizes, STAGE_SIDES, strict=True):
-            values = in_groups(stage, values, size * side**2, whole=self.training)
+            num_weights = sum(parameter.numel() for parameter in stage.parameters())
+            values = in_groups(stage, values, size * side**2, num_weights=num_weights, whole=self.training)
         return values.mean((2, 3))  # (N, C_out)
 
 
@@ -115,20 +118,26 @@ class VisualFrontend(nn.Module):
 
         num_values = self.trunk.sizes[0] * STEM_SIDE**2
         # A batch norm in training mode needs all frames at once.
-        parts = [windows] if self.training else windows.split(MAX_FRAMES)
+        count = 1 if self.training else ceil_div(len(windows), MAX_FRAMES)
+        parts = windows.tensor_split(count)
         return torch.cat([self.trunk(in_groups(stem, part, num_values, whole=self.training)) for part in parts])
 
 
-def in_groups(stage: Callable[[Tensor], Tensor], values: Tensor, num_values: int, *, whole: bool) -> Tensor:
+def in_groups(
+    stage: Callable[[Tensor], Tensor], values: Tensor, num_values: int, *, num_weights: int = 0, whole: bool
+) -> Tensor:
     """What a stage makes of all frames, computed by few frames at a time where that is faster.
 
     Args:
         stage: (N, ...) -> (N, ...); treats every frame alike.
         values: (N, ...).
         num_values: Values that come out for a frame.
+        num_weights: Weights of the stage, where they are many.
         whole: Whether the stage has to see all frames at once.
     """
-    count = 1 if whole or values.device.type != "cpu" else -(-len(values) * num_values // CACHED_VALUES)
+    if whole or values.device.type != "cpu":
+        return stage(values)
+    count = ceil_div(len(values) * num_values, max(CACHED_VALUES, num_weights))
     if count <= 1:
         return stage(values)
     return torch.cat([stage(part) for part in values.tensor_split(min(count, len(values)))])
