@@ -82,8 +82,8 @@ def plain(root, out, adapter, **training):
 
 CASES = {
     "cif": (
-        {"type": "cif", "mean_frame_rate": 8, "ctc_loss_weight": [[0, 1], [1, 0.5]]},
-        {QUANTITY: lambda progress: 1.0, CTC: lambda progress: 1 - 0.5 * progress},
+        {"type": "cif", "mean_frame_rate": 8, "quantity_loss_weight": 0.7, "ctc_loss_weight": [[0, 1], [1, 0.5]]},
+        {QUANTITY: lambda progress: 0.7, CTC: lambda progress: 1 - 0.5 * progress},
     ),
     "ctc": (
         {"type": "ctc", "vocabulary": "characters", "merge": "weighted", "max_compressed_length": 20},
@@ -91,7 +91,7 @@ CASES = {
     ),
     "stack": (
         {"type": "stack", "stages": [{"type": "cif", "mean_frame_rate": 8}, {"type": "mlp", "hidden_size": 32}]},
-        {"train/audio_adapter_cif_quantity": lambda progress: 1.0},
+        {"train/audio_adapter_cif_quantity": lambda progress: 0.05},
     ),
 }
 

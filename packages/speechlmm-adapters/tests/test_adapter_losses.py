@@ -20,7 +20,7 @@ from speechlmm_core.testing.objective import ObjectiveKit
 from speechlmm_core.testing.toy import ToyEncoderConfig
 from speechlmm_core.testing.toy_video import ToyVideoEncoderConfig
 
-CIF = CIFAdapterConfig(mean_frame_rate=20, ctc_loss_weight=[(0, 1), (1, 0.5)])
+CIF = CIFAdapterConfig(mean_frame_rate=20, quantity_loss_weight=0.7, ctc_loss_weight=[(0, 1), (1, 0.5)])
 CTC = CTCAdapterConfig(vocabulary="characters", merge="weighted", max_compressed_length=4)
 
 
@@ -128,7 +128,7 @@ def test_a_mixed_batch_keeps_every_loss(built):
     for name in NAMES:
         total = sum(one[name].sum for one in alone if name in one)
         torch.testing.assert_close(out.losses[name].sum, total, rtol=1e-5, atol=1e-4)
-    weights = {"lm": 1.0, "audio_adapter_quantity": 1.0, "audio_adapter_ctc": 0.5, "video_adapter_ctc": 0.1}
+    weights = {"lm": 1.0, "audio_adapter_quantity": 0.7, "audio_adapter_ctc": 0.5, "video_adapter_ctc": 0.1}
     total = sum(weights[name] * one.sum / counts[one.unit] for name, one in out.losses.items())
     torch.testing.assert_close(out.loss, total)
 

@@ -44,8 +44,9 @@ class CIFAdapterConfig(AdapterConfig):
     left out. Null for the most that can fire, a frame for each that flows in where the threshold is 1."""
     mean_frame_rate: Annotated[float, Field(gt=0)] = 4.0
     """Frames per second that come out on average, as an estimate; the untrained weights fire about as many."""
-    quantity_loss_weight: Weight = 1.0
-    """Weight of the loss `quantity`, or points ``[progress, weight]``; 0 for no such loss."""
+    quantity_loss_weight: Weight = 0.05
+    """Weight of the loss `quantity`, or points ``[progress, weight]``; 0 for no such loss. Its gradient is a sum over
+    frames that does not shrink as the loss does: at 1 it outweighs all others where gradients are clipped."""
     ctc_loss_weight: Weight = 0.0
     """Weight of the loss `ctc` on the frames that flow in, or points ``[progress, weight]``; 0 for no such loss."""
     ctc_vocabulary: Vocabulary = "characters"
