@@ -115,7 +115,7 @@ def test_missing_numbers_say_what_to_give():
 
 def test_a_table_smaller_than_the_tokenizer_is_refused():
     config = CausalLMConfig(model={"model_type": "llama", "hidden_size": 64, "vocab_size": 256})
-    with pytest.raises(ConfigError, match=r"tokenizer has 259 tokens.*only 256 rows"):
+    with pytest.raises(ConfigError, match=r"tokenizer needs 259 rows.*table has 256; take a smaller tokenizer"):
         config.build_tokenizer()
 
 

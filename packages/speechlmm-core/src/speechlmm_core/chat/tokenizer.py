@@ -76,8 +76,14 @@ class ChatTokenizer:
         self.pad_token_id = self._pad_id()
 
     def __len__(self) -> int:
-        """Rows that an embedding table needs at least: the largest id and one."""
-        return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+        """Rows that an embedding table needs at least: the largest id that can come up, and one.
+
+        Special tokens come up only where the template, padding or the ends of a text need them, for no text holds any:
+        Gemma 3's tokenizer has one for images, which lies beyond the table of its language models.
+        """
+        idle = set(self._reserved.values()) - self._needed_ids()
+        ids = self._backend.get_vocab(with_added_tokens=True).values()
+        return max((number for number in ids if number not in idle), default=-1) + 1
 
     def encode_chat(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = False
@@ -194,6 +200,15 @@ class ChatTokenizer:
             for number, token in added.items()
             if token.special or (token.content.strip() and token.content in self.template)
         }
+
+    def _needed_ids(self) -> set[int]:
+        """Ids of the special tokens that can come up."""
+        always = ("bos_token", "eos_token", "unk_token")
+        # A template writes a token by its name, or by its role (`{{ bos_token }}`).
+        roles = self.tokenizer.special_tokens_map.items()
+        written = [self.template, *(str(token) for role, token in roles if role in always or role in self.template)]
+        found = {number for name, number in self._reserved.items() if any(name in text for text in written)}
+        return {*found, *self.stop_token_ids, self.pad_token_id}
 
     def _make_aliases(self) -> None:
         from tokenizers import AddedToken, Tokenizer

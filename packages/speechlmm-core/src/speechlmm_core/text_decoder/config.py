@@ -184,10 +184,15 @@ class CausalLMConfig(DecoderConfig):
             assert name is not None
             base = load_tokenizer(fetch_pretrained(name, _TOKENIZER_FILES))
         tokenizer = ChatTokenizer(base, template, self.chat_template)
-        if len(tokenizer) > self.vocab_size:
+        if (needed := len(tokenizer)) > self.vocab_size:
+            last = tokenizer.tokenizer.convert_ids_to_tokens(needed - 1)
+            if self.pretrained is None:
+                advice = f"take a smaller tokenizer, or a `model.vocab_size` of {needed} or more"
+            else:
+                advice = f"take the tokenizer and the chat template that belong to {self.pretrained!r}"
             raise ConfigError(
-                f"the tokenizer has {len(tokenizer)} tokens, but the text decoder's embedding table only "
-                f"{self.vocab_size} rows; take the tokenizer that belongs to the model, or a larger `model.vocab_size`"
+                f"the tokenizer needs {needed} rows (the last for {last!r}), but the text decoder's embedding table "
+                f"has {self.vocab_size}; {advice}"
             )
         return tokenizer
 
