@@ -159,8 +159,16 @@ def test_mediapipes_points_become_eyes_and_mouth(tmp_path: Path, monkeypatch: py
             raise RuntimeError("Unable to open zip archive.")
         return SimpleNamespace(detect=lambda image: SimpleNamespace(face_landmarks=[points, points]))
 
+    def create_detector(options: Any) -> Any:
+        made.append(options)
+        face = SimpleNamespace(keypoints=points[10:16])
+        return SimpleNamespace(detect=lambda image: SimpleNamespace(detections=[face]))
+
     vision = SimpleNamespace(
-        FaceLandmarkerOptions=lambda **options: options, FaceLandmarker=SimpleNamespace(create_from_options=create)
+        FaceLandmarkerOptions=lambda **options: options,
+        FaceLandmarker=SimpleNamespace(create_from_options=create),
+        FaceDetectorOptions=lambda **options: options,
+        FaceDetector=SimpleNamespace(create_from_options=create_detector),
     )
     tasks = SimpleNamespace(BaseOptions=lambda **options: options, vision=vision)
     fake = SimpleNamespace(tasks=tasks, Image=lambda kind, data: data, ImageFormat=SimpleNamespace(SRGB=1))
@@ -171,5 +179,8 @@ def test_mediapipes_points_become_eyes_and_mouth(tmp_path: Path, monkeypatch: py
     for row, indices in zip(found[0], ((33, 133), (362, 263), (61, 291, 0, 17)), strict=True):
         mean = sum(indices) / len(indices)
         np.testing.assert_allclose(row, (mean / 1000 * SIZE[1], mean / 2000 * SIZE[0]))
+    detected = face_finder.MediaPipeFaces(tmp_path / "m.tflite")(np.zeros((*SIZE, 3), np.uint8))
+    assert made[-1]["base_options"] == {"model_asset_path": str(tmp_path / "m.tflite")}
+    np.testing.assert_allclose(detected, [[(i / 1000 * SIZE[1], i / 2000 * SIZE[0]) for i in (10, 11, 13)]])
     with pytest.raises(MediaError, match=r"bad\.task: mediapipe cannot use this model \(Unable to open zip archive"):
         face_finder.MediaPipeFaces(tmp_path / "bad.task")
