@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -18,6 +20,18 @@ def loaded(source, **options):
     module = nn.Linear(3, 2)
     load_weights(module, source, **options)
     return module
+
+
+def refusal(path):
+    """The message, which is one line of ours: no advice to unpickle, no control characters."""
+    with pytest.raises(CheckpointError) as caught:
+        loaded(path)
+    message = str(caught.value)
+    assert repr(str(path)) in message
+    assert "expected a state dict of tensors, as safetensors or saved by `torch.save" in message
+    assert message.isprintable()
+    assert "weights_only" not in message
+    return message
 
 
 @pytest.mark.parametrize(
@@ -63,14 +77,64 @@ def test_several_files_are_not_chosen_from(tmp_path):
         weight_files(tmp_path)
 
 
-@pytest.mark.parametrize("content", [[1, 2], {1: torch.zeros(1)}, {"state_dict": 3.0}])
-def test_files_of_something_else(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "held"),
+    [
+        ([1, 2], "type list;"),
+        ({1: torch.zeros(1)}, "type Tensor under 1;"),
+        ({"state_dict": 3.0}, "type float under 'state_dict';"),
+        ({"weight": TENSORS["weight"], "bias": None}, "type NoneType under 'bias';"),
+        ({"state_dict": {**TENSORS, "step": 3}}, "type int under 'step';"),
+    ],
+)
+def test_files_of_something_else(tmp_path, content, held):
     torch.save(content, tmp_path / "vsr.pth")
-    with pytest.raises(CheckpointError, match=r"expected tensors by name|missing"):
-        loaded(tmp_path / "vsr.pth")
+    assert f"holds a value of {held}" in refusal(tmp_path / "vsr.pth")
+
+
+def legacy(path):
+    torch.save(TENSORS, path, _use_new_zipfile_serialization=False)
+    return path.read_bytes()
+
+
+def zipped(path):
+    torch.save(TENSORS, path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", ["pth", "bin"])
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (lambda path: b"", "it is empty"),
+        (lambda path: b"not found\n", "or no file of torch's"),
+        (lambda path: b"<!DOCTYPE html>" * 99, "or no file of torch's"),
+        (lambda path: b"\x80\x02", "or no file of torch's"),
+        (lambda path: legacy(path)[:-9], "or no file of torch's"),
+        (lambda path: legacy(path)[:40], "or no file of torch's"),
+        (lambda path: zipped(path)[:-9], "or no file of torch's"),
+        (lambda path: zipped(path)[:300], "or no file of torch's"),
+    ],
+    ids=["empty", "text", "page", "start", "legacy", "legacy_start", "zip", "zip_start"],
+)
+def test_damaged_files(tmp_path, suffix, damage, why):
+    path = tmp_path / f"vsr.{suffix}"
+    path.write_bytes(damage(path))
+    message = refusal(path)
+    assert why in message
+    assert message.endswith("fetch it again")
 
 
 def test_code_is_not_run(tmp_path):
     torch.save({"state_dict": nn.Linear(3, 2)}, tmp_path / "vsr.pth")
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        loaded(tmp_path / "vsr.pth")
+    assert "holds Python objects (torch.nn.modules.linear.Linear)" in refusal(tmp_path / "vsr.pth")
+
+
+@pytest.mark.parametrize("zip_archive", [True, False])
+def test_a_training_script_s_settings_are_not_unpickled(tmp_path, zip_archive):
+    """As PyTorch Lightning saves them beside the tensors."""
+    content = {"state_dict": TENSORS, "hyper_parameters": argparse.Namespace(lr=0.1)}
+    torch.save(content, tmp_path / "vsr.ckpt", _use_new_zipfile_serialization=zip_archive)
+    message = refusal(tmp_path / "vsr.ckpt")
+    assert "holds Python objects (argparse.Namespace)" in message
+    assert "save its tensors alone" in message

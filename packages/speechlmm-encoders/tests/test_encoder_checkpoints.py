@@ -211,7 +211,7 @@ def test_base_presets_have_transformers_defaults(name):
 def test_a_checkpoint_that_is_on_the_hub_only(kind, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    message = r"cannot get 'nobody/nothing' from the Hugging Face hub: .*put the checkpoint's folder below \$PRETRAINED"
+    message = r"cannot get 'nobody/nothing' from the Hugging Face hub: .*download it beforehand .* below \$PRETRAINED"
     with pytest.raises(CheckpointError, match=message):
         encoders.validate({"type": kind, "pretrained": "nobody/nothing"})
     preset = files("speechlmm_encoders.presets") / "model" / "audio_encoder" / f"tiny_{kind}.yaml"
@@ -225,8 +225,8 @@ def test_a_checkpoint_that_is_on_the_hub_only(kind, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "advice"),
     [
-        (GatedRepoError, r"accept its terms at https://huggingface\.co/nobody/nothing and log in by `hf auth login`"),
-        (RepositoryNotFoundError, "no such model, or it is private: check its name"),
+        (GatedRepoError, r"accept its terms at https://huggingface\.co/nobody/nothing .* by `hf auth login`"),
+        (RepositoryNotFoundError, "the hub has no model 'nobody/nothing', or it is private; check the name"),
         (TimeoutError, r"cannot get 'nobody/nothing@main' from the Hugging Face hub: refused \(without a network"),
     ],
 )

@@ -93,9 +93,17 @@ class Harmful:
 def test_pickles_of_anything_else_are_refused(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
     torch.save(content, tmp_path / "x.bin")
-    with pytest.raises(CheckpointError, match=r"cannot be read|something else than tensors"):
+    with pytest.raises(CheckpointError, match=r"holds .*; expected a state dict of tensors"):
         convert_pickle(tmp_path / "x.bin", tmp_path / "x.safetensors", encoder)
     assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not found", b"\x80\x02"])
+def test_damaged_pickles_are_refused(tmp_path, content):
+    (tmp_path / "x.bin").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"cannot be read: it is .*fetch it again"):
+        convert_pickle(tmp_path / "x.bin", tmp_path / "x.safetensors", encoder)
+    assert not (tmp_path / "x.safetensors").exists()
 
 
 def test_the_hash_of_small_files_is_that_of_git(tmp_path):

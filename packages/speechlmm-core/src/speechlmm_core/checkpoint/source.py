@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from speechlmm_core.checkpoint.hub_errors import first_line, hub_refusal
 from speechlmm_core.errors import CheckpointError
 
 ROOT_VARIABLE = "PRETRAINED_COMPONENTS"
@@ -119,19 +120,7 @@ def _hub_errors(source: str) -> Iterator[None]:
     try:
         yield
     except Exception as exc:  # the hub's client raises errors of several libraries
-        reason = next(iter(str(exc).strip().splitlines()), type(exc).__name__)
-        raise CheckpointError(
-            f"cannot get {source!r} from the Hugging Face hub: {reason} ({_hub_advice(source, exc)}without a network, "
-            f"put the checkpoint's folder below ${ROOT_VARIABLE} or give its path)"
+        raise hub_refusal(exc, source) or CheckpointError(
+            f"cannot get {source!r} from the Hugging Face hub: {first_line(exc)} (without a network, download it "
+            f"beforehand and put the checkpoint's folder below ${ROOT_VARIABLE}, or give its path)"
         ) from exc
-
-
-def _hub_advice(source: str, error: Exception) -> str:
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    if isinstance(error, GatedRepoError):
-        page = f"https://huggingface.co/{_split_revision(source)[0]}"
-        return f"it is gated: accept its terms at {page} and log in by `hf auth login` or $HF_TOKEN; "
-    if isinstance(error, RepositoryNotFoundError):
-        return "there is no such model, or it is private: check its name, or log in by `hf auth login` or $HF_TOKEN; "
-    return ""

@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-from zipfile import is_zipfile
 
 from speechlmm_core.checkpoint.source import WEIGHT_SUFFIXES, fetch_pretrained, pretrained_file, resolve_pretrained
+from speechlmm_core.checkpoint.torch_file import read_torch_file, unreadable
 from speechlmm_core.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -21,9 +21,6 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 """Names under which checkpoints keep their weights, in the order in which they are looked for."""
-
-WRAPPERS = ("state_dict", "model", "e2e")
-"""Names under which files that were pickled at training keep their tensors by name."""
 
 SHOWN = 5
 """Names that an error message lists at most."""
@@ -152,34 +149,19 @@ def checkpoint_file(source: str | Path, name: str) -> Path | None:
 
 def _tensors(files: Sequence[Path]) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     """Each tensor's name and a way to read it; of safetensors files only what is asked for is read."""
-    import pickle
-
-    import torch
     from safetensors import SafetensorError, safe_open
 
     for file in files:
+        if file.suffix != ".safetensors":
+            for name, tensor in read_torch_file(file).items():
+                yield name, lambda tensor=tensor: tensor
+            continue
         try:
-            if file.suffix == ".safetensors":
-                with safe_open(file, framework="pt") as handle:
-                    for name in list(handle.keys()):
-                        yield name, lambda name=name, handle=handle: handle.get_tensor(name)
-            else:
-                # Only the newer of torch's two formats, a zip archive, can be mapped.
-                content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
-                for name, tensor in _unwrapped(content, file).items():
-                    yield name, lambda tensor=tensor: tensor
-        except (SafetensorError, OSError, RuntimeError, pickle.UnpicklingError) as exc:
-            raise CheckpointError(f"{str(file)!r} cannot be read ({exc}); fetch it again") from exc
-
-
-def _unwrapped(content: object, file: Path) -> Mapping[str, Tensor]:
-    """The tensors by name of an unpickled file, which may hold them beside other things."""
-    for _ in WRAPPERS:
-        if isinstance(content, Mapping):
-            content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
-    if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
-        raise CheckpointError(f"{str(file)!r} holds {type(content).__name__}, expected tensors by name")
-    return content
+            with safe_open(file, framework="pt") as handle:
+                for name in list(handle.keys()):
+                    yield name, lambda name=name, handle=handle: handle.get_tensor(name)
+        except (SafetensorError, OSError, RuntimeError) as exc:
+            raise unreadable(file, f"it is no safetensors file, or cut off ({' '.join(str(exc).split())})") from exc
 
 
 def _target(

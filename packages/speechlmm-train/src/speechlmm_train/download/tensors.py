@@ -11,10 +11,14 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from speechlmm_core.checkpoint.atomic import atomic_write
+from speechlmm_core.checkpoint.torch_file import read_torch_file
 from speechlmm_core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _CHUNK = 1 << 22
 _LONGEST_HEADER = 100 << 20  # as in the reference implementation
@@ -87,25 +91,13 @@ def convert_pickle(source: Path, target: Path, wants: Wants) -> tuple[list[str],
         Their names, and the new file's SHA-256.
 
     Raises:
-        CheckpointError: It holds anything but tensors by name.
+        CheckpointError: It is damaged, or holds anything but tensors by name.
     """
-    import pickle
-
-    import torch
     from safetensors.torch import save_file
 
-    try:
-        try:
-            content = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # files from before PyTorch 1.6 cannot be mapped
-            content = torch.load(source, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as exc:
-        raise CheckpointError(f"{str(source)!r} cannot be read ({exc})") from exc
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise CheckpointError(f"{str(source)!r} holds something else than tensors by name")
-    tensors: dict[str, torch.Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
-    for name, tensor in content.items():
+    for name, tensor in read_torch_file(source).items():
         if wants(name):
             shared = tensor.untyped_storage().data_ptr() in seen
             seen.add(tensor.untyped_storage().data_ptr())
