@@ -162,6 +162,10 @@ def test_frames_that_change_their_size(tmp_path: Path, write_video: Any) -> None
         ({"array": np.zeros((2, 8, 8)), "sampling_rate": 25}, "uint8 frames, got float64"),
         ({"array": np.zeros((0, 8, 8), np.uint8), "sampling_rate": 25}, "got (0, 8, 8)"),
         ({"array": np.zeros((2, 8, 8, 4), np.uint8), "sampling_rate": 25}, "got (2, 8, 8, 4)"),
+        (
+            {"array": np.zeros((1, 8, 8), np.uint8), "sampling_rate": 1e9},
+            "1 frames at 1000000000.0 a second lasts no time",
+        ),
     ],
 )
 def test_items_that_name_no_video(item: dict[str, Any], expected: str) -> None:

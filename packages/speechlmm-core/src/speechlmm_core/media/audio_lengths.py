@@ -35,8 +35,10 @@ def segment_bounds(
     An ``end`` up to `END_TOLERANCE_S` past the end of the file is taken as its end.
 
     Raises:
-        MediaError: The times are no numbers, in the wrong order, or outside the file.
+        MediaError: The file is empty; the times are no numbers, in the wrong order, or outside it.
     """
+    if num_samples <= 0:
+        raise MediaError(f"{name}: the {what} lasts no time at all; leave it out, or give another file")
     duration = num_samples / sampling_rate
     first_s, last_s = _seconds("start", start, 0.0, name), _seconds("end", end, duration, name)
     if first_s >= last_s and start is not None and end is not None:

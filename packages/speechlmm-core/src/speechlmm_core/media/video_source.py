@@ -115,6 +115,11 @@ class ArraySource:
         self._values = values if values.ndim == 4 else values[..., None]  # (N, H, W, 3 or 1)
         count, height, width = values.shape[:3]
         times = np.rint(np.arange(count + 1) * (MICROSECONDS / float(rate))).astype(np.int64)
+        if not times[-1]:
+            raise MediaError(
+                f"in-memory video of {count} frames at {rate!r} a second lasts no time at all; expected its "
+                "`sampling_rate` in frames a second"
+            )
         self.info = VideoInfo(width, height, times[:-1], int(times[-1]), times[:1], 0)
 
     def size(self) -> tuple[int, int]:
