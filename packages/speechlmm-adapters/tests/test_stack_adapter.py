@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from importlib.metadata import entry_points
 from typing import Literal
 
 import pytest
@@ -18,6 +19,7 @@ from speechlmm_adapters.identity.config import IdentityAdapterConfig
 from speechlmm_adapters.mlp.config import MLPAdapterConfig
 from speechlmm_adapters.stack.config import StackAdapterConfig
 from speechlmm_core.config import ModelConfig
+from speechlmm_core.errors import ConfigError
 from speechlmm_core.features import Features, Loss, zero_padding
 from speechlmm_core.interfaces.adapter import AdapterConfig, adapters
 from speechlmm_core.interfaces.context import BuildContext
@@ -278,6 +280,33 @@ def test_errors_keep_their_path():
     assert "did you mean 'mlp'" in found["audio_adapter.stages.1"]
     with pytest.raises(ValidationError, match="at least 1 item"):
         stack()
+
+
+@pytest.mark.parametrize("name", sorted({entry.name for entry in entry_points(group="speechlmm.adapter")}))
+def test_a_stage_behind_one_whose_frames_have_no_rate(name):
+    """It works without a rate, or is refused before any data is read."""
+    whole = {"type": "qformer", "window_seconds": None, "num_queries": 8}
+    config = stack(whole, {"type": name}, mlp())
+    towers = {"audio_encoder": ToyEncoderConfig(), "audio_adapter": config}
+    with tiny_model_config(towers) as model:
+        if name == "qformer":
+            with pytest.raises(ConfigError, match=r"model\.audio_adapter \(stack\): `window_seconds: 0\.333` needs"):
+                wire(model)
+            return
+        wire(model)
+    assert config.max_output_lengths(50, Fraction(50)) <= 8
+    adapter = config.build(CONTEXT).eval()
+    assert int(adapter(features(50, 3)).lengths.max()) <= 8
+
+
+def test_a_rate_that_bounds_frames_without_one():
+    config = stack({"type": "qformer", "window_seconds": None}, {"type": "cif", "max_frame_rate": 12.5}, mlp())
+    towers = {"audio_encoder": ToyEncoderConfig(), "audio_adapter": config}
+    with (
+        tiny_model_config(towers) as model,
+        pytest.raises(ConfigError, match=r"model\.audio_adapter \(stack\): `max_frame_rate: 12\.5` needs frames that"),
+    ):
+        wire(model)
 
 
 def test_a_stack_that_misses_the_decoders_width_is_refused():

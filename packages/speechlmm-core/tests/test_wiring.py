@@ -148,6 +148,18 @@ def test_an_adapter_of_another_width_is_told(part):
         wire(config(*DECODERS[0], **parts))
 
 
+@pytest.mark.parametrize("method", ["output_lengths", "output_frame_rate"])
+def test_an_adapter_that_needs_a_rate_is_told(method, monkeypatch):
+    def refuse(*_):
+        raise ConfigError("`seconds: 1` needs frames that come at a rate")
+
+    monkeypatch.setattr(ToyAdapterConfig, method, refuse)
+    with pytest.raises(
+        ConfigError, match=r"model\.audio_adapter \(speechlmm\.toy_adapter\): `seconds: 1` needs frames"
+    ):
+        wire(config(*DECODERS[0]))
+
+
 @pytest.mark.parametrize("part", ["talking_head", "backfeeding_adapter", "conditioning_adapter"])
 def test_speech_output_without_a_codec_is_told(part):
     with pytest.raises(ConfigError, match=rf"model\.{part} needs to know its codebooks; name the codec"):

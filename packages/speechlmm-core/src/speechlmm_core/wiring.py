@@ -29,8 +29,8 @@ def wire(config: ModelConfig) -> Wiring:
     """Works out what each component is told when it is built.
 
     Raises:
-        ConfigError: An adapter does not reach the text decoder's width, an objective reads an unknown stage, or a
-            part of speech output has no codec.
+        ConfigError: An adapter does not reach the text decoder's width or needs a frame rate where there is none, an
+            objective reads an unknown stage, or a part of speech output has no codec.
     """
     decoder = config.text_decoder
     width, vocab = decoder.hidden_size, decoder.vocab_size
@@ -53,7 +53,7 @@ def wire(config: ModelConfig) -> Wiring:
         adapter = context(
             f"{name}_adapter", input_size=towers.encoder.hidden_size, frame_rate=towers.encoder.frame_rate
         )
-        _check_width(towers.adapter, adapter)
+        _check_adapter(towers.adapter, adapter)
         contexts[f"{name}_adapter"] = adapter
         stage_sizes[encoder] = towers.encoder.hidden_size
         stage_sizes[f"{name}_adapter"] = width
@@ -105,7 +105,7 @@ def _speech_output(config: ModelConfig, context: Callable[..., BuildContext]) ->
         ("conditioning_adapter", config.conditioning_adapter),
     ):
         if adapter is not None:
-            _check_width(adapter, contexts[part])
+            _check_adapter(adapter, contexts[part])
     return contexts
 
 
@@ -114,7 +114,13 @@ def _width_into(part: str, config: ModelConfig) -> int:
     return config.text_decoder.hidden_size if part == "talking_head" else 0
 
 
-def _check_width(adapter: AdapterConfig, ctx: BuildContext) -> None:
+def _check_adapter(adapter: AdapterConfig, ctx: BuildContext) -> None:
+    """Refuses an adapter that does not reach the width, or whose lengths need a frame rate where there is none."""
+    try:
+        adapter.max_output_lengths(1, ctx.frame_rate)
+        adapter.output_frame_rate(ctx.frame_rate)
+    except ConfigError as exc:
+        raise ConfigError(f"model.{ctx.component} ({adapter.type}): {exc}") from exc
     reached = adapter.output_size(ctx)
     if reached != ctx.output_size:
         raise ConfigError(
