@@ -89,6 +89,31 @@ def test_nothing_is_merged_where_nothing_was_cut():
     assert set(merge_tensors([chunker.split(41)], chunker.frames)) == {"merge_index", "merged_lengths"}
 
 
+class Doubling(Encoder):
+    """Puts out its input's frames, and twice their first value as an extra; nothing in it is zero."""
+
+    config = None
+    model = None
+
+    def encode(self, inputs):
+        values = inputs["values"]
+        lengths = torch.full((len(values),), values.shape[1])
+        return Features(values, lengths, {"double": 2 * values[..., 0], "loud": values[..., 0] > 0})
+
+
+def test_nothing_stands_beyond_the_frames_of_a_medium_that_was_cut():
+    values = 1 + torch.rand(3, 4, 2, generator=torch.Generator().manual_seed(0))
+    index = torch.tensor([[0, 1, 2, 5, 6, 7], [8, 9, -1, -1, -1, -1]])
+    out = Doubling()({"values": values, "merge_index": index, "merged_lengths": torch.tensor([6, 2])})
+    flat = values.flatten(0, 1)
+    assert torch.equal(out.values[0], flat[index[0]])
+    assert torch.equal(out.values[1, :2], flat[8:10])
+    assert torch.equal(out.extras["double"][1, :2], 2 * flat[8:10, 0])
+    assert out.extras["loud"][0].all()
+    for padding in (out.values[1, 2:], out.extras["double"][1, 2:], out.extras["loud"][1, 2:]):
+        assert not padding.any()
+
+
 def test_durations_are_rounded_to_whole_frames():
     chunker = Chunker.from_seconds(1.01, 0.031, sampling_rate=16_000, hop=320, num_frames=padded(1, 320))
     assert (chunker.window, chunker.context) == (16_000, 2)

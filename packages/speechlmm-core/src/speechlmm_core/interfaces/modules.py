@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from speechlmm_core.errors import DataError
-from speechlmm_core.features import Features, Loss
+from speechlmm_core.features import Features, Loss, length_mask
 
 if TYPE_CHECKING:
     from speechlmm_core.interfaces.adapter import AdapterConfig
@@ -74,6 +74,8 @@ class Encoder(Component, ABC):
             return features
         rows, frames, _ = features.values.shape
         index = inputs["merge_index"].clamp(min=0)  # (B, T); -1 is padding
+        lengths = inputs["merged_lengths"]
+        padding = ~length_mask(lengths, index.shape[1])  # (B, T)
 
         def merge(name: str, values: Tensor) -> Tensor:
             if values.shape[:2] != (rows, frames):
@@ -81,10 +83,11 @@ class Encoder(Component, ABC):
                     f"the encoder's {name!r} of shape {tuple(values.shape)} cannot be joined over the chunks of a "
                     f"medium; expected a value for each of the ({rows}, {frames}) frames"
                 )
-            return values.flatten(0, 1)[index]  # (B, T, ...)
+            joined = values.flatten(0, 1)[index]  # (B, T, ...)
+            return joined.masked_fill(padding.view(*padding.shape, *[1] * (joined.dim() - 2)), 0)
 
         extras = {name: merge(name, values) for name, values in features.extras.items()}
-        return Features(merge("values", features.values), inputs["merged_lengths"], extras)
+        return Features(merge("values", features.values), lengths, extras)
 
 
 class Adapter(Component, ABC):
@@ -98,8 +101,9 @@ class Adapter(Component, ABC):
 
         Args:
             features: (B, T, D_in).
-            target_lengths: (B,) int64 tokens of each medium's transcript, -1 where it is not known; None at
-                inference, where none is known, and for adapters whose lengths do not depend on the content.
+            target_lengths: (B,) int64 tokens of each medium's transcript, -1 where it is not known; None where an
+                answer is generated, and for adapters whose lengths do not depend on the content. They are given
+                for losses in training and in eval mode alike.
 
         Returns:
             (B, T_out, D_out), and whatever the component's own objectives need in `extras`.
