@@ -172,6 +172,40 @@ def test_targets_need_the_frames_before_merging(built):
     assert float(out.losses["video_adapter_ctc"].sum.detach()) > 0
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_losses_see_the_frames_that_were_planned(built, training):
+    """In training and in eval mode: a frame for each token, and no position more."""
+    model, processor = built
+    model.train(training)
+    chats = [chat(("audio", 40, "one two")), chat(("audio", 30, "yes")), chat(("audio", 20, ""))]
+    tokens = [len(processor.tokenizer.encode(text)) for text in ("one two", "yes")] + [0]
+    out, batch = losses(model, processor, chats)
+    assert batch["media"]["audio"]["lengths"].tolist() == tokens
+    assert out.stages["audio_adapter"].lengths.tolist() == tokens
+    assert out.stages["text_decoder"].values.shape[1] == batch["input_ids"].shape[1]
+    quantity = out.stages["audio_adapter"].extras["quantity"]
+    assert batch["num_items"]["audio_adapter_quantity_valid"] == 3
+    torch.testing.assert_close(out.losses["audio_adapter_quantity"].sum, (quantity - torch.tensor(tokens)).abs().sum())
+    silence, counted = losses(model, processor, chats[2:])
+    assert counted["num_items"]["audio_adapter_quantity_valid"] == 1
+    silence.loss.backward()
+    assert model.audio_adapter.model.out.bias.grad.item() > 0  # fewer frames, please
+    model.zero_grad()
+
+
+def test_a_generated_answer_does_not_lean_on_a_transcript(built):
+    """The same is put out whether a message has its medium's transcript or not."""
+    model, processor = built
+    model.eval()
+    found = []
+    for transcript in ("one two", None):
+        batch = processor([chat(("audio", 40, transcript))[:1]])
+        with torch.no_grad():
+            found.append(model.encode(batch["media"])["audio_adapter"])
+        assert batch["media"]["audio"]["lengths"].tolist() == [40]
+    assert torch.equal(found[0].values, found[1].values)
+
+
 def test_answers_need_no_transcript(built):
     """Also where an adapter puts out no frame at all."""
     model, processor = built

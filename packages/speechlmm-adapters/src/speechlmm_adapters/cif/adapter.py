@@ -52,8 +52,8 @@ class CIFAdapter(Adapter):
 
         Args:
             features: (B, T, D_in).
-            target_lengths: (B,) tokens of each medium's transcript, -1 where it is not known. In training mode the
-                weights are scaled to fire as many frames.
+            target_lengths: (B,) tokens of each medium's transcript, -1 where it is not known. The weights are scaled
+                to fire as many frames, within the bound.
 
         Returns:
             (B, N, D_out). Its extras: `quantity` (B,), the frames that the unscaled weights would fire, and where the
@@ -63,10 +63,7 @@ class CIFAdapter(Adapter):
         values = zero_padding(features.values, features.lengths)
         weights = self.model(values).masked_fill(~features.mask(), 0)  # (B, T)
         bound = config.max_output_lengths(features.lengths, self.frame_rate)  # (B,)
-        targets = None
-        if self.training and target_lengths is not None:
-            targets = torch.minimum(target_lengths, bound)
-        sums, quantity = accumulate(weights, config.firing_threshold, targets)
+        sums, quantity = accumulate(weights, config.firing_threshold, target_lengths, bound)
         residual = None if self.training else config.residual_threshold / config.firing_threshold
         lengths = torch.minimum(count(sums, residual), bound)
         num_frames = int(lengths.max()) if lengths.numel() else 0

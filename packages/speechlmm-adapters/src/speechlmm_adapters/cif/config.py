@@ -11,6 +11,7 @@ from pydantic import Field
 from speechlmm_adapters.cif.objective_config import CIFQuantityObjectiveConfig
 from speechlmm_adapters.ctc.objective_config import AdapterCTCObjectiveConfig
 from speechlmm_adapters.ctc.vocabulary import Vocabulary
+from speechlmm_core.errors import ConfigError
 from speechlmm_core.interfaces.adapter import AdapterConfig
 from speechlmm_core.interfaces.objective import ObjectiveConfig, Weight, can_weigh
 from speechlmm_core.lengths import Length, ceil_div
@@ -25,9 +26,9 @@ class CIFAdapterConfig(AdapterConfig):
     """Continuous integrate-and-fire: R Hz -> about one frame for each token of the transcript.
 
     Every frame gets a weight from 0 to 1; each time the weights sum up to `firing_threshold`, the frames since the
-    last time come out as one, weighted. While training, the weights of a medium with a transcript are scaled to give
-    a frame for each of its tokens under the text decoder's tokenizer; the loss `quantity` teaches the unscaled ones to
-    sum up to that number.
+    last time come out as one, weighted. For losses, in training and in eval mode, the weights of a medium with a
+    transcript are scaled to give a frame for each of its tokens under the text decoder's tokenizer; the loss `quantity`
+    teaches the unscaled ones to sum up to that number. Where an answer is generated nothing is scaled.
     """
 
     type: Literal["cif"] = "cif"
@@ -40,8 +41,10 @@ class CIFAdapterConfig(AdapterConfig):
     residual_threshold: Annotated[float, Field(gt=0)] = 0.5
     """Weight left at the end that still fires a frame, at inference; what is left while training is dropped."""
     max_frame_rate: Annotated[float, Field(gt=0)] | None = None
-    """Frames per second that come out at most, and are planned for in the language model; what fires beyond them is
-    left out. Null for the most that can fire, a frame for each that flows in where the threshold is 1."""
+    """Frames per second that come out at most. Where more would fire, the weights of the clip are scaled down to fire
+    so many: all of it still comes out, in fewer frames, and a transcript of more tokens is left out of the loss
+    `quantity`. Null for the most that can fire, a frame for each that flows in where the threshold is 1; that many
+    positions of the language model are planned where an answer is generated."""
     mean_frame_rate: Annotated[float, Field(gt=0)] = 4.0
     """Frames per second that come out on average, as an estimate; the untrained weights fire about as many."""
     quantity_loss_weight: Weight = 0.05
@@ -53,6 +56,8 @@ class CIFAdapterConfig(AdapterConfig):
     """What the head of the loss `ctc` labels frames with."""
     ctc_characters: Characters = CHARACTERS
     """The characters, where they are its vocabulary."""
+    ctc_leading_space: bool = False
+    """Whether a space precedes its transcript, for tokenizers that write word beginnings with it."""
 
     @property
     def meets_target_lengths(self) -> bool:
@@ -64,8 +69,17 @@ class CIFAdapterConfig(AdapterConfig):
         return None
 
     def max_output_lengths(self, num_frames: Length, frame_rate: Fraction) -> Length:
-        """As many as can fire: weights of 1 throughout, and what is left in the end; at most `max_frame_rate`."""
+        """As many as can fire: weights of 1 throughout, and what is left in the end; at most `max_frame_rate`.
+
+        Raises:
+            ConfigError: There is a `max_frame_rate`, and no frame rate.
+        """
         most = 1 / _exact(self.firing_threshold)
+        if self.max_frame_rate is not None and not frame_rate:
+            raise ConfigError(
+                f"`max_frame_rate: {self.max_frame_rate}` needs frames that come at a rate, and what flows into this "
+                "CIF adapter has none; make it null"
+            )
         if self.max_frame_rate is not None:
             most = min(most, _exact(self.max_frame_rate) / frame_rate)
         return ceil_div(num_frames * most.numerator, most.denominator)
@@ -87,6 +101,7 @@ class CIFAdapterConfig(AdapterConfig):
                 stage=stage,
                 vocabulary=self.ctc_vocabulary,
                 characters=self.ctc_characters,
+                leading_space=self.ctc_leading_space,
                 weight=self.ctc_loss_weight,
             )
         return found

@@ -19,26 +19,41 @@ from torch.nn import functional as F
 from speechlmm_adapters.segments import sum_slots
 
 
-def accumulate(weights: Tensor, threshold: float, target_lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The sums of the weights, in fp64, in which they tell the number of fired frames safely.
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """fp64, in which sums of weights tell the number of fired frames safely; fp32 where the device has none.
+
+    Sums that are scaled end exactly at their target in fp32, too.
+    """
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def accumulate(
+    weights: Tensor, threshold: float, target_lengths: Tensor | None = None, most: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The sums of the weights, in the device's `wide_dtype`.
 
     Args:
         weights: (B, T), 0 on padding.
         threshold: Weight that fires a frame.
         target_lengths: (B,) int64, frames that shall fire, -1 where the weights are to stay as they are.
+        most: (B,) int64, frames that may fire; where it would be more, the weights are scaled to fire that many.
 
     Returns:
         (B, T) sums of the weights up to each frame in units of the threshold, scaled so that they end at the target,
         and (B,) sums of all of them, not scaled.
     """
-    sums = (weights.double() / threshold).cumsum(dim=1)  # (B, T)
+    sums = (weights.to(wide_dtype(weights.device)) / threshold).cumsum(dim=1)  # (B, T)
     total = sums[:, -1] if sums.shape[1] else sums.new_zeros(len(sums))
-    if target_lengths is not None:
-        # Divided first: the last sum is then exactly 1, and exactly the target in the end.
-        scaled = sums / total.clamp(min=1e-9)[:, None] * target_lengths[:, None]
-        known = (target_lengths >= 0) & (total > 1e-9)
-        sums = torch.where(known[:, None], scaled, sums)  # (B, T)
-    return sums, total
+    if target_lengths is None and most is None:
+        return sums, total
+    wanted = torch.full_like(total, -1) if target_lengths is None else target_lengths.to(total.dtype)  # (B,)
+    if most is not None:
+        over = torch.where(wanted < 0, total.detach(), wanted) > most
+        wanted = torch.where(over, most.to(total.dtype), wanted)
+    # Divided first: the last sum is then exactly 1, and exactly the target in the end.
+    scaled = sums / total.clamp(min=1e-9)[:, None] * wanted[:, None]
+    known = (wanted >= 0) & (total > 1e-9)
+    return torch.where(known[:, None], scaled, sums), total  # (B, T), (B,)
 
 
 def count(sums: Tensor, residual: float | None) -> Tensor:
@@ -76,7 +91,8 @@ def fire(values: Tensor, sums: Tensor, lengths: Tensor, num_frames: int) -> Tens
     last = lengths[:, None].to(sums.dtype)
     ends = torch.where(sums < last, sums, last)  # (B, T); nothing flows back from where they meet
     begins = F.pad(ends[:, :-1], (1, 0))  # (B, T)
-    first = begins.detach().long()  # (B, T): the interval in which each frame begins
+    # (B, T): the interval in which each frame begins. It never falls, though parallel sums may by their rounding.
+    first = begins.detach().long().cummax(dim=1).values
     bounds = torch.arange(1, num_frames + 1, device=values.device).expand(B, num_frames).contiguous()  # (B, N)
     after = torch.searchsorted(first, bounds)  # (B, N): the first frame that begins beyond the bound
     crossing = after - 1  # (B, N): the frame before it crosses the bound, or ends there

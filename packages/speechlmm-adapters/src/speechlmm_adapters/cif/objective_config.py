@@ -37,6 +37,11 @@ class CIFQuantityObjectiveConfig(ObjectiveConfig):
         """Its tokens are counted."""
         return True
 
+    @property
+    def accepts_empty_targets(self) -> bool:
+        """Nothing shall fire where nothing is said."""
+        return True
+
     def encode_transcript(self, transcript: str, tokenizer: ChatTokenizer) -> list[int]:
         """The text decoder's tokens, of which only the number matters."""
         text = " ".join(transcript.split())

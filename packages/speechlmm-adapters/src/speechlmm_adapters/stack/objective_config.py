@@ -39,6 +39,11 @@ class StageObjectiveConfig(ObjectiveConfig):
         """Whether the stage's loss compares a medium with its transcript."""
         return self.objective.needs_transcript
 
+    @property
+    def accepts_empty_targets(self) -> bool:
+        """Whether an empty target is one for the stage's loss."""
+        return self.objective.accepts_empty_targets
+
     def encode_transcript(self, transcript: str, tokenizer: ChatTokenizer) -> list[int]:
         """The targets of the stage's loss."""
         return self.objective.encode_transcript(transcript, tokenizer)

@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 BLOCK = 4096
 THREADS = 8
+SIZES = 2
+"""How sizes are counted; another number leaves those aside that are stored."""
 
 
 class Sizer(Protocol):
@@ -213,7 +215,7 @@ class _Measurement:
         names = sorted({self.examples[index].task for index in range(len(self.examples))})
         digest = hashlib.blake2b(digest_size=16)
         for part in (
-            f"{self.source}\0{status.st_size}\0{status.st_mtime_ns}",
+            f"{SIZES}\0{self.source}\0{status.st_size}\0{status.st_mtime_ns}",
             json.dumps(num_samples),
             self.processor.config.model_dump_json(),
             json.dumps([[name, task_of(name).prompts()] for name in names]),

@@ -34,7 +34,10 @@ class AdapterConfig(ComponentConfig, ABC):
 
     @property
     def meets_target_lengths(self) -> bool:
-        """Whether, in training, as many frames come out as the transcript has tokens (within the upper bound)."""
+        """Whether as many frames come out as the transcript has tokens, within the upper bound, where these are told.
+
+        They are told in training and for losses on a given answer, and exactly so many positions are planned then.
+        """
         return False
 
     @abstractmethod

@@ -56,6 +56,11 @@ class ObjectiveConfig(ComponentConfig, ABC):
         """Frames that the target needs at least; a medium with fewer is left out of this objective and counted."""
         return 0
 
+    @property
+    def accepts_empty_targets(self) -> bool:
+        """Whether an empty target (the transcript of silence) is one to learn from, like any other."""
+        return False
+
     @abstractmethod
     def build(self, ctx: BuildContext) -> Objective:
         """The module, with whatever parameters the objective owns."""

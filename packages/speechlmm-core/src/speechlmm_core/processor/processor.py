@@ -1,6 +1,6 @@
 """The processor: chat messages with media in, the tensors of a batch out. It runs in data workers, on the CPU.
 
-Shapes: B media, R rows, N tokens, U target ids.
+Shapes: B media, R rows, N tokens.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from speechlmm_core.errors import DataError, MediaError
 from speechlmm_core.interfaces.objective import ObjectiveConfig
 from speechlmm_core.media.medium import Medium
 from speechlmm_core.processor.sample import ProcessedSample
+from speechlmm_core.processor.targets import pad_targets, planned_frames
 from speechlmm_core.splice.plan import build_layout, plan_batch
 
 MessageLike = Message | Mapping[str, Any]
@@ -95,10 +96,13 @@ class SpeechLMMProcessor:
         pieces = self.tokenizer.encode_chat(parsed, add_generation_prompt=not with_answer)
         items = [piece.item for piece in pieces if isinstance(piece, MediaPiece)]
         media = [(item["type"], self.inputs[item["type"]].encoder.load(item)) for item in items]
-        num_frames = [self._num_frames(name, medium, item) for (name, medium), item in zip(media, items, strict=True)]
+        lengths = [self._target_length(item, with_answer=with_answer) for item in items]
+        num_frames = [
+            self._num_frames(name, medium, item, length)
+            for (name, medium), item, length in zip(media, items, lengths, strict=True)
+        ]
         layout = build_layout(pieces, num_frames, self.tokenizer.pad_token_id)
-        lengths = [self._target_length(item) for item in items] if with_answer else []
-        return ProcessedSample(layout, media, self._targets(items), lengths)
+        return ProcessedSample(layout, media, self._targets(items), lengths if with_answer else [])
 
     def sizes(
         self, messages: Sequence[MessageLike], num_samples: Sequence[int], *, with_answer: bool = True
@@ -119,17 +123,17 @@ class SpeechLMMProcessor:
         """
         parsed = self._parse(messages, with_answer=with_answer)
         pieces = self.tokenizer.encode_chat(parsed, add_generation_prompt=not with_answer)
-        names = [piece.item["type"] for piece in pieces if isinstance(piece, MediaPiece)]
-        if len(names) != len(num_samples):
-            raise DataError(f"got the lengths of {len(num_samples)} media for messages that hold {len(names)}")
+        items = [piece.item for piece in pieces if isinstance(piece, MediaPiece)]
+        if len(items) != len(num_samples):
+            raise DataError(f"got the lengths of {len(num_samples)} media for messages that hold {len(items)}")
         positions = sum(len(piece.ids) for piece in pieces if not isinstance(piece, MediaPiece))
         frames = 0
-        for name, samples in zip(names, num_samples, strict=True):
-            encoder, adapter = self.inputs[name].encoder, self.inputs[name].adapter
-            encoder.check_length(samples)
-            encoded = encoder.output_lengths(samples)
+        for item, samples in zip(items, num_samples, strict=True):
+            towers = self.inputs[item["type"]]
+            towers.encoder.check_length(samples)
+            encoded = towers.encoder.output_lengths(samples)
             frames += encoded
-            positions += adapter.max_output_lengths(encoded, encoder.frame_rate)
+            positions += planned_frames(towers, encoded, self._target_length(item, with_answer=with_answer))
         return positions, frames
 
     def collate(
@@ -175,7 +179,7 @@ class SpeechLMMProcessor:
             if stage_input in present:
                 lengths = self._aligned_frames(name, objective, batch["media"][stage_input])
                 targets = [target for sample in samples for target in sample.targets.get(name, ())]
-                batch["targets"][name] = _pad_targets(objective, targets, lengths, counts, name)
+                batch["targets"][name] = pad_targets(objective, targets, lengths, counts, name)
         batch["num_items"] = counts
         return batch
 
@@ -198,7 +202,7 @@ class SpeechLMMProcessor:
             return f"it by the name of the input that it is for: {' or '.join(map(repr, roles))}"
         return ", ".join(self.inputs) or "only text"
 
-    def _num_frames(self, name: str, medium: Medium, item: Mapping[str, Any]) -> int:
+    def _num_frames(self, name: str, medium: Medium, item: Mapping[str, Any], target_length: int) -> int:
         encoder, adapter = self.inputs[name].encoder, self.inputs[name].adapter
         try:
             encoder.check_length(medium.num_samples)
@@ -216,7 +220,7 @@ class SpeechLMMProcessor:
                 f"{item.get('path', name)!r} is too short: {medium.num_samples} samples give no frame; "
                 f"expected at least one frame of {float(1 / encoder.frame_rate):.3f} s"
             )
-        return frames
+        return planned_frames(self.inputs[name], encoded, target_length)
 
     def _targets(self, items: Sequence[Mapping[str, Any]]) -> dict[str, list[list[int] | None]]:
         found: dict[str, list[list[int] | None]] = {}
@@ -231,19 +235,22 @@ class SpeechLMMProcessor:
             ]
         return found
 
-    def _target_length(self, item: Mapping[str, Any]) -> int:
-        """Tokens of a medium's transcript, for an adapter that learns from them how many frames to put out."""
+    def _target_length(self, item: Mapping[str, Any], *, with_answer: bool) -> int:
+        """Tokens of a medium's transcript, for an adapter that learns from them how many frames to put out, else -1.
+
+        An answer that is still to be generated must not lean on them.
+        """
         transcript = item.get("transcript")
-        if transcript is None or self._is_exact(item["type"]):
+        if transcript is None or not with_answer or self._is_exact(item["type"]):
             return -1
-        return len(self.tokenizer.encode(" ".join(transcript.split())))
+        text = " ".join(transcript.split())
+        return len(self.tokenizer.encode(text)) if text else 0
 
     def _media(self, name: str, samples: Sequence[ProcessedSample]) -> dict[str, Any]:
         media = [medium for sample in samples for n, medium in sample.media if n == name]
-        encoder, adapter = self.inputs[name].encoder, self.inputs[name].adapter
+        encoder = self.inputs[name].encoder
         num_samples = torch.tensor([medium.num_samples for medium in media], dtype=torch.long)
-        frames = encoder.output_lengths(num_samples)
-        lengths = adapter.max_output_lengths(frames, encoder.frame_rate)
+        frames = encoder.output_lengths(num_samples)  # (B,)
         targets = [
             target
             for sample in samples
@@ -251,6 +258,8 @@ class SpeechLMMProcessor:
             if n == name
         ]
         known = {"target_lengths": torch.tensor(targets)} if any(target >= 0 for target in targets) else {}
+        planned = [planned_frames(self.inputs[name], *one) for one in zip(frames.tolist(), targets, strict=True)]
+        lengths = torch.tensor(planned, dtype=torch.long)  # (B,)
         return {
             **known,
             "inputs": self._preprocessors[name](media),
@@ -271,28 +280,3 @@ class SpeechLMMProcessor:
             towers = self.inputs[stage_input]
             return towers.adapter.objective_frames(own, media["encoder_lengths"], towers.encoder.frame_rate)
         return media["encoder_lengths"] if objective.stages[0].endswith("_encoder") else media["lengths"]
-
-
-def _pad_targets(
-    objective: ObjectiveConfig,
-    targets: Sequence[Sequence[int] | None],
-    lengths: Tensor,
-    counts: dict[str, int],
-    name: str,
-) -> dict[str, Tensor]:
-    """Targets as a padded tensor; media without a transcript, or too short for it, are marked as not valid."""
-    ids = torch.zeros(len(targets), max((len(t) for t in targets if t), default=0), dtype=torch.long)  # (B, U)
-    target_lengths = torch.zeros(len(targets), dtype=torch.long)
-    valid = torch.zeros(len(targets), dtype=torch.bool)
-    for row, (target, frames) in enumerate(zip(targets, lengths.tolist(), strict=True)):
-        if not target:
-            continue
-        if objective.min_frames(list(target)) > frames:
-            counts[f"{name}_infeasible"] += 1
-            continue
-        ids[row, : len(target)] = torch.tensor(target)
-        target_lengths[row] = len(target)
-        valid[row] = True
-        counts[f"{name}_valid"] += 1
-        counts[f"{name}_targets"] += len(target)
-    return {"ids": ids, "lengths": target_lengths, "valid": valid}
