@@ -9,14 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from speechlmm_adapters.cif.config import CIFAdapterConfig
-from speechlmm_adapters.cif.fire import accumulate, count, fire
+from speechlmm_adapters.cif.fire import accumulate, count, fire, wide_dtype
 from speechlmm_core.features import Features
 from speechlmm_core.interfaces.context import BuildContext
 from speechlmm_core.objectives.ctc.config import CTCObjectiveConfig
+from speechlmm_core.testing.reads import CountedReads
 
+GPU = pytest.param(
+    "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")]
+)
 CONTEXT = BuildContext(component="audio_adapter", input_size=6, output_size=5, frame_rate=Fraction(50), vocab_size=11)
 
 
@@ -134,7 +137,7 @@ def test_the_adapter_equals_the_loop(threshold, training):
         weights = torch.sigmoid(hidden @ adapter.model.out.weight[0] + adapter.model.out.bias)
         torch.testing.assert_close(out.extras["quantity"][row], weights.sum() / threshold)
         residual = None if training else 0.3
-        if training and targets[row] >= 0:
+        if targets[row] >= 0:
             wanted = min(int(targets[row]), adapter.config.max_output_lengths(length, Fraction(50)))
             weights, residual = weights * (threshold * wanted / weights.sum()), threshold * 0.5
             weights = weights.double() * (1 - 1e-12)  # the loop's own rounding must not fire the last frame early
@@ -195,6 +198,61 @@ def test_bounds(options, expected):
     assert adapter.config.output_lengths(7, Fraction(50)) is None
 
 
+def test_a_bound_loses_no_part_of_a_clip():
+    """Where more would fire than `max_frame_rate` allows, every frame still flows into what comes out."""
+    adapter, given = build(max_frame_rate=5.0), features(40, 8)
+    torch.nn.init.zeros_(adapter.model.out.weight)
+    adapter.model.set_weight(0.3)  # 12 frames, where 4 may come out, and 2.4, where 1 may
+    for training in (False, True):
+        out = adapter.train(training)(given)
+        assert out.lengths.tolist() == [4, 1]
+        torch.testing.assert_close(out.extras["quantity"], torch.tensor([12.0, 2.4]))
+        for row, length, fired in ((0, 40, 4), (1, 8, 1)):
+            # Equal weights: each fired frame is the mean of its share of the clip.
+            means = given.values[row, :length].view(fired, -1, 6).mean(1)
+            expected = means @ adapter.projection.weight.T + adapter.projection.bias
+            torch.testing.assert_close(out.values[row, :fired], expected, rtol=1e-5, atol=1e-5)
+    assert adapter(given, torch.tensor([9, 0])).lengths.tolist() == [4, 0]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_told_lengths_are_met_in_every_mode(training):
+    """A loss in eval mode sees as many frames as were planned for it."""
+    adapter, given = build().train(training), features(40, 30, 7)
+    assert adapter(given, torch.tensor([11, 0, 3])).lengths.tolist() == [11, 0, 3]
+
+
+def test_sums_that_fall_by_rounding():
+    """Sums that are computed in parallel may fall by their last digit, also across a bound between fired frames."""
+    values = torch.tensor([[1.0, 2.0, 4.0, 8.0, 16.0]])[..., None]
+    below = torch.nextafter(torch.tensor(1.0), torch.tensor(0.0)).item()
+    sums = torch.tensor([[0.5, 1.0, below, 1.5, 2.0]])
+    fired = fire(values, sums, torch.tensor([2]), 2)
+    torch.testing.assert_close(fired[0, :, 0], torch.tensor([1.5, 12.0]), rtol=1e-6, atol=1e-6)
+
+
+def test_summed_in_single_precision(monkeypatch):
+    """On devices without fp64, targets are met all the same, and what fires is as good as fp32 allows."""
+    assert wide_dtype(torch.device("cpu")) == torch.float64
+    assert wide_dtype(torch.device("mps")) == torch.float32
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(6, 3000, generator=generator) * 0.3
+    values = torch.randn(6, 3000, 2, generator=generator).cumsum(1)
+    targets = torch.tensor([1, 7, 100, 333, 449, 2999])
+    exact, found = accumulate(weights, 0.7, targets)[1], {}
+    for dtype in (torch.float64, torch.float32):
+        monkeypatch.setattr("speechlmm_adapters.cif.fire.wide_dtype", lambda device, dtype=dtype: dtype)
+        leaf = weights.clone().requires_grad_()
+        sums, total = accumulate(leaf, 0.7, targets)
+        assert (sums.dtype, total.dtype) == (dtype, dtype)
+        assert count(sums, None).tolist() == count(sums, 0.5).tolist() == targets.tolist()
+        fired = fire(values, sums, targets, 2999)
+        found[dtype] = fired.detach(), torch.autograd.grad(fired.square().mean(), leaf)[0]
+    torch.testing.assert_close(total.double(), exact, rtol=1e-5, atol=1e-5)
+    for one, other in zip(found[torch.float32], found[torch.float64], strict=True):
+        assert float((one - other).norm() / other.norm()) < 1e-3
+
+
 def test_the_estimate_is_where_untrained_weights_start():
     adapter = build(mean_frame_rate=6.0, firing_threshold=0.9)
     assert adapter.config.output_frame_rate(Fraction(50)) == 6
@@ -203,22 +261,20 @@ def test_the_estimate_is_where_untrained_weights_start():
     assert 2 < fired < 18
 
 
-class Reads(TorchDispatchMode):
-    """Counts the values that are read from a device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.reads = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.reads += "_local_scalar_dense" in str(func) or "nonzero" in str(func)
-        return func(*args, **(kwargs or {}))
-
-
-def test_one_number_is_read_from_the_device():
-    adapter = build(ctc_loss_weight=1.0).train()
-    with Reads() as mode:
-        out = adapter(features(30, 12), torch.tensor([5, -1]))
+@pytest.mark.parametrize("most", [None, 5.0])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("targets", [[5, -1], None])
+@pytest.mark.parametrize("device", ["meta", GPU])
+def test_one_number_is_read_from_the_device(device, targets, training, most):
+    """The size of the output; nothing else waits for the device, forward or backward."""
+    adapter = build(ctc_loss_weight=1.0, max_frame_rate=most).train(training).to(device)
+    clips = features(30, 12)
+    clips = Features(clips.values.to(device), clips.lengths.to(device))
+    told = None if targets is None else torch.tensor(targets, device=device)
+    if device == "cuda":
+        adapter(clips, told).values.sum().backward()  # libraries wait when they are first used
+    with CountedReads(5) as mode:
+        out = adapter(clips, told)
         (out.values.sum() + out.extras["quantity"].sum()).backward()
     assert mode.reads == 1
 
@@ -232,6 +288,9 @@ def test_losses_and_their_frames():
     plain = CTCObjectiveConfig(characters="abc")
     assert losses["ctc"].encode_transcript("A  cab", None) == plain.encode_transcript("A  cab", None)
     assert losses["ctc"].min_frames([1, 1, 2]) == 4
+    spaced = CIFAdapterConfig(ctc_loss_weight=0.2, ctc_vocabulary="text_decoder", ctc_leading_space=True)
+    assert spaced.objectives("audio_adapter")["ctc"].leading_space
+    assert not losses["ctc"].leading_space
     assert config.objective_frames("ctc", 100, Fraction(50)) == 100
     assert CIFAdapterConfig(max_frame_rate=5).objective_frames("quantity", 100, Fraction(50)) == 10
     assert set(CIFAdapterConfig().objectives("audio_adapter")) == {"quantity"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from itertools import groupby
 
@@ -11,15 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from speechlmm_adapters.ctc.config import CTCAdapterConfig
 from speechlmm_adapters.ctc.objective_config import AdapterCTCObjectiveConfig
 from speechlmm_core.features import Features
 from speechlmm_core.interfaces.context import BuildContext
 from speechlmm_core.losses.logsumexp import chunked_argmax, chunked_argmax_logsumexp
+from speechlmm_core.testing.reads import CountedReads
 from speechlmm_core.testing.toy import ToyTextDecoder
 
+GPU = pytest.param(
+    "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")]
+)
 CONTEXT = BuildContext(component="audio_adapter", input_size=6, output_size=5, frame_rate=Fraction(50), vocab_size=4)
 
 
@@ -207,21 +211,32 @@ def test_wrong_options(options):
         CTCAdapterConfig(**options)
 
 
-class Reads(TorchDispatchMode):
-    """Counts the values that are read from a device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.reads = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.reads += "_local_scalar_dense" in str(func) or "nonzero" in str(func)
-        return func(*args, **(kwargs or {}))
-
-
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("merge", ["mean", "softmax"])
-def test_one_number_is_read_from_the_device(merge):
-    adapter = build(merge=merge, drop_blanks=True, max_compressed_length=0.5).double().train()
-    with Reads() as mode:
-        adapter(features(30, 12)).values.sum().backward()
+@pytest.mark.parametrize("device", ["meta", GPU])
+def test_one_number_is_read_from_the_device(device, merge, training):
+    """The size of the output; nothing else waits for the device, forward or backward."""
+    adapter = build(merge=merge, drop_blanks=True, max_compressed_length=0.5).double().train(training).to(device)
+    clips = features(30, 12)
+    clips = Features(clips.values.to(device), clips.lengths.to(device))
+    if device == "cuda":
+        adapter(clips).values.sum().backward()  # libraries wait when they are first used
+    with CountedReads(5) as mode:
+        adapter(clips).values.sum().backward()
     assert mode.reads == 1
+
+
+def test_a_head_that_nothing_teaches_is_frozen_and_told_once(caplog):
+    """Else it wants a gradient that never comes."""
+    ctx = replace(CONTEXT, component="some_adapter")
+    for _ in range(2):
+        adapter = build(ctx=ctx, ctc_loss_weight=0)
+        assert [name for name, p in adapter.named_parameters() if not p.requires_grad] == ["model.weight"]
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert told.startswith("some_adapter: with `ctc_loss_weight: 0` and `merge: mean` nothing teaches the head")
+    clips = features(9)
+    adapter(Features(clips.values.float(), clips.lengths)).values.sum().backward()
+    assert all(p.grad is not None for p in adapter.parameters() if p.requires_grad)
+    assert build(ctc_loss_weight=0, merge="weighted").model.weight.requires_grad
+    assert build(ctc_loss_weight=[(0, 0), (1, 0.1)]).model.weight.requires_grad
+    assert len(caplog.records) == 1

@@ -8,6 +8,8 @@ Shapes: B batch, T frames, N merged frames, D hidden, V labels.
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from speechlmm_core.interfaces.context import BuildContext
 
 
+logger = logging.getLogger(__name__)
+
+
 class CTCAdapter(Adapter):
     """See `CTCAdapterConfig`; the head that labels frames is `.model`. Merged frames are projected."""
 
@@ -40,6 +45,9 @@ class CTCAdapter(Adapter):
         self.model = nn.Linear(ctx.input_size, labels, bias=False)
         self.projection = nn.Linear(ctx.input_size, ctx.output_size)
         self.learns = can_weigh(config.ctc_loss_weight)
+        if not self.learns and config.merge == "mean":
+            self.model.requires_grad_(False)
+            _report_fixed_head(ctx.component)
 
     def forward(self, features: Features, target_lengths: Tensor | None = None) -> Features:
         """Adapts (B, T, D_in) to (B, N, D_out); the largest number of runs is read from the device.
@@ -84,6 +92,16 @@ class CTCAdapter(Adapter):
         scores = (values * F.embedding(labels, self.model.weight).to(values.dtype)).sum(2)  # (B, T)
         probabilities = (scores.to(logsumexp.dtype) - logsumexp).exp()
         return probabilities.exp() if self.config.merge == "softmax" else probabilities
+
+
+@cache
+def _report_fixed_head(component: str) -> None:
+    """Once a component."""
+    logger.warning(
+        "%s: with `ctc_loss_weight: 0` and `merge: mean` nothing teaches the head that labels frames, and it is frozen "
+        "as it is; unless a checkpoint brings a trained one, frames are merged by random labels",
+        component or "the CTC adapter",
+    )
 
 
 def number_runs(labels: Tensor, mask: Tensor, dropped: int | None) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,8 @@ class CTCAdapterConfig(AdapterConfig):
     every ceil(runs / maximum) neighbours are merged. Null for no maximum. Positions of the language model are planned
     for this many frames, so that a maximum saves time and memory."""
     ctc_loss_weight: Weight = 0.1
-    """Weight of the loss `ctc`, or points ``[progress, weight]``; 0 for a head that does not learn from it."""
+    """Weight of the loss `ctc`, or points ``[progress, weight]``; 0 for a head that does not learn from it: with
+    `merge: mean` it then does not learn at all, and is frozen."""
     mean_frame_rate: Annotated[float, Field(gt=0)] = 8.0
     """Frames per second that come out on average, as an estimate: three to four tokens, and as many runs of blanks."""
 

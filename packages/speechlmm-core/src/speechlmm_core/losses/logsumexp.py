@@ -5,6 +5,7 @@ Shapes: M positions, C positions of one chunk, V vocabulary, D hidden.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +55,7 @@ def chunked_argmax(hidden: Tensor, weight: Tensor, *, chunk_size: int | None = N
     """
     chunks = _chunks(hidden, weight, chunk_size)
     best = torch.empty(hidden.shape[0], dtype=torch.int64, device=hidden.device)
-    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+    with torch.no_grad(), _without_autocast(hidden.device.type):
         table = weight.to(chunks.dtype).t()
         for start in range(0, hidden.shape[0], chunks.size):
             part = slice(start, start + chunks.size)
@@ -73,7 +74,13 @@ class _Chunks:
 def _chunks(hidden: Tensor, weight: Tensor, chunk_size: int | None) -> _Chunks:
     size = chunk_size or max(1, CHUNK_ELEMENTS // max(1, weight.shape[0]))
     device = hidden.device.type
-    return _Chunks(size, torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype)
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return _Chunks(size, torch.get_autocast_dtype(device) if autocast else weight.dtype)
+
+
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    """Nothing to switch off on devices that have none (`meta`)."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 class _ChunkedLogSumExp(torch.autograd.Function):
@@ -82,7 +89,7 @@ class _ChunkedLogSumExp(torch.autograd.Function):
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
         out = torch.empty(hidden.shape[0], dtype=wide, device=hidden.device)
         best = torch.empty(hidden.shape[0] if argmax else 0, dtype=torch.int64, device=hidden.device)
-        with torch.autocast(hidden.device.type, enabled=False):
+        with _without_autocast(hidden.device.type):
             table = weight.to(chunks.dtype).t()
             for start in range(0, hidden.shape[0], chunks.size):
                 part = slice(start, start + chunks.size)
@@ -101,7 +108,7 @@ class _ChunkedLogSumExp(torch.autograd.Function):
         hidden, weight, out = ctx.saved_tensors
         hidden_grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         weight_grad = torch.zeros_like(weight, dtype=out.dtype) if ctx.needs_input_grad[1] else None
-        with torch.autocast(hidden.device.type, enabled=False):
+        with _without_autocast(hidden.device.type):
             table = weight.to(ctx.chunks.dtype)
             for start in range(0, hidden.shape[0], ctx.chunks.size):
                 part = slice(start, start + ctx.chunks.size)
