@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--slow-repeats", type=int, default=1)
     parser.add_argument("--no-indexing", action="store_true", help="leave out the loop that indexes frames")
-    parser.add_argument("--tolerance", type=float, default=1e-4, help="relative to the largest value")
+    parser.add_argument("--tolerance", type=float, default=1e-5, help="relative to the largest value")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -50,6 +50,19 @@ def test_audio_and_video_have_the_same(name):
     assert sorted(name for group, name in TEXTS if group == "video_adapter") == NAMES
 
 
+def stages_of(name):
+    config = read(name)
+    return config.stages if isinstance(config, StackAdapterConfig) else [config]
+
+
+@pytest.mark.parametrize("name", sorted(FIRST))
+def test_numbers_of_the_first(name):
+    """Layer norms as in BERT; and nothing that CIF fires is bounded, as there are scripts of many tokens a second."""
+    for stage in stages_of(name):
+        assert getattr(stage, "layer_norm_eps", 1e-12) == 1e-12
+        assert getattr(stage, "max_frame_rate", None) is None
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_presets_validate_and_build(name):
     config = read(name)
