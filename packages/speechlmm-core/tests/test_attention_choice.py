@@ -11,13 +11,16 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 from transformers import LlamaForCausalLM
+from transformers.utils import import_utils
 
 from speechlmm_core.attention import choice
-from speechlmm_core.attention.choice import choose_attention
+from speechlmm_core.attention.choice import choose_attention, flash_usable
 from speechlmm_core.config import ModelConfig
 from speechlmm_core.errors import ConfigError
+from speechlmm_core.interfaces.context import BuildContext
 from speechlmm_core.model.describe import attention_of, describe
 from speechlmm_core.model.speechlmm import SpeechLMM
+from speechlmm_core.text_decoder import decoder
 
 
 class Everything:
@@ -33,10 +36,8 @@ class NoFlash(Everything):
     _supports_flash_attn = False
 
 
-@pytest.fixture
-def flash(monkeypatch):
-    """A machine with a GPU and flash-attn."""
-    monkeypatch.setattr(choice, "flash_usable", lambda: True)
+class ItsOwnKind:
+    attn_implementation = "sdpa"
 
 
 @pytest.mark.parametrize(
@@ -51,37 +52,93 @@ def flash(monkeypatch):
         (OnlyItsOwn, "auto", "eager", "eager"),
         (OnlyItsOwn, "sdpa", "eager", "eager"),
         (OnlyItsOwn, "flash_attention_2", "eager", "eager"),
+        *((ItsOwnKind, asked, "sdpa", "sdpa") for asked in ("auto", "eager", "sdpa", "flash_attention_2")),
     ],
 )
-def test_what_is_asked_for_where_it_is_possible(module, requested, with_flash, without, monkeypatch):
-    monkeypatch.setattr(choice, "flash_usable", lambda: False)
-    assert choose_attention(requested, module) == without
-    monkeypatch.setattr(choice, "flash_usable", lambda: True)
-    assert choose_attention(requested, module) == with_flash
+def test_what_is_asked_for_where_it_is_possible(module, requested, with_flash, without):
+    for flash, expected in ((True, with_flash), (False, without)):
+        assert choose_attention(BuildContext(attn_implementation=requested, flash_attention=flash), module) == expected
+
+
+def told(caplog, monkeypatch, module, *requests, flash=False):
+    monkeypatch.setattr(choice, "_reported", set())
+    with caplog.at_level(logging.WARNING, choice.__name__):
+        for requested in requests:
+            ctx = BuildContext(component="video_encoder", attn_implementation=requested, flash_attention=flash)
+            choose_attention(ctx, module)
+    return [record.getMessage() for record in caplog.records]
 
 
 def test_what_is_not_possible_is_logged_once_and_no_error(caplog, monkeypatch):
-    monkeypatch.setattr(choice, "_reported", set())
-    with caplog.at_level(logging.WARNING, choice.__name__):
-        for _ in range(2):
-            assert choose_attention("sdpa", OnlyItsOwn, component="video_encoder") == "eager"
-            assert choose_attention("auto", OnlyItsOwn, component="audio_encoder") == "eager"
-    (told,) = (record.getMessage() for record in caplog.records)
-    assert told == "video_encoder cannot run on 'sdpa' here; it runs on 'eager'"
+    messages = told(caplog, monkeypatch, OnlyItsOwn, "sdpa", "auto", "sdpa")
+    assert messages == ["video_encoder cannot run on 'sdpa' here; it runs on 'eager'"]
 
 
-@pytest.mark.parametrize(
-    ("installed", "gpu", "usable"), [(False, True, False), (True, False, False), (True, True, True)]
-)
-def test_flash_needs_its_package_and_a_gpu(installed, gpu, usable, monkeypatch):
-    if installed:
-        module = ModuleType("flash_attn")
-        module.__spec__ = SimpleNamespace(name="flash_attn")  # all that `find_spec` asks of a loaded module
-        monkeypatch.setitem(sys.modules, "flash_attn", module)
-    else:
-        monkeypatch.setattr(choice, "find_spec", lambda name: None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    assert choice.flash_usable() is usable
+def test_a_request_for_flash_attention_is_told_what_it_needs(caplog, monkeypatch):
+    (message,) = told(caplog, monkeypatch, Everything, "auto", "flash_attention_2")
+    assert "'flash_attention_2' here (FlashAttention needs flash-attn, a GPU" in message
+    assert message.endswith("and half precision); it runs on 'sdpa'")
+    caplog.clear()
+    assert told(caplog, monkeypatch, Everything, "auto", "flash_attention_2", flash=True) == []
+
+
+def test_a_module_with_attention_of_one_kind_tells_who_asks_for_another(caplog, monkeypatch):
+    messages = told(caplog, monkeypatch, ItsOwnKind, "auto", "sdpa", "eager", "flash_attention_2")
+    assert messages == [
+        f"video_encoder cannot run on {asked!r} here; it runs on 'sdpa'" for asked in ("eager", "flash_attention_2")
+    ]
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine with flash-attn and a GPU that it runs on."""
+    module = ModuleType("flash_attn")
+    module.__spec__ = SimpleNamespace(name="flash_attn")  # all that `find_spec` asks of a loaded module
+    monkeypatch.setitem(sys.modules, "flash_attn", module)
+    monkeypatch.setattr(import_utils, "is_flash_attn_2_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    return monkeypatch
+
+
+def test_flash_needs_its_package_a_gpu_and_half_precision(gpu):
+    for dtype in (torch.bfloat16, torch.float16):
+        assert flash_usable("cuda", dtype)
+        assert flash_usable(torch.device("cuda:0"), dtype)
+    assert not flash_usable("cuda", torch.float32)
+    assert not flash_usable("cpu", torch.bfloat16)  # though there is a GPU
+    gpu.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert not flash_usable("cuda", torch.bfloat16)
+    gpu.setattr(torch.cuda, "get_device_capability", lambda device: (12, 0))
+    assert flash_usable("cuda", torch.bfloat16)
+    gpu.setattr(import_utils, "is_flash_attn_2_available", lambda: False)  # another flash-attn, or one too old
+    assert not flash_usable("cuda", torch.bfloat16)
+    gpu.setattr(import_utils, "is_flash_attn_2_available", lambda: True)
+    gpu.setattr(torch.cuda, "is_available", lambda: False)
+    assert not flash_usable("cuda", torch.bfloat16)
+    gpu.setattr(torch.cuda, "is_available", lambda: True)
+    gpu.setattr(choice, "find_spec", lambda name: None)
+    assert not flash_usable("cuda", torch.bfloat16)
+
+
+@pytest.mark.parametrize("asked", ["auto", "flash_attention_2"])
+def test_a_model_is_told_where_it_will_run(asked, tiny_config, tiny_model, tmp_path, gpu):
+    """Beside a GPU with flash-attn, in what each way of building a model knows of device and type."""
+    seen = []
+    gpu.setattr(decoder, "choose_attention", lambda ctx, family: seen.append(ctx.flash_attention) or "sdpa")
+    config = of(tiny_config, asked)
+    SpeechLMM.from_model_config(config)
+    SpeechLMM.from_model_config(config, flash_attention=flash_usable("cuda", torch.bfloat16))
+    describe(config)
+    describe(config, flash_attention=True)
+    assert seen == [False, True, False, True]
+    seen.clear()
+    tiny_model.save_pretrained(tmp_path)
+    gpu.setattr(nn.Module, "to", lambda self, *args, **kwargs: self)  # there is no GPU in truth
+    places = [(None, "bfloat16"), ("cpu", "bfloat16"), ("cuda", "float32"), ("cuda", "bfloat16"), ("cuda", "auto")]
+    for device, dtype in places:
+        SpeechLMM.from_pretrained(tmp_path, device=device, dtype=dtype, attn_implementation=asked)
+    assert seen == [False, False, False, True, False]
 
 
 def of(tiny_config, attention, **changes):
@@ -91,8 +148,7 @@ def of(tiny_config, attention, **changes):
 
 
 def test_a_text_decoder_that_cannot_falls_back(tiny_config, monkeypatch):
-    """Without a GPU and flash-attn, and with a family that has its own attention only."""
-    monkeypatch.setattr(choice, "flash_usable", lambda: False)
+    """In fp32, and with a family that has its own attention only."""
     model = SpeechLMM.from_model_config(of(tiny_config, "flash_attention_2"))
     assert model.text_decoder.model.config._attn_implementation == "sdpa"
     monkeypatch.setattr(LlamaForCausalLM, "_supports_sdpa", False)

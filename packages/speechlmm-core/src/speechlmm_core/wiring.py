@@ -25,8 +25,12 @@ class Wiring:
     """Width of every stage output."""
 
 
-def wire(config: ModelConfig) -> Wiring:
+def wire(config: ModelConfig, *, flash_attention: bool = False) -> Wiring:
     """Works out what each component is told when it is built.
+
+    Args:
+        config: The components.
+        flash_attention: Whether FlashAttention can run where the model will.
 
     Raises:
         ConfigError: An adapter does not reach the text decoder's width or needs a frame rate where there is none, an
@@ -36,10 +40,8 @@ def wire(config: ModelConfig) -> Wiring:
     width, vocab = decoder.hidden_size, decoder.vocab_size
 
     def context(component: str, **known: Any) -> BuildContext:
-        attention = config.attention_of(component)
-        return BuildContext(
-            component=component, output_size=width, vocab_size=vocab, attn_implementation=attention, **known
-        )
+        attention = {"attn_implementation": config.attention_of(component), "flash_attention": flash_attention}
+        return BuildContext(component=component, output_size=width, vocab_size=vocab, **attention, **known)
 
     contexts = {"text_decoder": context("text_decoder")}
     stage_sizes = {"text_decoder": width}
@@ -49,6 +51,7 @@ def wire(config: ModelConfig) -> Wiring:
             component=encoder,
             output_size=towers.encoder.hidden_size,
             attn_implementation=config.attention_of(encoder),
+            flash_attention=flash_attention,
         )
         adapter = context(
             f"{name}_adapter", input_size=towers.encoder.hidden_size, frame_rate=towers.encoder.frame_rate

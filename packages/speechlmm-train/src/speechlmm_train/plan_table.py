@@ -11,6 +11,7 @@ from speechlmm_core.model.describe import describe, meta_model
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_train.config import RunConfig
 from speechlmm_train.stage_config import ResolvedStage
+from speechlmm_train.trainer.arguments import can_flash
 from speechlmm_train.trainer.checks import check_stage
 
 _HEAD = ("COMPONENT", "CLASS", "SOURCE", "PARAMETERS", "TRAINABLE", "DTYPE", "BYTES", "ATTENTION")
@@ -28,6 +29,7 @@ def component_table(config: RunConfig) -> Iterator[str]:
         freeze_modules=stage.training.freeze_modules,
         trainable_modules=stage.trainable_modules,
         dtype=torch.float32,
+        flash_attention=can_flash(config.training),
     )
     cells = [
         (
@@ -61,7 +63,7 @@ def stage_lines(config: RunConfig) -> Iterator[str]:
         ConfigError: A stage does not fit the model, or a training argument is wrong.
         MissingDependencyError: Figures are to go where nothing that is installed can take them.
     """
-    model = meta_model(config.model)
+    model = meta_model(config.model, flash_attention=can_flash(config.training))
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     for stage in config.resolved_stages():
         check_stage(model, stage, max_steps=stage.max_steps or 1, world_size=world_size)

@@ -20,7 +20,7 @@ from speechlmm_core.interfaces.objective import can_weigh
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.config import RunConfig
-from speechlmm_train.trainer.arguments import training_arguments
+from speechlmm_train.trainer.arguments import can_flash, training_arguments
 from speechlmm_train.trainer.callbacks import Reporter, open_sinks
 from speechlmm_train.trainer.checks import check_stage, freeze_for
 from speechlmm_train.trainer.evaluation import EvaluationCallback
@@ -122,7 +122,9 @@ def build_model(config: RunConfig, checkpoint: Checkpoint | None) -> SpeechLMM:
     source: Path | None = checkpoint.path if checkpoint else None
     if source is None and config.training.init_from is not None:
         source = resolve_model_path(config.training.init_from)
-    model = SpeechLMM.from_model_config(config.model, load_base_weights=source is None)
+    model = SpeechLMM.from_model_config(
+        config.model, load_base_weights=source is None, flash_attention=can_flash(config.training)
+    )
     if source is not None:
         restore(model, source)
     return model

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from speechlmm_adapters.attention import initialise
+from speechlmm_adapters.attention import Attention, initialise
 from speechlmm_adapters.qformer.model import QFormer, Windows
+from speechlmm_core.attention.choice import choose_attention
 from speechlmm_core.features import Features, zero_padding
 from speechlmm_core.interfaces.modules import Adapter
 from speechlmm_core.lengths import ceil_div
@@ -37,6 +38,7 @@ class QFormerAdapter(Adapter):
         """
         super().__init__()
         self.config = config
+        choose_attention(ctx, Attention)  # there is one, and who asked for another is told
         self.frame_rate = ctx.frame_rate
         self.window, self.context = 0, 0
         if not config.whole_utterance:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from speechlmm_adapters.attention import Attention, FeedForward, initialise
+from speechlmm_core.attention.choice import choose_attention
 from speechlmm_core.features import Features, length_mask, zero_padding
 from speechlmm_core.interfaces.modules import Adapter
 
@@ -59,6 +60,7 @@ class TransformerAdapter(Adapter):
         """
         super().__init__()
         self.config = config
+        choose_attention(ctx, Attention)  # there is one, and who asked for another is told
         width, eps = config.hidden_size, config.layer_norm_eps
         self.input = nn.Linear(ctx.input_size, width) if ctx.input_size != width else nn.Identity()
         self.input_norm = nn.LayerNorm(width, eps=eps)

@@ -30,6 +30,8 @@ class BuildContext:
     """Entries of each of them."""
     attn_implementation: str = "auto"
     """`auto`, or one of the implementations of transformers (`eager`, `sdpa`, `flash_attention_2`)."""
+    flash_attention: bool = False
+    """Whether FlashAttention can run: in half precision, on a GPU that has it."""
     stage_sizes: dict[str, int] = field(default_factory=dict)
     """Widths of the named stage outputs (`audio_encoder`, `audio_adapter`, `text_decoder`): objectives use them."""
     encode: Callable[[str], Sequence[int]] | None = None

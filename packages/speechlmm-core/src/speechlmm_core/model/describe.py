@@ -31,14 +31,15 @@ class ComponentDescription:
     """What the component's attention runs on; empty where it has none."""
 
 
-def meta_model(config: ModelConfig, *, dtype: torch.dtype = torch.float32) -> SpeechLMM:
+def meta_model(config: ModelConfig, *, dtype: torch.dtype = torch.float32, flash_attention: bool = False) -> SpeechLMM:
     """The model on the meta device: all shapes, no memory.
 
     Raises:
         ConfigError: The components do not fit together.
     """
     with torch.device("meta"), default_dtype(dtype):
-        return SpeechLMM(SpeechLMMConfig(model=config.model_dump(mode="json"), dtype=dtype))
+        shell = SpeechLMMConfig(model=config.model_dump(mode="json"), dtype=dtype)
+        return SpeechLMM(shell, flash_attention=flash_attention)
 
 
 def describe(
@@ -47,6 +48,7 @@ def describe(
     freeze_modules: Sequence[str] = (),
     trainable_modules: Sequence[str] | None = None,
     dtype: torch.dtype = torch.float32,
+    flash_attention: bool = False,
 ) -> list[ComponentDescription]:
     """Describes every component, building on the meta device.
 
@@ -55,11 +57,12 @@ def describe(
         freeze_modules: Modules that will be frozen.
         trainable_modules: The only modules that will be trained, where that is how they are given.
         dtype: Type of the parameters.
+        flash_attention: Whether FlashAttention can run where the model will.
 
     Raises:
         ConfigError: The components do not fit together, or a name matches no module.
     """
-    model = meta_model(config, dtype=dtype)
+    model = meta_model(config, dtype=dtype, flash_attention=flash_attention)
     if trainable_modules is None:
         freeze(model, freeze_modules)
     else:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from speechlmm_core.attention.choice import flash_usable
 from speechlmm_core.checkpoint.load import read_config, read_model_config, resolve_model_path, restore
 from speechlmm_core.config import ATTENTIONS
 from speechlmm_core.errors import CheckpointError, ConfigError
@@ -68,7 +69,7 @@ def load_model(
     with default_dtype(dtype):
         shell = SpeechLMMConfig(model=config.model_dump(mode="json"), dtype=dtype)
         shell.name_or_path = str(folder)
-        model = model_class(shell)
+        model = model_class(shell, flash_attention=flash_usable(device or "cpu", dtype))
     restore(model, folder)
     if load_in_4bit or load_in_8bit:
         quantise(model.text_decoder.model, bits=4 if load_in_4bit else 8, compute_dtype=dtype)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
+from speechlmm_core.errors import DataError
 from speechlmm_core.features import Features, Loss
 
 
@@ -20,3 +24,20 @@ class SpeechLMMOutput(ModelOutput):
     """Losses by objective, each a sum with its unit."""
     stages: dict[str, Features] | None = None
     """Outputs of the towers by name; `text_decoder` holds the last hidden states (R, N, D)."""
+
+
+def total_loss(losses: Mapping[str, Loss], weights: Mapping[str, float], batch: Mapping[str, Any]) -> Tensor | None:
+    """The losses, each divided by its own count in the batch, weighted and added up; None where there are none.
+
+    Raises:
+        DataError: The batch does not hold the count of a loss.
+    """
+    counts = batch.get("num_items", {})
+    for name, loss in losses.items():
+        if loss.unit not in counts:
+            raise DataError(
+                f"objective {name!r} counts its loss in {loss.unit!r}, which the batch's `num_items` lacks; it has "
+                f"{', '.join(counts) or 'nothing'}"
+            )
+    terms = [weights[name] * loss.sum / max(counts[loss.unit], 1) for name, loss in losses.items()]
+    return torch.stack(terms).sum() if terms else None

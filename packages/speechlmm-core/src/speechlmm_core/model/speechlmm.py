@@ -23,7 +23,7 @@ from speechlmm_core.interfaces.objective import weight_at
 from speechlmm_core.model.dtypes import default_dtype
 from speechlmm_core.model.hf_config import SpeechLMMConfig
 from speechlmm_core.model.loading import load_model, take_arguments
-from speechlmm_core.model.outputs import SpeechLMMOutput
+from speechlmm_core.model.outputs import SpeechLMMOutput, total_loss
 from speechlmm_core.model.penalties import text_penalties
 from speechlmm_core.splice.gather import compact, splice
 from speechlmm_core.wiring import refuse_speech_output, wire
@@ -47,11 +47,11 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
 
     text_decoder: TextDecoder
 
-    def __init__(self, config: SpeechLMMConfig) -> None:
+    def __init__(self, config: SpeechLMMConfig, *, flash_attention: bool = False) -> None:
         super().__init__(config)
         self.model_config: ModelConfig = config.parse()
         refuse_speech_output(self.model_config)
-        contexts = wire(self.model_config).contexts
+        contexts = wire(self.model_config, flash_attention=flash_attention).contexts
         self.input_names: tuple[str, ...] = tuple(self.model_config.inputs)
         for name, towers in self.model_config.inputs.items():
             self.add_module(f"{name}_encoder", towers.encoder.build(contexts[f"{name}_encoder"]))
@@ -75,7 +75,12 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_model_config(
-        cls, config: ModelConfig, *, load_base_weights: bool = True, dtype: torch.dtype = torch.float32
+        cls,
+        config: ModelConfig,
+        *,
+        load_base_weights: bool = True,
+        dtype: torch.dtype = torch.float32,
+        flash_attention: bool = False,
     ) -> SpeechLMM:
         """Builds a model from its typed configuration.
 
@@ -83,12 +88,14 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
             config: The components.
             load_base_weights: Load the base checkpoints that components name; else all weights are random.
             dtype: Type of the parameters.
+            flash_attention: Whether FlashAttention can run where the model will (see `flash_usable`).
 
         Raises:
             CheckpointError: A base checkpoint is missing or does not fit.
         """
         with default_dtype(dtype):
-            model = cls(SpeechLMMConfig(model=config.model_dump(mode="json"), dtype=dtype))
+            shell = SpeechLMMConfig(model=config.model_dump(mode="json"), dtype=dtype)
+            model = cls(shell, flash_attention=flash_attention)
         if load_base_weights:
             for name, component in model.components().items():
                 pretrained = getattr(getattr(component, "config", None), "pretrained", None)
@@ -248,7 +255,7 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
             objective = self.objective(name)
             if all(stage in stages for stage in objective.config.stages):
                 losses[name] = objective(stages, batch, self.text_decoder)
-        return SpeechLMMOutput(loss=self._total(losses, weights, batch), losses=losses, stages=stages)
+        return SpeechLMMOutput(loss=total_loss(losses, weights, batch), losses=losses, stages=stages)
 
     def resolve_weights(self, given: Mapping[str, float] | None) -> dict[str, float]:
         """The objectives to compute, with their weights."""
@@ -259,19 +266,6 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
     def objective(self, name: str) -> Objective:
         """The objective called ``name``."""
         return cast("Objective", self.objectives[name])
-
-    def _total(
-        self, losses: Mapping[str, Loss], weights: Mapping[str, float], batch: Mapping[str, Any]
-    ) -> Tensor | None:
-        counts = batch.get("num_items", {})
-        for name, loss in losses.items():
-            if loss.unit not in counts:
-                raise DataError(
-                    f"objective {name!r} counts its loss in {loss.unit!r}, which the batch's `num_items` lacks; it has "
-                    f"{', '.join(counts) or 'nothing'}"
-                )
-        terms = [weights[name] * loss.sum / max(counts[loss.unit], 1) for name, loss in losses.items()]
-        return torch.stack(terms).sum() if terms else None
 
     @torch.no_grad()
     def generate(self, batch: Mapping[str, Any], **kwargs: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]

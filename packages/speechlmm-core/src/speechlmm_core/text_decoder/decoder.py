@@ -60,7 +60,7 @@ class CausalLMDecoder(TextDecoder):
         super().__init__()
         self.config = config
         hf_config = build_hf_config(config)
-        attention = pick_attention(hf_config, ctx.attn_implementation, ctx.component)
+        attention = pick_attention(hf_config, ctx)
         try:
             self.model = AutoModelForCausalLM.from_config(
                 hf_config, attn_implementation=attention, dtype=torch.get_default_dtype()
@@ -280,7 +280,7 @@ def check_base(config: CausalLMConfig, built: PreTrainedConfig) -> None:
             )
 
 
-def pick_attention(hf_config: PreTrainedConfig, asked: str, component: str = "") -> str:
+def pick_attention(hf_config: PreTrainedConfig, ctx: BuildContext) -> str:
     """What the family's attention runs on: what is asked for where it can do that, else the best that it can do."""
     family: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(hf_config)]
-    return choose_attention(asked, family, component=component or "text_decoder")
+    return choose_attention(ctx, family)

@@ -75,7 +75,7 @@ class AutoAvsrEncoder(Encoder):
     def __init__(self, config: AutoAvsrEncoderConfig, ctx: BuildContext) -> None:
         super().__init__()
         self.config = config
-        implementation = choose_attention(ctx.attn_implementation, AutoAvsrNetwork, component=ctx.component)
+        implementation = choose_attention(ctx, AutoAvsrNetwork)
         self.model = AutoAvsrNetwork(config.model, implementation)
         self.layer_mix = LayerMix(config.num_layers + 1) if config.layer == "weighted" else None
 

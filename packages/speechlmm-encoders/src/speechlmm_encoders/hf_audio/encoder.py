@@ -49,7 +49,7 @@ class HFAudioEncoder(Encoder):
         super().__init__()
         self.config = config
         model_class = find_class(str(config.numbers["model_type"]))
-        self._attention = choose_attention(ctx.attn_implementation, model_class, component=ctx.component)
+        self._attention = choose_attention(ctx, model_class)
         self.model = self._build(model_class)
         self.layer_mix = LayerMix(config.num_layers + 1) if config.layer == "weighted" else None
         if config.front_end.batching == "apart":

@@ -47,7 +47,7 @@ class RawAudioEncoder(Encoder):
             num_feat_extract_layers=len(config.architecture.conv_dim),
             mask_feature_min_masks=0,
             apply_spec_augment=config.apply_spec_augment,
-            attn_implementation=choose_attention(ctx.attn_implementation, self.model_class, component=ctx.component),
+            attn_implementation=choose_attention(ctx, self.model_class),
         )
         self.model = self.model_class(self.config_class(**options))
         self.layer_mix = LayerMix(config.num_layers + 1) if config.layer == "weighted" else None

@@ -31,9 +31,7 @@ class SeamlessEncoder(ConformerEncoder):
 
     def __init__(self, config: SeamlessEncoderConfig, ctx: BuildContext) -> None:
         options: dict[str, Any] = config.architecture.model_dump()
-        options["attn_implementation"] = choose_attention(
-            ctx.attn_implementation, SeamlessM4Tv2SpeechEncoder, component=ctx.component
-        )
+        options["attn_implementation"] = choose_attention(ctx, SeamlessM4Tv2SpeechEncoder)
         super().__init__(config, SeamlessM4Tv2SpeechEncoder(SeamlessM4Tv2Config(**options)))
 
     def load_base_weights(self) -> None:

@@ -36,7 +36,7 @@ class W2vBert2Encoder(ConformerEncoder):
             options.update(mask_time_prob=0.0, mask_feature_prob=0.0)
         options.update(
             apply_spec_augment=config.apply_spec_augment,
-            attn_implementation=choose_attention(ctx.attn_implementation, Wav2Vec2BertModel, component=ctx.component),
+            attn_implementation=choose_attention(ctx, Wav2Vec2BertModel),
         )
         super().__init__(config, Wav2Vec2BertModel(Wav2Vec2BertConfig(**options)))
 

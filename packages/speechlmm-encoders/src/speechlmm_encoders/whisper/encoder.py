@@ -40,9 +40,7 @@ class WhisperEncoderBase(Encoder):
         super().__init__()
         self.config = config
         options: dict[str, Any] = config.architecture.model_dump()
-        options["attn_implementation"] = choose_attention(
-            ctx.attn_implementation, TransformersWhisperEncoder, component=ctx.component
-        )
+        options["attn_implementation"] = choose_attention(ctx, TransformersWhisperEncoder)
         self.model = TransformersWhisperEncoder(WhisperConfig(**options))
         self.layer_mix = LayerMix(config.num_layers + 1) if config.layer == "weighted" else None
         convolutions = (self.model.conv1, self.model.conv2)

@@ -6,10 +6,13 @@ import warnings
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 
+from speechlmm_core.attention.choice import flash_usable
 from speechlmm_core.errors import ConfigError
 from speechlmm_train.stage_config import ResolvedStage
+from speechlmm_train.training_config import TrainingConfig
 
 
 def use_bf16(wanted: bool | str) -> bool:
@@ -17,6 +20,13 @@ def use_bf16(wanted: bool | str) -> bool:
     if wanted == "auto":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return bool(wanted)
+
+
+def can_flash(training: TrainingConfig) -> bool:
+    """Whether FlashAttention can run: weights are in fp32, so that it needs mixed precision beside a GPU."""
+    half = torch.bfloat16 if use_bf16(training.bf16) else torch.float16 if training.extras.get("fp16") else None
+    on_cpu = training.extras.get("use_cpu") or parse_flag_from_env("ACCELERATE_USE_CPU")
+    return half is not None and flash_usable("cpu" if on_cpu else "cuda", half)
 
 
 def training_arguments(stage: ResolvedStage, *, output_dir: str, max_steps: int, world_size: int) -> TrainingArguments:

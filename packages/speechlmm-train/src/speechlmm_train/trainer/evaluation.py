@@ -32,13 +32,14 @@ class EvaluationCallback(TrainerCallback):
             return
         assert isinstance(trainer.model, SpeechLMM)
         path = trainer.folder.path / "evaluations" / f"step-{trainer.total_step}.jsonl"
-        done = evaluate(
-            trainer.model,
-            trainer.processor,
-            self.examples,
-            options=GenerationOptions(max_new_tokens=self.training.eval_max_new_tokens),
-            predictions_path=path,
-        )
+        with trainer.accelerator.autocast():  # as in training: what attention runs on may need half precision
+            done = evaluate(
+                trainer.model,
+                trainer.processor,
+                self.examples,
+                options=GenerationOptions(max_new_tokens=self.training.eval_max_new_tokens),
+                predictions_path=path,
+            )
         figures = {
             f"eval/{task}_{name}": value for task, scores in done.scores.items() for name, value in scores.items()
         }

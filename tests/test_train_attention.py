@@ -1,0 +1,81 @@
+"""Which attention a training run, its plan and its evaluations use: FlashAttention needs mixed precision on a GPU."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from speechlmm_core.text_decoder import decoder
+from speechlmm_train.compose import validate
+from speechlmm_train.plan_table import component_table, stage_lines
+from speechlmm_train.run import build_model, run
+from speechlmm_train.trainer import arguments, evaluation
+from speechlmm_train.trainer.arguments import can_flash
+
+MODEL = {"text_decoder": {"type": "causal_lm"}}
+
+
+def configure(folder, **training) -> dict[str, Any]:
+    return {
+        "model": MODEL,
+        "data": {"train": [str(folder / "data.jsonl")], "eval": [str(folder / "data.jsonl")]},
+        "training": {
+            "output_dir": str(folder / "out"),
+            "max_steps": 1,
+            "per_device_train_batch_size": 1,
+            "report_to": [],
+            **training,
+        },
+    }
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine on which FlashAttention runs in half precision."""
+    half = (torch.bfloat16, torch.float16)
+    monkeypatch.setattr(arguments, "flash_usable", lambda device, dtype: device == "cuda" and dtype in half)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("training", "possible"),
+    [
+        ({}, False),
+        ({"bf16": True}, True),
+        ({"fp16": True}, True),
+        ({"bf16": True, "use_cpu": True}, False),
+    ],
+)
+def test_it_takes_mixed_precision_on_a_gpu(training, possible, tmp_path, gpu):
+    config = validate(configure(tmp_path, **training))
+    assert can_flash(config.training) is possible
+    # The plan and the model that is trained are told the same.
+    seen = []
+    gpu.setattr(decoder, "choose_attention", lambda ctx, family: seen.append(ctx.flash_attention) or "sdpa")
+    gpu.setattr("speechlmm_train.plan_table.check_stage", lambda *args, **kwargs: None)
+    assert list(component_table(config))
+    assert list(stage_lines(config))
+    build_model(config, None)
+    assert seen == [possible] * 3
+    gpu.setenv("ACCELERATE_USE_CPU", "true")
+    assert not can_flash(config.training)
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_evaluation_computes_in_what_training_does(bf16, tmp_path, monkeypatch):
+    messages = [{"role": "user", "content": "Say"}, {"role": "assistant", "content": "it"}]
+    (tmp_path / "data.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    seen = []
+
+    def evaluate(*args, **kwargs):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return SimpleNamespace(scores={})
+
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    config = configure(tmp_path, bf16=bf16, use_cpu=True, eval_steps=1)
+    run(validate(config), plain=config, progress=False)
+    assert seen == [bf16]
