@@ -51,12 +51,14 @@ def download(
         raise ConfigError(f"where to? set ${ROOT_VARIABLE} to a folder for checkpoints, or give one with --into")
     root = (into or Path(known or "")).expanduser()
 
+    from speechlmm_train.download.download import check_given
     from speechlmm_train.download.download import download as fetch
 
     for part in without:
         click.echo(f"model.{part}: has no base checkpoint, nothing to fetch")
     for one in wanted:
         if Path(one.name).expanduser().exists():
+            check_given(Path(one.name).expanduser())
             click.echo(f"{one.name}: is here already, nothing to fetch")
         else:
             fetch(one, root, click.echo, progress=progress)

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from speechlmm_core.errors import CheckpointError, ConfigError, SpeechLMMError
+from speechlmm_core.checkpoint.hub_errors import first_line, hub_refusal
+from speechlmm_core.errors import CheckpointError, SpeechLMMError
 from speechlmm_train.download.tensors import file_sha256, git_sha1
 
 RETRIES = 4
@@ -38,6 +39,11 @@ class RemoteFile:
     git_sha1: str
     """Of small ones; of large ones it is their pointer's."""
 
+    @property
+    def key(self) -> str:
+        """The hash that tells its content from another."""
+        return self.sha256 or self.git_sha1
+
     def check(self, path: Path) -> str:
         """Compares a downloaded file with what the hub says, and returns its SHA-256.
 
@@ -61,7 +67,6 @@ class Repository:
     """A model repository at one commit."""
 
     name: str
-    revision: str | None
     commit: str
     files: dict[str, RemoteFile]
 
@@ -70,6 +75,7 @@ def list_repository(name: str) -> Repository:
     """Asks the hub what ``<repository>[@<revision>]`` holds.
 
     Raises:
+        HubOfflineError: $HF_HUB_OFFLINE is set.
         CheckpointError: There is no such model or revision, or it may not be read.
         ConnectionError: The hub does not answer.
     """
@@ -77,7 +83,8 @@ def list_repository(name: str) -> Repository:
     with explained(name):
         from huggingface_hub import HfApi
 
-        info = HfApi(endpoint=_endpoint()).model_info(repo, revision=revision or None, files_metadata=True)
+        api = HfApi(endpoint=_endpoint())
+        info = api.model_info(repo, revision=revision or None, files_metadata=True, timeout=TIMEOUT_S)
     files: dict[str, RemoteFile] = {}
     for one in info.siblings or []:
         sha256 = one.lfs.sha256 if one.lfs is not None else None
@@ -85,7 +92,7 @@ def list_repository(name: str) -> Repository:
         files[one.rfilename] = RemoteFile(one.rfilename, size or 0, sha256, one.blob_id or "")
     if info.sha is None:
         raise ConnectionError(f"the hub names no commit of {name!r}; is $HF_ENDPOINT a hub?")
-    return Repository(repo, revision or None, info.sha, files)
+    return Repository(repo, info.sha, files)
 
 
 def fetch(repository: Repository, file: RemoteFile, folder: Path, *, progress: bool) -> tuple[Path, str]:
@@ -159,54 +166,26 @@ def _is_transient(exc: Exception) -> bool:
 @contextmanager
 def explained(name: str) -> Iterator[None]:
     """Turns the hub client's errors into words that say what to do."""
-    from huggingface_hub import errors
-
-    repo, _, revision = name.partition("@")
     try:
         yield
     except SpeechLMMError:
         raise
-    except errors.GatedRepoError as exc:
-        page = f"https://huggingface.co/{repo}"
-        raise CheckpointError(
-            f"{repo!r} is gated: log in at {page} and accept its terms (some are granted by hand, later), "
-            "make a token with read access at https://huggingface.co/settings/tokens, and give it as $HF_TOKEN or by "
-            f"`hf auth login`{_token_hint()}"
-        ) from exc
-    except errors.RepositoryNotFoundError as exc:
-        raise CheckpointError(
-            f"the hub has no model {repo!r}, or it is private; check the name at https://huggingface.co/models, or "
-            f"give a token that may read it as $HF_TOKEN{_token_hint()}"
-        ) from exc
-    except errors.RevisionNotFoundError as exc:
-        raise CheckpointError(f"{repo!r} has no revision {revision!r}; leave it out, or name a commit or tag") from exc
-    except errors.HFValidationError as exc:
-        raise ConfigError(
-            f"{name!r} is no name on the hub (<organisation>/<model>), and no folder that is there"
-        ) from exc
-    except errors.OfflineModeIsEnabled as exc:
-        raise ConfigError("$HF_HUB_OFFLINE is set, which forbids any download; unset it") from exc
-    except errors.HfHubHTTPError as exc:
-        code = exc.response.status_code
-        if code in (401, 403):
-            raise CheckpointError(
-                f"the hub refuses {repo!r} ({code}); make a token with read access at "
-                f"https://huggingface.co/settings/tokens and give it as $HF_TOKEN{_token_hint()}"
-            ) from exc
-        raise ConnectionError(f"the hub answers {code} for {repo!r}; {AGAIN}") from exc
     except Exception as exc:  # the client's errors come from several libraries
         if isinstance(exc, OSError) and exc.errno is not None and exc.filename is not None:
             raise  # the disk's, not the network's
-        reason = next(iter(str(exc).strip().splitlines()), type(exc).__name__)
-        raise ConnectionError(f"the download of {repo!r} broke off ({reason}); {AGAIN}") from exc
+        refusal = hub_refusal(exc, name)
+        if refusal is not None:
+            raise refusal from exc
+        repo = name.partition("@")[0]
+        code = getattr(getattr(exc, "response", None), "status_code", None)
+        reason = (
+            f"the hub answers {code} for {repo!r}"
+            if code
+            else f"the download of {repo!r} broke off ({first_line(exc)})"
+        )
+        raise ConnectionError(f"{reason}; {AGAIN}") from exc
 
 
 def _endpoint() -> str | None:
     # The client reads it once, when it is imported.
     return os.environ.get("HF_ENDPOINT") or None
-
-
-def _token_hint() -> str:
-    from huggingface_hub import get_token
-
-    return " (a token was sent; it has no access)" if get_token() else " (no token was sent)"

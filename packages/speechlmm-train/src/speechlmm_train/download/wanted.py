@@ -39,6 +39,26 @@ class Wanted:
         return any(part.keep for part in self.parts)
 
     @property
+    def needs_all(self) -> bool:
+        """Whether every tensor is needed."""
+        return any("" in part.keep and not part.skip for part in self.parts)
+
+    @property
+    def revision(self) -> str | None:
+        """The revision that the name ends in."""
+        return self.name.partition("@")[2] or None
+
+    def identity(self) -> dict[str, Any]:
+        """What tells one download from another, but for the hub's content."""
+        tensors = [{"keep": list(part.keep), "skip": list(part.skip)} for part in self.parts]
+        return {
+            "repo": self.name.partition("@")[0],
+            "revision": self.revision,
+            "tensors": [part for i, part in enumerate(tensors) if part not in tensors[:i]],
+            "patterns": self.patterns,
+        }
+
+    @property
     def by_hand(self) -> str | None:
         """Where to get it if it is not on the hub."""
         return next((part.by_hand for part in self.parts if part.by_hand), None)
