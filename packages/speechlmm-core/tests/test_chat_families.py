@@ -1,10 +1,13 @@
-"""Each pinned template against conversations written out by hand in the family's published format."""
+"""Each pinned template against conversations written out by hand.
+
+They are in the family's published format, but for what docs/how-to/base-checkpoints.md says is ours.
+"""
 
 import pytest
 
 from speechlmm_core.chat.messages import Message
-from speechlmm_core.chat.template import BUILT_IN
-from speechlmm_core.chat.tokenizer import MediaPiece
+from speechlmm_core.chat.template import BUILT_IN, read_template
+from speechlmm_core.chat.tokenizer import ChatTokenizer, MediaPiece
 from speechlmm_core.errors import DataError
 from speechlmm_core.text_decoder.config import CausalLMConfig
 
@@ -103,7 +106,7 @@ def test_every_template_is_written_out_here():
 
 
 @pytest.mark.parametrize("template", WRITTEN)
-def test_a_conversation_reads_as_published_and_the_answers_are_learnt(template):
+def test_a_conversation_reads_as_written_out_and_the_answers_are_learnt(template):
     chat = tokenizer(template)
     assert written_out(chat, chat.encode_chat(CHAT)) == WRITTEN[template][0]
 
@@ -132,6 +135,34 @@ def test_the_names_of_special_tokens_stay_text(template):
     answer = [token for token, mine in zip(piece.ids, piece.supervised, strict=True) if mine]
     assert chat.decode(answer).strip() == "a b"
     assert answer[-1] == chat.stop_token_ids[0]
+
+
+@pytest.mark.parametrize("template", sorted({*WRITTEN} - {"qwen3"}))
+def test_every_prompt_is_the_beginning_of_the_chat_that_is_learnt(template):
+    """Not so in Qwen3, where only the last answer has a block of thoughts; and not so as Mistral published it."""
+    chat = tokenizer(template)
+    whole = written_out(chat, chat.encode_chat(CHAT))
+    for number, answer in ((2, "[[Hello."), (4, "[[turn it on")):
+        prompt = written_out(chat, chat.encode_chat(CHAT[:number], add_generation_prompt=True))
+        assert whole.startswith(prompt + answer.replace("[[", "[[ " if template in ("mistral", "vicuna") else "[["))
+
+
+def test_mistral_with_one_question_is_as_published():
+    chat = tokenizer("mistral")
+    prompt = written_out(chat, chat.encode_chat(CHAT[:2], add_generation_prompt=True))
+    assert prompt == "<s>[INST] Be brief.\n\nHi[/INST]"
+
+
+def test_models_not_tuned_to_chat_stop_at_their_tokenizer_s_own_end():
+    """The template for them writes no token by name, so that it takes any tokenizer."""
+    base = tokenizer("plain").tokenizer
+    base.add_special_tokens({"eos_token": "<the end>"})
+    chat = ChatTokenizer(base, read_template("plain"), "plain")
+    end = base.convert_tokens_to_ids("<the end>")
+    assert chat.stop_token_ids[0] == end
+    (piece,) = chat.encode_chat(CHAT[:3])
+    assert piece.ids[-1] == end
+    assert piece.supervised[-1]
 
 
 @pytest.mark.parametrize("template", ["gemma3", "mistral"])
