@@ -1,6 +1,7 @@
 """The Python in the READMEs runs as it stands there."""
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,14 @@ def test_package_readme(readme: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     for block in python_blocks(readme):
         execute(block)
+
+
+@pytest.mark.parametrize("readme", PACKAGE_READMES, ids=lambda path: path.parent.name)
+def test_package_readme_names_every_extra(readme: Path) -> None:
+    project = tomllib.loads((readme.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    text = readme.read_text(encoding="utf-8")
+    extras = set(project.get("optional-dependencies", {})) - {"test"}
+    assert [name for name in sorted(extras) if f"`{name}`" not in text and f"[{name}]" not in text] == []
 
 
 def test_root_readme_builds_a_model_loads_it_and_listens(
