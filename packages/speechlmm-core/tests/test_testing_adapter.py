@@ -189,7 +189,7 @@ class LengthLossConfig(ObjectiveConfig):
 
 
 class Firing(Adapter):
-    """Keeps the loudest frames: in training as many as the transcript has tokens, else those above a threshold."""
+    """Keeps the first frames: as many as the transcript has tokens, else as many as are above a threshold."""
 
     def __init__(self, config, ctx):
         super().__init__()
@@ -201,15 +201,19 @@ class Firing(Adapter):
         values = features.values.masked_fill(~features.mask()[..., None], 0.0)
         weights = torch.sigmoid(self.alpha(values))[..., 0] * features.mask()  # (B, T)
         counts = (weights > 0.5).sum(1)
-        if self.training and target_lengths is not None and self.config.fault != "targets missed":
+        if (
+            target_lengths is not None
+            and self.config.fault != "targets missed"
+            and (self.training or self.config.fault != "met in training")
+        ):
             counts = torch.where(target_lengths >= 0, target_lengths.minimum(features.lengths), counts)
         if self.config.fault == "none in bfloat16" and values.dtype == torch.bfloat16:
             counts = counts * 0
-        order = weights.argsort(dim=1, descending=True, stable=True)
-        kept = self.model(values * weights[..., None]).gather(
-            1, order[..., None].expand(-1, -1, self.model.out_features)
-        )
-        return Features(kept, counts, {"weights": weights})
+        if self.config.fault == "rough in bfloat16" and values.dtype == torch.bfloat16:
+            values = (values + 4).cumsum(1).diff(dim=1, prepend=torch.zeros_like(values[:, :1])) - 4
+        if self.config.fault == "a frame more in bfloat16" and values.dtype == torch.bfloat16:
+            counts = (counts + 1).minimum(features.lengths)
+        return Features(self.model(values * weights[..., None]), counts, {"weights": weights})
 
 
 class FiringConfig(StackAdapterConfig):
@@ -275,6 +279,9 @@ IN_MODELS = {
         FiringConfig(fault="none in bfloat16"),
         "bfloat16",
     ),
+    "bfloat16 sums up too much": (FiringConfig(fault="rough in bfloat16"), "bfloat16"),
+    "bfloat16 moves a length that is told": (FiringConfig(fault="a frame more in bfloat16"), "built_in_bfloat16"),
+    "the transcript's length is met in training only": (FiringConfig(fault="met in training"), "target_lengths"),
 }
 
 

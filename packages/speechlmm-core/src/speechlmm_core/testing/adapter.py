@@ -7,117 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from fractions import Fraction
-from typing import Any
+from itertools import product
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from speechlmm_core.features import Features
-from speechlmm_core.interfaces.adapter import AdapterConfig, adapters
+from speechlmm_core.interfaces.adapter import AdapterConfig
 from speechlmm_core.interfaces.context import BuildContext
-from speechlmm_core.interfaces.modules import Adapter
-from speechlmm_core.media.medium import Medium
+from speechlmm_core.testing.adapter_base import AdapterKitBase
 from speechlmm_core.testing.checks import Check, assert_close, check, collect, run_all, select
-from speechlmm_core.testing.component import ComponentKit, lengths_agree, probe
-from speechlmm_core.testing.composite import DECODER_WIDTH
+from speechlmm_core.testing.component import lengths_agree, probe
 from speechlmm_core.testing.encoder_base import rows
 from speechlmm_core.testing.in_model import assert_learns, run_in_model
-from speechlmm_core.testing.media import noise_audio, noise_video
-from speechlmm_core.testing.toy import ToyEncoderConfig
-from speechlmm_core.testing.toy_video import ToyVideoEncoderConfig
 
-TOY_ENCODERS = {"audio": ToyEncoderConfig, "video": ToyVideoEncoderConfig}
 ONCE = ("config_defaults", "config_round_trip", "config_import", "weights")
 """Checks that no role of the adapter makes a difference to."""
 
 SIZES = (*range(18), 23, 31, 32, 33, 47, 64, 97)
 
 
-class AdapterKit(ComponentKit):
+class AdapterKit(AdapterKitBase):
     """The checks of an adapter."""
-
-    config: AdapterConfig
-
-    def __init__(
-        self, config: AdapterConfig, ctx: BuildContext | None, unreached: Collection[str], modality: str = "audio"
-    ) -> None:
-        super().__init__(config, adapters, unreached)
-        self._ctx = ctx
-        self.modality = modality
-
-    @property
-    def ctx(self) -> BuildContext:
-        """What the adapter is built with: another width out than in, where the adapter can change it."""
-        if self._ctx is not None:
-            return self._ctx
-        rate = TOY_ENCODERS[self.modality]().frame_rate
-        ctx = BuildContext(input_size=12, output_size=16, frame_rate=rate, vocab_size=37)
-        if self.config.output_size(ctx) == ctx.output_size:
-            return ctx
-        return BuildContext(input_size=16, output_size=16, frame_rate=rate, vocab_size=37)
-
-    def make(self, config: AdapterConfig) -> Adapter:
-        """The adapter."""
-        return config.build(self.ctx)
-
-    @property
-    def place(self) -> str:
-        """The adapter of the input that is called like its modality."""
-        return f"{self.modality}_adapter"
-
-    @property
-    def depends_on_content(self) -> bool:
-        """Whether how many frames come out is known on the device only; there may then be none."""
-        return self.config.output_lengths(1, self.ctx.frame_rate) is None
-
-    def towers(self) -> dict[str, Any]:
-        """The adapter behind an encoder of the width that it takes."""
-        widening = self.ctx.input_size != self.ctx.output_size
-        encoder = TOY_ENCODERS[self.modality](width=48 if widening else DECODER_WIDTH)
-        return {f"{self.modality}_encoder": encoder, self.place: self.config}
-
-    def assert_near(self, got: Tensor, expected: Tensor) -> None:
-        """Asserts that an output in low precision is that in fp32; rounding may move where content decides."""
-        if not self.depends_on_content:
-            super().assert_near(got, expected)
-            return
-        assert got.dtype == self.low_precision, f"{got.dtype}, expected {self.low_precision}"
-        assert bool(got.isfinite().all()), "the output is not finite"
-        off = abs(len(got) - len(expected))
-        assert off <= max(2, len(expected) // 2), f"{len(got)} frames, {len(expected)} in fp32"
-
-    def reached_by_losses(self) -> list[str]:
-        """Parameters that a model's losses reach, the adapter's own included (the head of a CTC adapter, say)."""
-        ran = run_in_model(self.towers(), self.media(60, 41, 52))
-        ran.output.loss.backward()
-        component = ran.model.components()[self.place]
-        return [name for name, value in component.named_parameters() if value.grad is not None]
-
-    def media(self, *frames: int) -> dict[str, list[Medium]]:
-        """Media of so many frames of the toy encoder each."""
-        make = noise_video(height=8, width=8) if self.modality == "video" else noise_audio(16_000)
-        hop = 1 if self.modality == "video" else 320
-        return {self.modality: [make(count * hop, seed) for seed, count in enumerate(frames)]}
-
-    def composite_output(self, module: Any) -> Tensor:
-        """The valid frames of two rows of the toy encoder's width."""
-        width = self.towers()[f"{self.modality}_encoder"].width
-        values = torch.randn(2, 23, width, generator=torch.Generator().manual_seed(0))
-        return torch.cat(rows(module(Features(values, torch.tensor([23, 11])))))  # (sum of lengths, D)
-
-    def features(self, *lengths: int, seed: int = 0, padding: float = 0.0) -> Features:
-        """Random features of these lengths; each row's content depends on its place and the seed alone."""
-        values = torch.full((len(lengths), max(lengths, default=0), self.ctx.input_size), padding)
-        for row, length in enumerate(lengths):
-            generator = torch.Generator().manual_seed(1000 * seed + row)
-            values[row, :length] = torch.randn(length, self.ctx.input_size, generator=generator)
-        return Features(values, torch.tensor(lengths, dtype=torch.int64))
-
-    def output(self, module: Any, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The valid frames of three rows of different length."""
-        features = self.features(23, 11, 17)
-        return torch.cat(rows(module(Features(features.values.to(dtype), features.lengths))))  # (sum of lengths, D)
 
     @check
     def lengths_of_all_kinds(self) -> None:
@@ -247,10 +159,10 @@ class AdapterKit(ComponentKit):
 
     @check
     def target_lengths(self) -> None:
-        """The transcripts' lengths may be given in training; what promises to meet them does, within its bound."""
-        module, frames, targets = self.build().train(), (23, 11, 5, 0), [4, 2, 19, 3]
-        for given in (targets, [-1, 2, -1, -1]):
-            features = module(self.features(*frames), torch.tensor(given))
+        """The transcripts' lengths may be given; what promises to meet them does, within its bound, in every mode."""
+        module, frames, targets = self.build(), (23, 11, 5, 0), [4, 2, 19, 0]
+        for training, given in product((True, False), (targets, [-1, 2, -1, -1])):
+            features = module.train(training)(self.features(*frames), torch.tensor(given))
             assert all(bool(row.isfinite().all()) for row in rows(features)), "some frames are not finite"
             if self.config.meets_target_lengths:
                 most = [self.config.max_output_lengths(count, self.ctx.frame_rate) for count in frames]

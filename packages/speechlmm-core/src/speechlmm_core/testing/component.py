@@ -199,9 +199,7 @@ class ComponentKit(ABC):
     @check
     def bfloat16(self) -> None:
         """In bfloat16 the output is finite, of the right dtype, and close to that in fp32."""
-        expected = self.output(self.built())
-        got = self.output(self.built().to(torch.bfloat16), torch.bfloat16)
-        self.assert_near(got, expected)
+        self.assert_as_in_fp32(self.built().to(torch.bfloat16), self.built())
 
     @check
     def built_in_bfloat16(self) -> None:
@@ -215,7 +213,11 @@ class ComponentKit(ABC):
         wrong = [name for name, value in target.named_parameters() if value.dtype != torch.bfloat16]
         assert not wrong, f"{wrong[:3]} are not bfloat16"
         target.load_state_dict(source.state_dict())
-        self.assert_near(self.output(target, torch.bfloat16), self.output(source))
+        self.assert_as_in_fp32(target, source)
+
+    def assert_as_in_fp32(self, low: Any, module: Any) -> None:
+        """Asserts that a module in low precision computes what it does in fp32, but for rounding."""
+        self.assert_near(self.output(low, torch.bfloat16), self.output(module))
 
     def assert_near(self, got: Tensor, expected: Tensor) -> None:
         """Asserts that an output in low precision is what was computed in fp32, but for rounding."""
