@@ -13,7 +13,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 from transformers.utils import import_utils
 
-from speechlmm_core.attention import choice
+from speechlmm_core.attention import choice, varlen
 from speechlmm_core.attention.choice import choose_attention, flash_usable
 from speechlmm_core.config import ModelConfig
 from speechlmm_core.errors import ConfigError
@@ -119,6 +119,21 @@ def test_flash_needs_its_package_a_gpu_and_half_precision(gpu):
     gpu.setattr(torch.cuda, "is_available", lambda: True)
     gpu.setattr(choice, "find_spec", lambda name: None)
     assert not flash_usable("cuda", torch.bfloat16)
+
+
+def test_packed_rows_take_kernels_that_the_gpu_runs(gpu):
+    """Older GPUs attend segment by segment."""
+    device, kernel = torch.device("cuda:0"), lambda *args, **kwargs: None
+    sys.modules["flash_attn"].flash_attn_varlen_func = kernel
+    for capability, expected in (((8, 0), True), ((7, 5), False)):
+        varlen._flash_attn.cache_clear()
+        varlen._torch_varlen.cache_clear()
+        gpu.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert varlen._flash_attn(device, torch.float16) is (kernel if expected else None)
+        assert varlen._flash_attn(device, torch.float32) is None
+        assert expected or varlen._torch_varlen(device) is None
+    varlen._flash_attn.cache_clear()
+    varlen._torch_varlen.cache_clear()
 
 
 @pytest.mark.parametrize("asked", ["auto", "flash_attention_2"])

@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from speechlmm_core.attention.choice import FLASH_CAPABILITY, flash_usable
+
 MAX_HEAD_SIZE = 256
 
 
 @cache
-def _flash_attn() -> Callable[..., Tensor] | None:
-    if find_spec("flash_attn") is None:
+def _flash_attn(device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor] | None:
+    if not flash_usable(device, dtype):
         return None
     from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
 
@@ -27,9 +29,9 @@ def _flash_attn() -> Callable[..., Tensor] | None:
 
 
 @cache
-def _torch_varlen() -> Callable[..., Any] | None:
-    """Torch's kernel, if this release's takes a scale, a window and grouped heads."""
-    if find_spec("torch.nn.attention.varlen") is None:
+def _torch_varlen(device: torch.device) -> Callable[..., Any] | None:
+    """Torch's kernel, if this release's takes a scale, a window and grouped heads, and the GPU can run it."""
+    if find_spec("torch.nn.attention.varlen") is None or torch.cuda.get_device_capability(device) < FLASH_CAPABILITY:
         return None
     from torch.nn.attention.varlen import varlen_attn
 
@@ -72,7 +74,7 @@ def attend_varlen(
     flat = [tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value)]  # (N, H, D), (N, K, D) twice
     # The kernels count the positions to the left of a query, without itself.
     left = -1 if window is None else window - 1
-    flash = _flash_attn()
+    flash = _flash_attn(query.device, query.dtype)
     if flash is not None:
         out = flash(
             *flat,
@@ -87,7 +89,7 @@ def attend_varlen(
             softcap=softcap or 0.0,
         )
         return out[None]  # (1, N, H, D)
-    varlen = _torch_varlen()
+    varlen = _torch_varlen(query.device)
     # Windows shorter than a segment go segment by segment here: releases differ in what they count.
     if varlen is None or dropout or softcap is not None or window is not None:
         return None
