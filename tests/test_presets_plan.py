@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from speechlmm_core.errors import ConfigError
 from speechlmm_core.testing.presets import installed_presets, preset_files
 from speechlmm_train.compose import compose_config
 from speechlmm_train.plan_table import component_table
@@ -65,6 +66,19 @@ def test_every_part_has_a_companion():
 def test_every_preset_is_planned(part, name):
     rows = plan(**{**with_companions(part), part: name})
     assert rows[part][-1] in ("sdpa", "eager")
+
+
+def test_what_the_demo_s_decoder_leaves_open_is_asked_for():
+    presets = {**with_companions("text_decoder"), "text_decoder": "demo"}
+    open_keys = ("model.text_decoder.model.vocab_size", "model.text_decoder.tokenizer")
+    with pytest.raises(ConfigError) as caught:
+        plan(**presets)
+    assert str(caught.value).splitlines() == [
+        f"{key}: missing; the preset of model/text_decoder leaves it open, give it as {key}=<value>"
+        for key in open_keys
+    ]
+    rows = plan("model.text_decoder.model.vocab_size=300", "model.text_decoder.tokenizer=bytes", **presets)
+    assert rows["text_decoder"][-1] == "sdpa"
 
 
 @pytest.mark.parametrize("name", names("audio_adapter"))

@@ -248,8 +248,12 @@ def _check_option(override: Override, group: str) -> None:
 
 
 def _missing(key: str) -> str:
-    if key.startswith("model."):
+    group, _, part = key.partition(".")
+    if group == "model" and "." not in part:
         return f"{key}: missing; choose a preset with {key.replace('.', '/')}=<name> or set it in YAML"
+    if group == "model":
+        owner = part.partition(".")[0]
+        return f"{key}: missing; the preset of model/{owner} leaves it open, give it as {key}=<value>"
     return f"{key}: missing; give it as {key}=<value>"
 
 
