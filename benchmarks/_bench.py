@@ -26,6 +26,13 @@ def compare(cases: Mapping[str, Callable[[], Any]], repeats: int = 7, *, warmup:
     return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
+def check_equal(differences: Mapping[str, float], tolerance: float) -> None:
+    """Ends the benchmark where alternatives do not compute the same: their times would mean nothing."""
+    wrong = {name: difference for name, difference in differences.items() if not difference <= tolerance}
+    if wrong:
+        raise SystemExit(f"not equal within {tolerance:g}: {wrong}")
+
+
 def report(name: str, result: Mapping[str, Any]) -> None:
     """Prints a benchmark's result as JSON."""
     print(json.dumps({"benchmark": name, **result}, indent=2))

@@ -2,6 +2,8 @@
 
 The loops are written as one would: `loop` takes the frames apart once (`unbind`), `indexing` asks the tensor for each
 frame. The matrix form spreads the weights of all frames over all outputs, (B, N, T), and multiplies.
+Goals at 16 x 1500 x 512: at least 5 times as fast as the loop, 100 times as the one that indexes, and 3 times as the
+matrix form; equal within 1e-5 of the largest value.
 
 Shapes: B media, T frames, N outputs, D hidden.
 """
@@ -19,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parent))
-from _bench import compare, report
+from _bench import check_equal, compare, report
 
 from speechlmm_adapters.cif.fire import accumulate, count, fire
 from speechlmm_adapters.ctc.adapter import number_runs
@@ -139,7 +141,7 @@ def measure(ways: dict[str, Way], values: Tensor, weights: Tensor, args: argpars
             float((a.detach() - b.detach()).abs().max() / b.detach().abs().max())
             for a, b in zip(found, expected, strict=True)
         )
-        assert differences[name] < args.tolerance, f"{name} differs by {differences[name]:.1e}"
+    check_equal(differences, args.tolerance)
     # The way that indexes takes minutes at full size: it is timed fewer times.
     fast = {name: way for name, way in ways.items() if name != "indexing"}
     seconds = compare({n: lambda w=w: step(w, values, weights, probe) for n, w in fast.items()}, args.repeats)
@@ -147,7 +149,7 @@ def measure(ways: dict[str, Way], values: Tensor, weights: Tensor, args: argpars
         slow = {"indexing": lambda: step(ways["indexing"], values, weights, probe)}
         seconds |= compare(slow, args.slow_repeats, warmup=0)
     ratios = {f"{name}/ours": seconds[name] / seconds["ours"] for name in ways if name != "ours"}
-    return {"outputs": probe.shape[1], "seconds": seconds, "ratios": ratios, "differences": differences}
+    return {"outputs": probe.shape[1], "median_s": seconds, "ratios": ratios, "differences": differences}
 
 
 def main() -> None:

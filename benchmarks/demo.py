@@ -2,6 +2,12 @@
 
 Each seed is a process of its own, one after the other, into a folder of its own that starts out empty, so that
 synthesis counts. Prints JSON: what each run reported, the medians, and which of the goals they meet.
+
+Variants of the demo, by a name and the overrides that make them, run in turns with it, seed by seed:
+
+    python benchmarks/demo.py --variant cif model/audio_adapter=cif --variant ctc model/audio_adapter=ctc
+
+Goal for a variant: its median WER lies at most 5 points above the demo's.
 """
 
 from __future__ import annotations
@@ -23,6 +29,8 @@ GOALS: dict[str, tuple[float, bool]] = {
     "wer_shuffled_audio": (0.60, True),
 }
 """By figure: the bound of the median, and whether it has to be reached from above."""
+BEHIND = 0.05
+"""How far a variant's median WER may lie above the demo's."""
 FIGURES = ("seconds", "peak_rss_bytes", "wer", "cer", "wer_unseen_voice", "wer_shuffled_audio", "steps")
 
 
@@ -41,17 +49,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output-dir", type=Path, help="keep the demos here, as seed-N; otherwise nowhere")
-    parser.add_argument("overrides", nargs="*", help="further arguments of the demo, after --")
+    parser.add_argument(
+        "--variant",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("NAME", "OVERRIDE"),
+        help="another demo to run beside it",
+    )
+    parser.add_argument("overrides", nargs="*", help="further arguments of every demo, after --")
     args = parser.parse_args()
+    variants = {"demo": [], **{name: overrides for name, *overrides in args.variant}}
+    runs: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in variants}
     with tempfile.TemporaryDirectory() as temporary:
         root: Path = args.output_dir or Path(temporary)
-        runs = {seed: run(seed, root / f"seed-{seed}", args.overrides) for seed in args.seeds}
-    medians = {name: statistics.median(report[name] for report in runs.values()) for name in FIGURES}
+        for seed in args.seeds:
+            for name, overrides in variants.items():
+                folder = root / (f"seed-{seed}" if name == "demo" else f"{name}-seed-{seed}")
+                runs[name][seed] = run(seed, folder, [*args.overrides, *overrides])
+    medians = {
+        name: {figure: statistics.median(report[figure] for report in reports.values()) for figure in FIGURES}
+        for name, reports in runs.items()
+    }
     met = {
-        name: medians[name] >= bound if at_least else medians[name] <= bound
+        name: medians["demo"][name] >= bound if at_least else medians["demo"][name] <= bound
         for name, (bound, at_least) in GOALS.items()
     }
-    print(json.dumps({"runs": runs, "medians": medians, "goals": GOALS, "met": met}, indent=2))
+    behind = {name: medians[name]["wer"] - medians["demo"]["wer"] for name in variants if name != "demo"}
+    met |= {f"{name} behind": points <= BEHIND for name, points in behind.items()}
+    seconds = {name: medians[name]["seconds"] / medians["demo"]["seconds"] for name in behind}
+    result = {"runs": runs, "medians": medians, "wer_behind": behind, "ratio_seconds": seconds}
+    print(json.dumps({**result, "goals": {**GOALS, "wer_behind": (BEHIND, False)}, "met": met}, indent=2))
     sys.exit(0 if all(met.values()) else 1)
 
 

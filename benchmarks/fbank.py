@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 import torch
-from _bench import compare, report
+from _bench import check_equal, compare, report
 from transformers import SeamlessM4TFeatureExtractor
 
 from speechlmm_encoders.fbank.features import normalized_fbank
@@ -38,6 +38,8 @@ def main() -> None:
         return normalized_fbank(clips, options.bins)[0]
 
     expected = theirs()
+    difference = ((ours() - expected).abs().max() / expected.abs().max()).item()
+    check_equal({"fbank": difference}, 1e-5)
     seconds = compare({"extractor": theirs, "fbank": ours}, options.repeats)
     report(
         "fbank",
@@ -45,7 +47,7 @@ def main() -> None:
             "clips": options.clips,
             "seconds_per_clip": options.seconds,
             "median_s": seconds,
-            "relative_difference": ((ours() - expected).abs().max() / expected.abs().max()).item(),
+            "relative_difference": difference,
             "ratio_to_extractor": seconds["extractor"] / seconds["fbank"],
         },
     )

@@ -2,6 +2,7 @@
 
 Each duration runs in a process of its own, so that none finds memory that another has left behind. On the CPU the peak
 is the process's resident memory beyond what it held before (Linux), on a GPU what torch's allocator gave out.
+Goal: linear, so that the last minutes cost no more than 1.1 times the first. There is no alternative to compare with.
 
     python benchmarks/qformer_memory.py --size 128
     python benchmarks/qformer_memory.py --size 768 --device cuda
@@ -70,16 +71,16 @@ def measure(minutes: int, size: int, device: str, *, whole: bool) -> float:
     return (torch.cuda.max_memory_allocated() - before) / MIB
 
 
-def series(size: int, device: str, *, whole: bool) -> dict[str, object]:
+def series(durations: list[int], size: int, device: str, *, whole: bool) -> dict[str, object]:
     """The peaks, and how much each further minute costs; a ratio of 1 is a straight line."""
     peaks: dict[int, float] = {}
-    for minutes in MINUTES:
+    for minutes in durations:
         command = [sys.executable, __file__, "--minutes", str(minutes), "--size", str(size), "--device", device]
         done = subprocess.run(
             [*command, *["--whole"] * whole], env=os.environ | ENVIRONMENT, capture_output=True, text=True, check=True
         )
         peaks[minutes] = json.loads(done.stdout)
-    slopes = [(peaks[after] - peaks[before]) / (after - before) for before, after in pairwise(MINUTES)]
+    slopes = [(peaks[after] - peaks[before]) / (after - before) for before, after in pairwise(durations)]
     return {
         "mib": {str(minutes): round(peak, 1) for minutes, peak in peaks.items()},
         "mib_per_further_minute": [round(slope, 2) for slope in slopes],
@@ -92,6 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=128, help="width of frames and layers, a multiple of 64")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--durations", type=int, nargs="+", default=MINUTES, help="minutes, three or more")
     parser.add_argument("--minutes", type=int, help="measure one duration in this process")
     parser.add_argument("--whole", action="store_true", help="with --minutes: queries over the whole clip")
     options = parser.parse_args()
@@ -103,8 +105,8 @@ def main() -> None:
         {
             "size": options.size,
             "device": options.device,
-            "windows of 0.333 s": series(options.size, options.device, whole=False),
-            "whole clips, 32 queries": series(options.size, options.device, whole=True),
+            "windows of 0.333 s": series(list(options.durations), options.size, options.device, whole=False),
+            "whole clips, 32 queries": series(list(options.durations), options.size, options.device, whole=True),
         },
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from _bench import compare, report
+from _bench import check_equal, compare, report
 from torch import Tensor, nn
 from transformers import Wav2Vec2BertConfig
 from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import Wav2Vec2BertSelfAttention
@@ -62,6 +62,16 @@ def main() -> None:
         module.zero_grad()
         forward(module).square().sum().backward()
 
+    def gradients(module: nn.Module) -> Tensor:
+        train(module)
+        return torch.cat([parameter.grad.flatten() for parameter in module.parameters() if parameter.grad is not None])
+
+    expected = gradients(theirs)
+    differences = {
+        "forward": (infer(theirs) - infer(ours)).abs().max().item(),
+        "gradient, of its largest value": ((gradients(ours) - expected).abs().max() / expected.abs().max()).item(),
+    }
+    check_equal(differences, 1e-5)
     seconds = compare(
         {
             "transformers_forward": lambda: infer(theirs),
@@ -77,7 +87,7 @@ def main() -> None:
             "batch": options.batch,
             "frames": options.frames,
             "median_s": seconds,
-            "difference": (infer(theirs) - infer(ours)).abs().max().item(),
+            "differences": differences,
             "saved_mb": {
                 "transformers": saved_bytes(lambda: forward(theirs)) / 1e6,
                 "ours": saved_bytes(lambda: forward(ours)) / 1e6,
