@@ -188,7 +188,12 @@ def test_a_relative_of_the_right_architecture(tmp_path):
 def test_what_a_configuration_leaves_out_is_as_in_transformers(architecture, theirs, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": theirs.model_type}))
     numbers = architecture.model_validate(architecture_of({"pretrained": str(tmp_path)}, architecture)["model"])
-    expected = {**theirs(mask_time_prob=0.05).to_dict(), "conv_pos_batch_norm": False, "feat_proj_layer_norm": True}
+    expected = {
+        "mask_feature_min_masks": 0,
+        **theirs(mask_time_prob=0.05).to_dict(),
+        "conv_pos_batch_norm": False,
+        "feat_proj_layer_norm": True,
+    }
     for key, value in numbers.model_dump(mode="json").items():
         assert value == (list(expected[key]) if isinstance(expected[key], tuple) else expected[key]), key
     check_architecture(numbers, str(tmp_path))

@@ -48,6 +48,8 @@ FAMILIES = {
     "hf_audio-whisper": ("hf_audio", {"model_type": "whisper", **WHISPER, **WHISPER_REST}),
     "hf_audio-mel": ("hf_audio", {"model_type": "speech_to_text", **SPEECH_TO_TEXT}),
 }
+GROUP_NORMS = ("hubert-base", "wavlm-base")
+"""Their first norm is over the whole clip, as its windows alone are not: they are compared with the whole instead."""
 CHUNKS = {"chunk_seconds": 0.8, "chunk_overlap_seconds": 0.1}
 LENGTHS = (45_000, 3_000, 12_800, 12_801, 33_333)
 """One in several windows, one in a part of one, one as long as a window and one a sample longer, and an odd one."""
@@ -122,7 +124,7 @@ def naive(family, encoder, clip):
         first += size - 2 * context
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in GROUP_NORMS])
 def test_every_window_is_as_transformers_encodes_it(family):
     encoder = build(family, **CHUNKS)
     # Transformers' Whisper takes an even number of log-mel frames only, so that the odd ones are left to other tests.
@@ -139,7 +141,7 @@ def test_every_window_is_as_transformers_encodes_it(family):
         torch.testing.assert_close(values[:length], expected, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["hubert-large", "wavlm-large", "hf_audio-large"])
+@pytest.mark.parametrize("family", [*GROUP_NORMS, "hubert-large", "wavlm-large", "hf_audio-large"])
 def test_chunks_equal_the_whole_where_context_is_limited(family):
     """Before attention a frame sees 8 frames to each side (the positions' kernel of 16), and overlaps cover them."""
     whole, cut = build(family, layer=0), build(family, layer=0, chunk_seconds=0.8, chunk_overlap_seconds=0.16)
@@ -149,6 +151,32 @@ def test_chunks_equal_the_whole_where_context_is_limited(family):
     assert got.lengths.tolist() == expected.lengths.tolist()
     for one, other, length in zip(got.values, expected.values, got.lengths, strict=True):
         torch.testing.assert_close(one[:length], other[:length], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", GROUP_NORMS)
+@pytest.mark.parametrize("conv_stride", [[5, 2, 2, 2, 2, 2, 2], [4, 3, 2, 2, 2, 2, 2]])
+def test_a_norm_over_time_is_over_the_whole_clip(family, conv_stride, monkeypatch):
+    """Away from a seam (of 8 frames to each side, the reach of the positions) nothing tells the window from the whole.
+
+    The last clips end within the last hop of a window, on its end, and beyond it by less than gives a frame more.
+    """
+    kind, numbers = FAMILIES[family]
+    monkeypatch.setitem(FAMILIES, family, (kind, {**numbers, "conv_stride": conv_stride}))
+    whole, cut = build(family, layer=0, do_normalize=False), build(family, layer=0, do_normalize=False, **CHUNKS)
+    cut.load_state_dict(whole.state_dict())
+    hop, window = cut.config.hop, cut.config.chunker.window
+    ends = [window + 3 * cut.config.chunker.step * hop + more for more in (-1, 0, 1, hop // 5, hop // 4, hop - 1)]
+    clips = media(*LENGTHS, *ends)
+    for clip in clips:  # loud at one end: each window's own statistics would be far from the clip's
+        clip.values.mul_(torch.linspace(0.1, 3.0, len(clip.values)))
+    expected, got = encode(whole, clips), encode(cut, clips)
+    assert got.lengths.tolist() == expected.lengths.tolist()
+    step, context = cut.config.chunker.step, cut.config.chunker.context
+    for one, other, length in zip(got.values, expected.values, got.lengths.tolist(), strict=True):
+        seams = [seam for seam in range(context + step, length, step) if length > cut.config.chunker.frames]
+        near = {frame for seam in seams for frame in range(seam - 8, seam + 8)}
+        away = [frame for frame in range(length) if frame not in near]
+        torch.testing.assert_close(one[away], other[away], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -13,6 +13,7 @@ from speechlmm_core.media.medium import Medium
 from speechlmm_core.model.freezing import freeze, set_trainable
 from speechlmm_core.testing.composite import new_model, tiny_model_config
 from speechlmm_core.testing.toy import ToyAdapterConfig
+from speechlmm_encoders.raw_audio import encoder as raw_audio
 
 RAW: dict[str, Any] = {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2, "conv_dim": [16] * 7}
 RAW |= {"conv_kernel": [10, 3, 3, 3, 3, 2, 2], "conv_stride": [5, 2, 2, 2, 2, 2, 2]}
@@ -93,15 +94,18 @@ def test_spans_are_masked_at_training_only_and_only_where_asked_for(name, monkey
         for freezing in (lambda model: freeze(model, []), lambda model: freeze(model, ["audio_encoder"])):
             encoder, inputs = train(name, freezing)
             calls.clear()
-            module = type(encoder.model)
-            mask = module._mask_hidden_states
+            # transformers masks in a method of the model's; ours is a function of two modules
+            theirs = name.startswith("hf_audio")
+            place, mask_by = (type(encoder.model), "_mask_hidden_states") if theirs else (raw_audio, "mask_spans")
+            mask = getattr(place, mask_by)
 
-            def spy(self, hidden, *args, mask=mask, **options):
-                out = mask(self, hidden.clone(), *args, **options)
-                calls.append(not torch.equal(out, hidden))
+            def spy(*args, mask=mask, position=int(theirs), **options):
+                before = args[position].clone()
+                out = mask(*args, **options)
+                calls.append(not torch.equal(out, before))
                 return out
 
             with monkeypatch.context() as patch:
-                patch.setattr(module, "_mask_hidden_states", spy)
+                patch.setattr(place, mask_by, spy)
                 encoder(inputs)
             assert any(calls) == (asked and encoder.training)

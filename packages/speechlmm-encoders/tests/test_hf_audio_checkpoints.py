@@ -22,9 +22,14 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
+from speechlmm_core.checkpoint.save import save_model
 from speechlmm_core.errors import CheckpointError
 from speechlmm_core.interfaces.context import BuildContext
 from speechlmm_core.interfaces.encoder import encoders
+from speechlmm_core.model.speechlmm import SpeechLMM
+from speechlmm_core.processor.processor import SpeechLMMProcessor
+from speechlmm_core.testing.composite import tiny_model_config
+from speechlmm_core.testing.toy import ToyAdapterConfig
 
 WAV2VEC2 = {
     "hidden_size": 32,
@@ -167,3 +172,18 @@ def test_a_text_model(tmp_path):
     ).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="hf_audio cannot take a model of the type 'bert': it takes tokens"):
         encoders.validate({"type": "hf_audio", "pretrained": str(tmp_path), "feature_extractor": {}})
+
+
+def test_a_saved_model_needs_no_folder_that_it_began_with(tmp_path):
+    folder = tmp_path / "base"
+    published = Wav2Vec2Model(Wav2Vec2Config(**WAV2VEC2))
+    published.save_pretrained(folder)
+    Wav2Vec2FeatureExtractor().save_pretrained(folder)
+    config = encoders.validate({"type": "hf_audio", "model": None, "pretrained": str(folder)})
+    with tiny_model_config({"audio_encoder": config, "audio_adapter": ToyAdapterConfig()}) as towers:
+        model = SpeechLMM.from_model_config(towers)
+        save_model(model, SpeechLMMProcessor.from_config(towers), tmp_path / "saved")
+        folder.rename(tmp_path / "elsewhere")
+        again = SpeechLMM.from_pretrained(tmp_path / "saved")
+    own = again.components()["audio_encoder"].model.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in published.state_dict().items() if name in own)

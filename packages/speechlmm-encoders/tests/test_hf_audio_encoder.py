@@ -135,7 +135,8 @@ def theirs(encoder, clip, **options):
     numbers = {**config.model, "mask_time_prob": 0.0, "mask_feature_prob": 0.0}
     model = AutoModel.from_config(AutoConfig.for_model(**numbers)).eval()
     model = model.get_encoder() if model.config.is_encoder_decoder else model
-    model.load_state_dict(encoder.model.state_dict())
+    found = model.load_state_dict(encoder.model.state_dict(), strict=False)
+    assert not found.unexpected_keys  # layers above the wanted one are missing
     preprocessor = config.build_preprocessor()
     window = {"max_length": config.window, "padding": "max_length"} if config.window else {}
     inputs = preprocessor.extractor(clip.values.numpy(), sampling_rate=16_000, return_tensors="pt", **window)
@@ -256,23 +257,48 @@ def test_clips_of_one_length_share_a_call(monkeypatch):
 
 
 @pytest.mark.parametrize("family", ["speech_to_text", "moonshine", "wav2vec2-conformer", "wav2vec2-bert"])
-def test_positions_beside_the_weights_are_restored(family):
+def test_positions_beside_the_weights_are_restored(family, monkeypatch):
     clips = media(9_000)
     encoder = build(family)
     expected = encode(encoder, clips).values
     for name, buffer in encoder.model.named_buffers():
         if name not in encoder.model.state_dict():
             buffer.fill_(torch.nan)
+    again = []
+    make = encoder._build
+    monkeypatch.setattr(encoder, "_build", lambda *args: again.append(make(*args)) or again[-1])
     encoder.reset_buffers()
     torch.testing.assert_close(encode(encoder, clips).values, expected, atol=0, rtol=0)
+    assert bool(again) == (family != "wav2vec2-bert"), "built again where anything is lost"
+    assert all(one.is_meta for model in again for one in model.parameters()), "the weights take their memory again"
+    assert not any(parameter.is_meta for parameter in build(family).model.parameters())
 
 
-def test_training_drops_no_layer_whose_state_is_wanted():
-    encoder = build("wav2vec2", layer="weighted")
-    assert encoder.model.config.layerdrop == 0
-    assert build("wav2vec2").model.config.layerdrop == 0.1
-    encoder.train()
-    encode(encoder, media(9_000, 5_000))
+@pytest.mark.parametrize(
+    ("family", "options", "drops"),
+    [
+        ("wav2vec2", {}, True),
+        ("wav2vec2-post-norm", {"layer": 1}, True),
+        ("wavlm", {}, True),
+        ("wav2vec2-bert-adapter", {}, True),
+        ("wav2vec2", {"layer": "weighted"}, False),  # a sum takes the states as transformers lists them
+    ],
+)
+def test_layers_are_left_out_of_the_output_and_not_of_the_graph(family, options, drops, monkeypatch):
+    model_type, numbers, batching = FAMILIES[family]
+    still = dict.fromkeys(("attention_dropout", "hidden_dropout", "activation_dropout", "conformer_conv_dropout"), 0.0)
+    monkeypatch.setitem(FAMILIES, family, (model_type, {**numbers, **still, "layerdrop": 1.0}, batching))
+    encoder = build(family, **options)
+    inputs = encoder.config.build_preprocessor()(media(9_000, 5_000))
+    expected = encoder(inputs).values
+    encoder.model.encoder.layers.train()
+    out = encoder(inputs).values
+    assert out.shape == expected.shape
+    assert torch.equal(out, expected) != drops
+    (out * torch.randn(out.shape)).sum().backward()
+    for name, parameter in encoder.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.any()) != (drops and "encoder.layers" in name), name
 
 
 def test_spec_augment_is_off_unless_asked_for():

@@ -1,1 +1,1 @@
-"""Audio encoders of SpeechLMM, registered as plugins."""
+"""Audio and video encoders of SpeechLMM, registered as plugins."""

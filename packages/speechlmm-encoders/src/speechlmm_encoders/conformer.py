@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from speechlmm_core.features import Features, zero_padding
 from speechlmm_core.interfaces.modules import Encoder
 from speechlmm_encoders.relative_key import RelativeKeyAttention
-from speechlmm_encoders.transformer import LayerMix, attention_mask, run_layers
+from speechlmm_encoders.transformer import LayerMix, attention_mask, keep_layers, run_layers
 
 if TYPE_CHECKING:
     from speechlmm_encoders.fbank.config import FbankEncoderConfig
@@ -31,12 +31,33 @@ class ConformerEncoder(Encoder):
     config: FbankEncoderConfig
     model: Any
 
+    last_norm: ClassVar[str | None] = None
+    """Name of the norm after the last layer."""
+
     def __init__(self, config: FbankEncoderConfig, model: Any) -> None:
         super().__init__()
         self.config = config
         self.model = model
+        keep_layers(model, "encoder.layers", config.wanted_layer, norm=self.last_norm)
         use_kernels(model.encoder)
         self.layer_mix = LayerMix(config.num_layers + 1) if config.layer == "weighted" else None
+
+    def load(self, prefix: str, unused: Sequence[str] = ()) -> None:
+        """Loads the base checkpoint's weights, if the configuration names one.
+
+        Args:
+            prefix: What stands before the network's names where it is a part of a model.
+            unused: Names of the network's tensors that this one has not, beside the layers above the wanted one.
+        """
+        if self.config.pretrained is None:
+            return
+        from speechlmm_core.checkpoint.weights import load_weights
+        from speechlmm_encoders.architecture import check_architecture
+
+        check_architecture(self.config.architecture, self.config.pretrained)
+        unused = (*unused, *self.config.names_above("encoder.layers", self.last_norm))
+        ignore = (*self.config.unused_tensors, *unused, *(prefix + name for name in unused))
+        load_weights(self.model, self.config.pretrained, prefixes=(prefix, ""), ignore=ignore)
 
     @abstractmethod
     def run(self, values: Tensor, lengths: Sequence[Tensor]) -> Tensor:
@@ -72,7 +93,6 @@ def run_conformers(
     values: Tensor,
     lengths: Tensor,
     *,
-    wanted: int | None,
     mix: LayerMix | None,
     layerdrop: float,
     norm: nn.Module | None = None,
@@ -84,7 +104,6 @@ def run_conformers(
         encoder: The module that holds the layers, and the dropout before them.
         values: (B, T, D).
         lengths: (B,) valid frames.
-        wanted: As in `run_layers`.
         mix: As in `run_layers`.
         layerdrop: As in `run_layers`.
         norm: As in `run_layers`.
@@ -104,7 +123,6 @@ def run_conformers(
         encoder.layers,
         encoder.dropout(zero_padding(values, lengths)),
         lambda layer, states: layer(states, attention_mask=mask),
-        wanted=wanted,
         norm=norm,
         mix=mix,
         layerdrop=layerdrop,

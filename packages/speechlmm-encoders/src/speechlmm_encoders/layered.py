@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 from pydantic import model_validator
 
-from speechlmm_core.chunking import Chunker
+from speechlmm_core.chunking import Chunk, Chunker
 from speechlmm_core.interfaces.encoder import EncoderConfig
 
 SAMPLING_RATE = 16_000
@@ -51,6 +51,25 @@ class LayeredEncoderConfig(EncoderConfig):
         if self.layer == "weighted":
             return None
         return self.layer if self.layer >= 0 else self.num_layers + 1 + self.layer
+
+    def names_above(self, layers: str, norm: str | None = None) -> tuple[str, ...]:
+        """Beginnings of the names of what stands above the wanted layer, and is not built.
+
+        Args:
+            layers: Name of the list of layers.
+            norm: Name of the norm after the last layer.
+        """
+        wanted, depth = self.wanted_layer, self.num_layers
+        if wanted is None or wanted >= depth:
+            return ()
+        names = tuple(f"{layers}.{number}." for number in range(wanted, depth))
+        return names if norm is None else (*names, f"{norm}.")
+
+    def split(self, num_samples: int) -> list[Chunk]:
+        """The chunks of a medium; one, where it is encoded whole."""
+        if self.chunker is None:
+            return [Chunk(0, num_samples, 0, self.output_lengths(num_samples))]
+        return self.chunker.split(num_samples)
 
     @property
     def sampling_rate(self) -> int:

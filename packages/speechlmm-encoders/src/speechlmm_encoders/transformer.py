@@ -5,7 +5,9 @@ Shapes: B batch, T frames, D hidden, N layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +34,14 @@ class LayerMix(Component):
         """(N + 1,) fp32 shares of the states; their sum is one."""
         return self.weights.float().softmax(0)
 
+    def forward(self, states: Iterable[Tensor]) -> Tensor:
+        """The sum over N + 1 states of one shape, in their dtype; it is accumulated in fp32."""
+        shares, total, state = self.shares(), torch.zeros(()), torch.zeros(())
+        for share, state in zip(shares.split(1), states, strict=True):
+            # By `addcmul`, which keeps the state in its own dtype for the gradient, and no product.
+            total = torch.addcmul(total.to(shares), share, state)  # (B, T, D)
+        return total.to(state.dtype)
+
 
 def attention_mask(lengths: Tensor, num_frames: int, implementation: str, dtype: torch.dtype) -> Tensor:
     """The mask of padded keys in the form that an attention implementation of transformers takes.
@@ -48,41 +58,73 @@ def attention_mask(lengths: Tensor, num_frames: int, implementation: str, dtype:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
+def keep_layers(model: Any, layers: str, wanted: int | None, norm: str | None = None) -> None:
+    """Drops the layers of a network that its output does not reach, with the norm after the last one.
+
+    Left in, they would take memory, stand in checkpoints, and be parameters without a gradient.
+
+    Args:
+        model: The network.
+        layers: Name of its list of layers.
+        wanted: Layers to keep; None for all.
+        norm: Name of the norm after the last layer; one that does nothing takes its place.
+    """
+    found = model.get_submodule(layers)
+    if wanted is None or wanted >= len(found):
+        return
+    model.set_submodule(layers, found[:wanted])
+    if norm is not None:
+        model.set_submodule(norm, nn.Identity())
+
+
+def leave_out(values: Tensor, before: Tensor, probability: float) -> Tensor:
+    """What a layer gave, or (with a probability) what it got: LayerDrop (Fan et al., 2019, arXiv:1909.11556).
+
+    The layer has run either way: where ranks draw apart, or a layer is spread over them, each must find every
+    parameter in its graph, with a gradient of zero where the layer is left out. The host does not wait for the draw.
+    """
+    return torch.where(torch.rand((), device=values.device) < probability, before, values)
+
+
 def run_layers(
     layers: Sequence[nn.Module] | nn.ModuleList,
     values: Tensor,
     call: Callable[[nn.Module, Tensor], Tensor],
     *,
-    wanted: int | None,
     norm: nn.Module | None = None,
     mix: LayerMix | None = None,
     layerdrop: float = 0.0,
 ) -> Tensor:
-    """Applies encoder layers in turn, as far as they are wanted.
+    """Applies encoder layers in turn.
 
     Args:
-        layers: N layers of transformers.
+        layers: N layers of transformers; those that are not wanted have been dropped by `keep_layers`.
         values: (B, T, D).
         call: Applies one layer to (B, T, D).
-        wanted: Layers to run; None for all, with a weighted sum of the N + 1 states.
         norm: What follows the last layer.
-        mix: The weights of the sum.
-        layerdrop: Probability of leaving a layer out while it is in training mode (arXiv:1909.11556).
+        mix: The weights of a sum of the N + 1 states.
+        layerdrop: Probability of leaving a layer out while it is in training mode, see `leave_out`.
 
     Returns:
-        (B, T, D): the state after ``wanted`` layers (after the last one normalised), or the sum of the states.
+        (B, T, D): the last state (normalised), or the sum of the states.
     """
-    depth = len(layers)
-    total = torch.zeros_like(values)
-    shares = None if mix is None else mix.shares().to(values.dtype)
-    for number in range(depth + 1):
-        if number:
-            layer = layers[number - 1]
-            if not (layerdrop > 0 and layer.training and torch.rand(()) < layerdrop):
-                values = call(layer, values)  # (B, T, D)
-        state = norm(values) if norm is not None and number == depth else values
-        if wanted == number:
-            return state
-        if shares is not None:
-            total = total + shares[number] * state
-    return total
+    states = _states(layers, values, call, norm, layerdrop)
+    if mix is not None:
+        return mix(states)
+    return deque(states, maxlen=1).pop()
+
+
+def _states(
+    layers: Sequence[nn.Module] | nn.ModuleList,
+    values: Tensor,
+    call: Callable[[nn.Module, Tensor], Tensor],
+    norm: nn.Module | None,
+    layerdrop: float,
+) -> Iterator[Tensor]:
+    """The N + 1 states, one after the other."""
+    for layer in layers:
+        yield values
+        before, values = values, call(layer, values)  # (B, T, D)
+        if layerdrop > 0 and layer.training:
+            values = leave_out(values, before, layerdrop)
+    yield values if norm is None else norm(values)

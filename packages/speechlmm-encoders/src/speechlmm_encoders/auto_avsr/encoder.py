@@ -23,7 +23,7 @@ from speechlmm_core.interfaces.modules import Encoder
 from speechlmm_encoders.auto_avsr.config import WRAPPERS
 from speechlmm_encoders.auto_avsr.conformer import LAYER_NORM_EPS, ConformerLayer, FrameLayout, relative_positions
 from speechlmm_encoders.auto_avsr.frontend import VisualFrontend, frame_windows
-from speechlmm_encoders.transformer import LayerMix, run_layers
+from speechlmm_encoders.transformer import LayerMix, keep_layers, run_layers
 
 if TYPE_CHECKING:
     from speechlmm_core.interfaces.context import BuildContext
@@ -47,10 +47,8 @@ class AutoAvsrNetwork(nn.Module):
         super().__init__()
         self.config = SimpleNamespace(_attn_implementation=implementation)
         self.frontend = VisualFrontend(architecture.frontend_hidden_sizes)
-        self.embed = nn.Sequential(
-            nn.Linear(architecture.frontend_hidden_sizes[-1], architecture.hidden_size),
-            nn.Dropout(architecture.hidden_dropout),
-        )
+        embedding = nn.Linear(architecture.frontend_hidden_sizes[-1], architecture.hidden_size)
+        self.embed = nn.Sequential(embedding, nn.Dropout(architecture.hidden_dropout))
         self.encoders = nn.ModuleList(
             ConformerLayer(
                 architecture.hidden_size,
@@ -77,6 +75,7 @@ class AutoAvsrEncoder(Encoder):
         self.config = config
         implementation = choose_attention(ctx, AutoAvsrNetwork)
         self.model = AutoAvsrNetwork(config.model, implementation)
+        keep_layers(self.model, "encoders", config.wanted_layer, norm="after_norm")
         self.layer_mix = LayerMix(config.num_layers + 1) if config.layer == "weighted" else None
 
     def load_base_weights(self) -> None:
@@ -85,11 +84,10 @@ class AutoAvsrEncoder(Encoder):
             return
         from speechlmm_core.checkpoint.weights import load_weights
 
+        prefixes = (*(f"{wrapper}encoder." for wrapper in WRAPPERS), "")
+        above = [prefix + name for prefix in prefixes for name in self.config.names_above("encoders", "after_norm")]
         load_weights(
-            self.model,
-            self.config.pretrained,
-            prefixes=(*(f"{wrapper}encoder." for wrapper in WRAPPERS), ""),
-            ignore=self.config.unused_tensors,
+            self.model, self.config.pretrained, prefixes=prefixes, ignore=(*self.config.unused_tensors, *above)
         )
 
     def encode(self, inputs: Mapping[str, Tensor]) -> Features:
@@ -97,7 +95,8 @@ class AutoAvsrEncoder(Encoder):
         model, width = self.model, self.config.hidden_size
         pixels, lengths, index = inputs["pixel_values_videos"], inputs["lengths"], inputs["frame_index"]
         num_rows, num_frames = pixels.shape[:2]
-        weight = model.after_norm.weight
+        embedding, dropout = model.embed
+        weight = next(embedding.parameters())
         if not len(index):
             return Features(weight.new_zeros(num_rows, num_frames, width), lengths)
         # In place on what indexing copied: further copies of all frames would cost more than the arithmetic.
@@ -106,7 +105,6 @@ class AutoAvsrEncoder(Encoder):
         # Beyond its ends, a clip goes on with zeros, after they are normalised.
         frames[-1].zero_()
         hidden = model.frontend(frames.to(weight.dtype), frame_windows(index, lengths, num_frames))  # (N, C)
-        embedding, dropout = model.embed
         hidden = dropout(embedding(hidden) * math.sqrt(width))  # (N, D)
         layout = FrameLayout(index, lengths, num_frames)
         positions = dropout(relative_positions(num_frames, width, device=hidden.device, dtype=hidden.dtype))  # (P, D)
@@ -114,7 +112,6 @@ class AutoAvsrEncoder(Encoder):
             model.encoders,
             hidden,
             lambda layer, values: layer(values, positions, layout),
-            wanted=self.config.wanted_layer,
             norm=model.after_norm,
             mix=self.layer_mix,
         )

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from speechlmm_core.chunking import Chunk, merge_tensors
+from speechlmm_core.chunking import merge_tensors
 from speechlmm_core.errors import DataError
 from speechlmm_core.interfaces.modules import Preprocessor
 from speechlmm_encoders.auto_avsr.config import FRAME_RATE, IMAGE_SIZE
+from speechlmm_encoders.rows import cut, pad
 
 if TYPE_CHECKING:
     from speechlmm_core.media.medium import Medium
@@ -37,19 +38,13 @@ class AutoAvsrPreprocessor(Preprocessor):
         Raises:
             DataError: A medium is at another rate, or not grey frames of 88 x 88 pixels or more.
         """
-        videos = [mouth(medium) for medium in media]
-        chunker = self.config.chunker
-        chunks = [chunker.split(len(video)) if chunker else [Chunk(0, len(video), 0, 0)] for video in videos]
-        rows = [video[chunk.start : chunk.end] for video, own in zip(videos, chunks, strict=True) for chunk in own]
-        lengths = [len(row) for row in rows]
-        longest = max(lengths, default=0)
-        values = torch.zeros(len(rows), longest, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)  # (R, T, H, W)
-        for target, row in zip(values, rows, strict=True):
-            target[: len(row)] = row
-        index = [torch.arange(length) + number * longest for number, length in enumerate(lengths)]
+        chunks, rows = cut(self.config, [mouth(medium) for medium in media])
+        values, lengths = pad(rows, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)  # (R, T, H, W)
+        longest = values.shape[1]
+        index = [torch.arange(len(row)) + number * longest for number, row in enumerate(rows)]
         return {
             "pixel_values_videos": values,
-            "lengths": torch.tensor(lengths, dtype=torch.long),
+            "lengths": lengths,
             "frame_index": torch.cat(index) if index else torch.zeros(0, dtype=torch.long),  # (N,)
             **merge_tensors(chunks, longest),
         }

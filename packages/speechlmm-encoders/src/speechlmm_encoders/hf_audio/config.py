@@ -95,9 +95,11 @@ class HFAudioEncoderConfig(LayeredEncoderConfig):
         name, model = given.get("pretrained"), cast("object", given.get("model") or {})
         if not isinstance(name, str) or not isinstance(model, dict):
             return given
-        # A checkpoint on the hub is asked only where the numbers given here do not suffice.
-        asked = isinstance(resolve_pretrained(name), Path) or not _is_complete(cast("dict[str, Any]", model))
-        if given.get("published") is None and asked:
+        # What is there is not looked for: a saved model is built without the checkpoint that it began with. And one on
+        # the hub is asked only where the numbers given here do not suffice.
+        if given.get("published") is None and (
+            not _is_complete(cast("dict[str, Any]", model)) or isinstance(resolve_pretrained(name), Path)
+        ):
             found = read_json_config(name)
             given = {**given, "published": {k: v for k, v in found.items() if k not in _NOT_ARCHITECTURE}}
         if given.get("feature_extractor") is None:

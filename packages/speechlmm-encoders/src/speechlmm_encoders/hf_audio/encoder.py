@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, MODEL_MAPPING
 
 from speechlmm_core.attention.choice import choose_attention
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.features import Features, length_mask, zero_padding
 from speechlmm_core.interfaces.modules import Encoder
+from speechlmm_encoders.hf_audio.network import Network, network_of, take_layerdrop, without_weights
 from speechlmm_encoders.raw_audio.encoder import current_name
-from speechlmm_encoders.transformer import LayerMix
+from speechlmm_encoders.transformer import LayerMix, keep_layers, leave_out
 
 if TYPE_CHECKING:
     from speechlmm_core.interfaces.context import BuildContext
@@ -51,6 +53,7 @@ class HFAudioEncoder(Encoder):
         model_class = find_class(str(config.numbers["model_type"]))
         self._attention = choose_attention(ctx, model_class)
         self.model = self._build(model_class)
+        self._drop_layers()
         self.layer_mix = LayerMix(config.num_layers + 1) if config.layer == "weighted" else None
         if config.front_end.batching == "apart":
             logger.info(
@@ -67,13 +70,32 @@ class HFAudioEncoder(Encoder):
             # Without a mask there is no vector to put in its place: it would be a parameter without a gradient.
             options.update(apply_spec_augment=False, mask_time_prob=0.0, mask_feature_prob=0.0)
         options["attn_implementation"] = self._attention
-        if config.layer not in (-1, config.num_layers):
-            # Transformers leaves out the states of layers that it drops, so that they could not be told apart.
-            options.update(dict.fromkeys(("layerdrop", "encoder_layerdrop"), 0.0))
         try:
-            return model_class(CONFIG_MAPPING[model_type](**options))
+            numbers = CONFIG_MAPPING[model_type](**options)
+            self._layerdrop = take_layerdrop(numbers)
+            model = model_class(numbers)
         except Exception as exc:  # transformers' strict dataclasses raise several errors of their own
             raise ConfigError(f"the encoder's `model:` makes no {model_type!r}: {exc}") from exc
+        if self._network is not None:
+            keep_layers(model, self._network.layers, config.wanted_layer, norm=self._network.norm)
+        return model
+
+    @property
+    def _network(self) -> Network | None:
+        return network_of(self.config.numbers)
+
+    @property
+    def _gives_the_last(self) -> bool:
+        """Whether the network's output is what is wanted, and no state within."""
+        layer = self.config.layer
+        return layer in (-1, self.config.num_layers) or (layer != "weighted" and self._network is not None)
+
+    def _drop_layers(self) -> None:
+        """Has the layers drop out at training; weighted sums take all of their states, as transformers lists them."""
+        if self._layerdrop <= 0 or self._network is None or not self._gives_the_last:
+            return
+        for layer in self.model.get_submodule(self._network.layers):
+            layer.register_forward_hook(partial(_left_out, probability=self._layerdrop), with_kwargs=True)
 
     def load_base_weights(self) -> None:
         """Loads the encoder of a checkpoint, which may hold a decoder or a head besides."""
@@ -88,18 +110,19 @@ class HFAudioEncoder(Encoder):
         base = self.model.base_model_prefix
         is_part = self.config.numbers["model_type"] in PARTS
         prefixes = ["model.encoder.", "encoder.", ""] if is_part else [f"{base}.", ""]
-        ignore = list(self.config.unused_tensors)
-        if not hasattr(self.model, "masked_spec_embed"):
-            ignore += ["masked_spec_embed", f"{base}.masked_spec_embed"]
+        unused = [] if hasattr(self.model, "masked_spec_embed") else ["masked_spec_embed"]
+        if self._network is not None:
+            unused += self.config.names_above(self._network.layers, self._network.norm)
+        ignore = [*self.config.unused_tensors, *(prefix + name for prefix in prefixes for name in unused)]
         load_weights(self.model, name, prefixes=prefixes, ignore=ignore, rename=current_name)
 
     def reset_buffers(self) -> None:
-        """Recomputes the positions that transformers keeps beside the weights, by building the model once more."""
+        """Recomputes the positions that transformers keeps beside the weights, by building all but weights again."""
         saved = self.model.state_dict().keys()
         lost = [name for name, _ in self.model.named_buffers() if name not in saved]
         if not lost:
             return
-        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]), without_weights():
             fresh = self._build(type(self.model))
         for name in lost:
             own = self.model.get_buffer(name)
@@ -143,9 +166,7 @@ class HFAudioEncoder(Encoder):
 
     def _run(self, values: Tensor, mask: Tensor | None) -> Tensor:
         """(B, T, D): the wanted state of the model."""
-        depth, layer = self.config.num_layers, self.config.layer
-        only_last = layer in (-1, depth)
-        found = self.model(values, attention_mask=mask, output_hidden_states=not only_last)
+        found = self.model(values, attention_mask=mask, output_hidden_states=not self._gives_the_last)
         last: Tensor = found.last_hidden_state
         steps = values.shape[2] if self.config.front_end.batching == "window" else values.shape[1]
         expected = self.config.front_end.frames_of_features(steps)
@@ -155,17 +176,12 @@ class HFAudioEncoder(Encoder):
                 f"{last.shape[2]} for an input of {steps} steps, expected {expected} of {self.config.hidden_size} by "
                 "its configuration; hf_audio cannot take it"
             )
-        if only_last:
+        if self._gives_the_last:
             return last
         # The last state is the normalised one, which transformers lists for some models only.
-        states = [*found.hidden_states[:depth], last]
-        if self.layer_mix is None:
-            return states[layer if isinstance(layer, int) else -1]
-        shares = self.layer_mix.shares().to(last.dtype)
-        total = torch.zeros_like(last)
-        for share, state in zip(shares, states, strict=True):
-            total = total + share * state
-        return total
+        states = [*found.hidden_states[: self.config.num_layers], last]
+        layer = self.config.layer
+        return self.layer_mix(states) if self.layer_mix is not None else states[layer if isinstance(layer, int) else -1]
 
 
 def find_class(model_type: str) -> Any:
@@ -181,3 +197,15 @@ def find_class(model_type: str) -> Any:
         raise ConfigError(f"transformers has no model of the type {model_type!r}; check `model_type`")
     found = MODEL_MAPPING[CONFIG_MAPPING[model_type]]
     return found[0] if isinstance(found, tuple) else found
+
+
+def _left_out(
+    layer: nn.Module, args: tuple[Any, ...], options: dict[str, Any], output: Any, *, probability: float
+) -> Any:
+    """What a layer gave, or what it got, as a forward hook."""
+    if not layer.training:
+        return None
+    before = args[0] if args else options["hidden_states"]
+    if isinstance(output, tuple):
+        return (leave_out(output[0], before, probability), *output[1:])
+    return leave_out(output, before, probability)

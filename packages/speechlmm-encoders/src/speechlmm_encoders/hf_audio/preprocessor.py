@@ -22,6 +22,7 @@ from speechlmm_core.chunking import Chunk, check_media, merge_tensors
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.features import length_mask
 from speechlmm_core.interfaces.modules import Preprocessor
+from speechlmm_encoders.rows import pad
 
 if TYPE_CHECKING:
     from speechlmm_core.media.medium import Medium
@@ -61,12 +62,9 @@ class HFAudioPreprocessor(Preprocessor):
         """
         config, front_end = self.config, self.config.front_end
         waveforms = check_media(media, config.sampling_rate)
-        chunker = config.chunker
-        chunks = [
-            chunker.split(len(waveform)) if chunker else [Chunk(0, len(waveform), 0, 0)] for waveform in waveforms
-        ]
+        chunks = [config.split(len(waveform)) for waveform in waveforms]
         rows = [row for waveform, own in zip(waveforms, chunks, strict=True) for row in self._rows(waveform, own)]
-        values, lengths = self._window(rows) if front_end.batching == "window" else self._pad(rows)
+        values, lengths = self._window(rows) if front_end.batching == "window" else pad(rows, *self._width)
         frames = [config.output_lengths(chunk.end - chunk.start) for own in chunks for chunk in own]
         longest = max(frames, default=0)
         return {
@@ -97,25 +95,21 @@ class HFAudioPreprocessor(Preprocessor):
         if front_end.batching == "window":
             options |= {"max_length": self.config.window, "padding": "max_length", "truncation": True}
         elif length == 0:
-            shape = (0, front_end.num_features) if front_end.num_features else (0,)
-            return torch.zeros(shape)
+            return torch.zeros(0, *self._width)
         # Where all frames are alike (one alone, or silence) a normalisation by their deviation has none to divide by.
         with np.errstate(divide="ignore", invalid="ignore"):
             found = self.extractor(waveform.numpy(), **options)[front_end.input_name][0]
         values = torch.from_numpy(np.nan_to_num(np.asarray(found, dtype=np.float32)))
         return values if front_end.batching == "window" else values[:length]
 
+    @property
+    def _width(self) -> tuple[int, ...]:
+        """(M,), or nothing for raw audio."""
+        num_features = self.config.front_end.num_features
+        return (num_features,) if num_features else ()
+
     def _window(self, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         front_end = self.config.front_end
         width = front_end.feature_lengths(self.config.window or 0)
         values = torch.stack(list(rows)) if rows else torch.zeros(0, front_end.num_features, width)  # (R, M, T)
         return values, torch.full((len(rows),), values.shape[2], dtype=torch.long)
-
-    def _pad(self, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)
-        features = self.config.front_end.num_features
-        width = (features,) if features else ()
-        values = torch.zeros(len(rows), max((len(row) for row in rows), default=0), *width)  # (R, T) or (R, T, M)
-        for target, row in zip(values, rows, strict=True):
-            target[: len(row)] = row
-        return values, lengths

@@ -8,11 +8,13 @@ Shapes: L samples, T frames, D hidden.
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
+from speechlmm_core.chunking import Chunk
 from speechlmm_core.lengths import Length, conv_output_length
 from speechlmm_encoders.architecture import Architecture, Probability, Size
 from speechlmm_encoders.layered import LayeredEncoderConfig
@@ -38,8 +40,10 @@ class RawAudioArchitecture(Architecture):
             "initializer_range",
             "mask_time_prob",
             "mask_time_length",
+            "mask_time_min_masks",
             "mask_feature_prob",
             "mask_feature_length",
+            "mask_feature_min_masks",
         }
     )
     unstated: ClassVar[dict[str, Any]] = {
@@ -97,10 +101,14 @@ class RawAudioArchitecture(Architecture):
     """SpecAugment: share of frames masked, where `apply_spec_augment` is set."""
     mask_time_length: Size = 10
     """SpecAugment: frames in a span."""
+    mask_time_min_masks: Annotated[int, Field(ge=0)] = 2
+    """SpecAugment: spans of frames at least."""
     mask_feature_prob: Probability = 0.0
     """SpecAugment: share of features masked."""
     mask_feature_length: Size = 10
     """SpecAugment: features in a span."""
+    mask_feature_min_masks: Annotated[int, Field(ge=0)] = 0
+    """SpecAugment: spans of features at least."""
     initializer_range: Annotated[float, Field(gt=0)] = 0.02
     """Standard deviation of random weights."""
 
@@ -164,6 +172,14 @@ class RawAudioEncoderConfig(LayeredEncoderConfig):
     def output_lengths(self, num_samples: Length) -> Length:
         """Frames of so many samples; none for less than the convolutions' receptive field."""
         return self.conv_lengths(num_samples)[-1]
+
+    def split(self, num_samples: int) -> list[Chunk]:
+        """The chunks of a clip; the last has all samples that are left, for a norm over time sees them all.
+
+        They are less than a hop more than its frames need, and so give no further frame.
+        """
+        *others, last = super().split(num_samples)
+        return [*others, replace(last, end=num_samples)]
 
     def build_preprocessor(self) -> RawAudioPreprocessor:
         """Normalises and pads raw audio."""

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from speechlmm_core.attention.choice import choose_attention
 from speechlmm_core.errors import CheckpointError
-from speechlmm_core.features import Features, length_mask, zero_padding
+from speechlmm_core.features import Features, zero_padding
 from speechlmm_core.interfaces.modules import Encoder
-from speechlmm_encoders.transformer import LayerMix, run_layers
+from speechlmm_encoders.raw_audio.norm import masked_channel_norm
+from speechlmm_encoders.spec_augment import mask_spans
+from speechlmm_encoders.transformer import LayerMix, keep_layers, run_layers
 
 if TYPE_CHECKING:
     from speechlmm_core.interfaces.context import BuildContext
@@ -45,11 +47,11 @@ class RawAudioEncoder(Encoder):
         options.update({key: list(options[key]) for key in ("conv_dim", "conv_kernel", "conv_stride")})
         options.update(
             num_feat_extract_layers=len(config.architecture.conv_dim),
-            mask_feature_min_masks=0,
             apply_spec_augment=config.apply_spec_augment,
             attn_implementation=choose_attention(ctx, self.model_class),
         )
         self.model = self.model_class(self.config_class(**options))
+        keep_layers(self.model, "encoder.layers", config.wanted_layer, norm=self._last_norm)
         self.layer_mix = LayerMix(config.num_layers + 1) if config.layer == "weighted" else None
 
     @abstractmethod
@@ -75,10 +77,11 @@ class RawAudioEncoder(Encoder):
         if trained not in (None, self.config.do_normalize):
             self.normalisation_differs(name, trained)
         prefix = f"{self.model_class.base_model_prefix}."
-        unused = () if hasattr(self.model, "masked_spec_embed") else (f"{prefix}masked_spec_embed", "masked_spec_embed")
-        load_weights(
-            self.model, name, prefixes=(prefix, ""), ignore=(*self.config.unused_tensors, *unused), rename=current_name
-        )
+        unused = list(self.config.names_above("encoder.layers", self._last_norm))
+        if not hasattr(self.model, "masked_spec_embed"):
+            unused.append("masked_spec_embed")
+        ignore = (*self.config.unused_tensors, *unused, *(prefix + name for name in unused))
+        load_weights(self.model, name, prefixes=(prefix, ""), ignore=ignore, rename=current_name)
 
     def normalisation_differs(self, name: str, trained: object) -> None:
         """What happens where the checkpoint's feature extractor disagrees with `do_normalize`.
@@ -100,10 +103,11 @@ class RawAudioEncoder(Encoder):
         if 0 in (values.shape[0], longest):
             empty = values.new_zeros(values.shape[0], longest, self.config.hidden_size, dtype=self._dtype)
             return Features(empty, num_frames)
-        hidden = self._convolve(values.to(self._dtype), lengths)  # (B, C, T)
+        hidden = self._convolve(values.to(self._dtype), inputs)  # (B, C, T)
         projected = model.feature_projection(hidden.transpose(1, 2))  # (B, T, D)
         hidden = projected[0] if isinstance(projected, tuple) else projected
-        hidden = self._augment(hidden, num_frames)
+        if model.training and self.config.apply_spec_augment:
+            hidden = mask_spans(hidden, num_frames, model.masked_spec_embed, self.config.architecture)
         # The positional convolution sees zeros beyond the end of a clip that is alone, and so must it in a batch.
         hidden = zero_padding(hidden, num_frames)
         encoder = model.encoder
@@ -116,7 +120,6 @@ class RawAudioEncoder(Encoder):
             encoder.layers,
             hidden,
             self.layer_call(num_frames, hidden),
-            wanted=self.config.wanted_layer,
             norm=encoder.layer_norm if stable else None,
             mix=self.layer_mix,
             layerdrop=model.config.layerdrop,
@@ -124,42 +127,29 @@ class RawAudioEncoder(Encoder):
         return Features(zero_padding(hidden, num_frames), num_frames)
 
     @property
+    def _last_norm(self) -> str | None:
+        """Name of the norm after the last layer; the base models have theirs before the first."""
+        return "encoder.layer_norm" if self.config.architecture.do_stable_layer_norm else None
+
+    @property
     def _dtype(self) -> torch.dtype:
         return self.model.feature_projection.projection.weight.dtype
 
-    def _convolve(self, values: Tensor, lengths: Tensor) -> Tensor:
+    def _convolve(self, values: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         """(B, L) -> (B, C, T); no layer pads, so a valid frame sees valid samples only."""
         first, *others = self.model.feature_extractor.conv_layers
         hidden = values[:, None]  # (B, 1, L)
         if self.config.architecture.feat_extract_norm == "group":
             hidden = first.conv(hidden)  # (B, C, T_1)
-            hidden = masked_channel_norm(hidden, self.config.conv_lengths(lengths)[0], first.layer_norm)
+            own = inputs.get("norm_lengths")
+            own = self.config.conv_lengths(inputs["lengths"])[0] if own is None else own
+            hidden = masked_channel_norm(hidden, own, first.layer_norm, inputs.get("norm_media"))
             hidden = first.activation(hidden)
         else:
             hidden = first(hidden)
         for layer in others:
             hidden = layer(hidden)
         return hidden
-
-    def _augment(self, hidden: Tensor, num_frames: Tensor) -> Tensor:
-        """Masks spans of frames at training (SpecAugment, arXiv:1904.08779), in clips that are long enough."""
-        if not (self.model.training and self.config.apply_spec_augment):
-            return hidden
-        if hidden.shape[1] < self.config.architecture.mask_time_length:
-            return hidden
-        return self.model._mask_hidden_states(hidden.clone(), attention_mask=length_mask(num_frames, hidden.shape[1]))
-
-
-def masked_channel_norm(values: Tensor, lengths: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """A group norm with one group a channel, over the valid frames of (B, C, T) only."""
-    mask = length_mask(lengths, values.shape[2])[:, None, :]  # (B, 1, T)
-    count = lengths.clamp(min=1)[:, None, None]
-    exact = values.float()
-    mean = exact.masked_fill(~mask, 0.0).sum(2, keepdim=True) / count  # (B, C, 1)
-    centred = (exact - mean).masked_fill(~mask, 0.0)
-    variance = centred.square().sum(2, keepdim=True) / count  # (B, C, 1)
-    normed = centred * torch.rsqrt(variance + norm.eps)
-    return (normed * norm.weight[:, None] + norm.bias[:, None]).to(values.dtype)
 
 
 def current_name(name: str) -> str:

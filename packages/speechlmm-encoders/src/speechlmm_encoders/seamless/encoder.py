@@ -10,7 +10,7 @@ Shapes: B batch, M mel bins, T frames, D hidden.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 from transformers import SeamlessM4Tv2Config
@@ -28,6 +28,7 @@ class SeamlessEncoder(ConformerEncoder):
     """See `SeamlessEncoderConfig`; `.model` is transformers' `SeamlessM4Tv2SpeechEncoder`."""
 
     config: SeamlessEncoderConfig
+    last_norm: ClassVar[str | None] = "encoder.layer_norm"
 
     def __init__(self, config: SeamlessEncoderConfig, ctx: BuildContext) -> None:
         options: dict[str, Any] = config.architecture.model_dump()
@@ -36,18 +37,7 @@ class SeamlessEncoder(ConformerEncoder):
 
     def load_base_weights(self) -> None:
         """Loads a speech encoder saved alone, or that of a whole SeamlessM4T v2 checkpoint."""
-        if self.config.pretrained is None:
-            return
-        from speechlmm_core.checkpoint.weights import load_weights
-        from speechlmm_encoders.architecture import check_architecture
-
-        check_architecture(self.config.architecture, self.config.pretrained)
-        load_weights(
-            self.model,
-            self.config.pretrained,
-            prefixes=("speech_encoder.", ""),
-            ignore=self.config.unused_tensors,
-        )
+        self.load("speech_encoder.")
 
     def run(self, values: Tensor, lengths: Sequence[Tensor]) -> Tensor:
         """Encodes features, see `ConformerEncoder.run`."""
@@ -56,7 +46,6 @@ class SeamlessEncoder(ConformerEncoder):
             model.encoder,
             model.feature_projection(values),  # (B, T, D)
             lengths[0],
-            wanted=self.config.wanted_layer,
             mix=self.layer_mix,
             layerdrop=model.config.speech_encoder_layerdrop,
             norm=model.encoder.layer_norm,

@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import Wav2Vec2BertConfig, Wav2Vec2BertModel
 
 from speechlmm_core.attention.choice import choose_attention
-from speechlmm_core.features import length_mask
 from speechlmm_encoders.conformer import ConformerEncoder, run_adapter, run_conformers
+from speechlmm_encoders.spec_augment import mask_spans
 
 if TYPE_CHECKING:
     from speechlmm_core.interfaces.context import BuildContext
@@ -42,29 +42,18 @@ class W2vBert2Encoder(ConformerEncoder):
 
     def load_base_weights(self) -> None:
         """Loads a w2v-BERT model saved alone or with a head (CTC, classification)."""
-        if self.config.pretrained is None:
-            return
-        from speechlmm_core.checkpoint.weights import load_weights
-        from speechlmm_encoders.architecture import check_architecture
-
-        check_architecture(self.config.architecture, self.config.pretrained)
-        masked = ("wav2vec2_bert.masked_spec_embed", "masked_spec_embed")
-        load_weights(
-            self.model,
-            self.config.pretrained,
-            prefixes=("wav2vec2_bert.", ""),
-            ignore=(*self.config.unused_tensors, *(() if hasattr(self.model, "masked_spec_embed") else masked)),
-        )
+        self.load("wav2vec2_bert.", unused=() if hasattr(self.model, "masked_spec_embed") else ("masked_spec_embed",))
 
     def run(self, values: Tensor, lengths: Sequence[Tensor]) -> Tensor:
         """Encodes features, see `ConformerEncoder.run`."""
         model = self.model
         values, _ = model.feature_projection(values)  # (B, T, D)
+        if model.training and self.config.apply_spec_augment:
+            values = mask_spans(values, lengths[0], model.masked_spec_embed, self.config.architecture)
         values = run_conformers(
             model.encoder,
-            self._augment(values, lengths[0]),
+            values,
             lengths[0],
-            wanted=self.config.wanted_layer,
             mix=self.layer_mix,
             layerdrop=model.config.layerdrop,
         )
@@ -75,11 +64,3 @@ class W2vBert2Encoder(ConformerEncoder):
                 values = model.adapter.proj_layer_norm(model.adapter.proj(values))  # (B, T, D)
             values = run_adapter(model.adapter.layers, values, lengths, model.config._attn_implementation)
         return values
-
-    def _augment(self, values: Tensor, lengths: Tensor) -> Tensor:
-        """Masks spans of frames at training (SpecAugment, arXiv:1904.08779), in clips that are long enough."""
-        if not (self.model.training and self.config.apply_spec_augment):
-            return values
-        if values.shape[1] < self.config.architecture.mask_time_length:
-            return values
-        return self.model._mask_hidden_states(values.clone(), attention_mask=length_mask(lengths, values.shape[1]))

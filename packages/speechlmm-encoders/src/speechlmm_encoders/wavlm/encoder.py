@@ -57,6 +57,8 @@ class WavLMEncoder(RawAudioEncoder):
 
     def layer_call(self, num_frames: Tensor, hidden: Tensor) -> Callable[[nn.Module, Tensor], Tensor]:
         """Attention over the valid frames (B,) of (B, T, D), an empty row's first frame counting as valid."""
+        if not len(self.model.encoder.layers):
+            return lambda _, values: values
         rows, frames, _ = hidden.shape
         mask = length_mask(num_frames.clamp(min=1), frames)[:, None, None, :]  # (B, 1, 1, T)
         bias: Tensor = self.model.encoder.layers[0].attention.compute_bias(frames, frames)  # (H, T, T)

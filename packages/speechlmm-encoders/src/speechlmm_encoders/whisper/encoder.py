@@ -21,7 +21,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder as Trans
 from speechlmm_core.attention.choice import choose_attention
 from speechlmm_core.features import Features, length_mask, zero_padding
 from speechlmm_core.interfaces.modules import Encoder
-from speechlmm_encoders.transformer import LayerMix, attention_mask, run_layers
+from speechlmm_encoders.transformer import LayerMix, attention_mask, keep_layers, run_layers
 from speechlmm_encoders.whisper.log_mel import TAIL, expand_silence
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class WhisperEncoderBase(Encoder):
         options: dict[str, Any] = config.architecture.model_dump()
         options["attn_implementation"] = choose_attention(ctx, TransformersWhisperEncoder)
         self.model = TransformersWhisperEncoder(WhisperConfig(**options))
+        keep_layers(self.model, "layers", config.wanted_layer, norm="layer_norm")
         self.layer_mix = LayerMix(config.num_layers + 1) if config.layer == "weighted" else None
         convolutions = (self.model.conv1, self.model.conv2)
         for convolution, stride in zip(convolutions, config.conv_strides, strict=True):
@@ -57,11 +58,10 @@ class WhisperEncoderBase(Encoder):
         from speechlmm_encoders.architecture import check_architecture
 
         check_architecture(self.config.architecture, self.config.pretrained)
+        prefixes = ("model.encoder.", "encoder.", "")
+        above = [prefix + name for prefix in prefixes for name in self.config.names_above("layers", "layer_norm")]
         load_weights(
-            self.model,
-            self.config.pretrained,
-            prefixes=("model.encoder.", "encoder.", ""),
-            ignore=self.config.unused_tensors,
+            self.model, self.config.pretrained, prefixes=prefixes, ignore=(*self.config.unused_tensors, *above)
         )
 
     def run(self, features: Tensor, lengths: Tensor) -> Tensor:
@@ -88,7 +88,6 @@ class WhisperEncoderBase(Encoder):
             model.layers,
             values,
             lambda layer, states: layer(states, attention_mask=mask),
-            wanted=self.config.wanted_layer,
             norm=model.layer_norm,
             mix=self.layer_mix,
             layerdrop=model.layerdrop,

@@ -147,7 +147,8 @@ def _log10_mel(waveforms: Sequence[Tensor], ends: Sequence[int], num_frames: int
     step = max(1, GROUP_SAMPLES // HOP_LENGTH // len(waveforms))
     for start in range(0, num_frames, step):
         block = frames[:, start : start + step] * _window()
-        power = torch.view_as_real(torch.fft.rfft(block)).square().sum(-1)  # (B, T, F)
+        spectrum = torch.fft.rfft(block)
+        power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)  # (B, T, F)
         # Not by `out=`, which needs a block of several clips to be contiguous.
         spectrogram[:, start : start + step] = power @ _filters(num_mel_bins)  # (B, T, M)
     return spectrogram.clamp_(min=FLOOR).log10_()
