@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from speechlmm_core.errors import CheckpointError, ConfigError
+from speechlmm_core.model.describe import meta_model
 from speechlmm_train.compose import compose_config, compose_plain, validate
 from speechlmm_train.run import run
+from speechlmm_train.trainer.checks import check_stage
 from speechlmm_train.trainer.trainer import guarded_save
 
 TINY = (
@@ -226,3 +228,37 @@ def test_finetune_keeps_the_encoder(data, tmp_path):
     changed = {name.split("_")[0] for name in after if not torch.equal(after[name], before[name])}
     assert "text" in changed
     assert all(torch.equal(after[name], before[name]) for name in after if name.startswith("audio_encoder"))
+
+
+@pytest.mark.parametrize(
+    ("config_name", "setting", "frozen"),
+    [
+        ("pretrain", ["training_setting=adapter_only"], False),
+        ("finetune", [], False),
+        ("pretrain", ["training.freeze_modules=[audio_encoder]"], True),
+        ("pretrain", ["stages=[{name: all, max_steps: 1, trainable_modules: [audio_adapter]}]"], True),
+        (
+            "pretrain",
+            ["stages=[{name: a, max_steps: 1}, {name: b, max_steps: 1, freeze_modules: [audio_encoder]}]"],
+            False,
+        ),
+    ],
+)
+def test_the_weights_of_an_encoder_s_layers_are_trained_or_it_is_said(config_name, setting, frozen, data, caplog):
+    given = [
+        *TINY,
+        "+model.audio_encoder.layer=weighted",
+        f"data.train=[{data / 'speech.jsonl'}]",
+        "training.output_dir=out",
+        "training.report_to=[]",
+        *([] if "stages" in str(setting) else ["training.max_steps=1"]),
+        *setting,
+    ]
+    config = compose_config(config_name, given).config
+    model = meta_model(config.model)
+    for number, stage in enumerate(config.resolved_stages()):
+        check_stage(model, stage, max_steps=1, world_size=1)
+        weights = model.get_parameter("audio_encoder.layer_mix.weights")
+        assert weights.requires_grad == (not frozen and number == 0)
+    said = "freezes audio_encoder.layer_mix.weights, which nothing has trained; freeze 'audio_encoder.model'"
+    assert (said in caplog.text) == frozen

@@ -122,7 +122,7 @@ def test_stages_from_yaml(folder):
 def test_finetune_starts_from_pretrain(folder):
     plain = compose_plain("finetune", NEEDED, config_dir=folder)
     assert plain["training"]["learning_rate"] == 2e-5
-    assert plain["training"]["freeze_modules"] == ["*_encoder"]
+    assert plain["training"]["freeze_modules"] == ["*_encoder.model"]
 
 
 def test_every_missing_value_and_every_wrong_key_at_once(folder):

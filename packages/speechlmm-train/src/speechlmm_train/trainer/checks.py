@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+
 from speechlmm_core.errors import ConfigError
+from speechlmm_core.interfaces.modules import Encoder
 from speechlmm_core.model.freezing import freeze, set_trainable
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_train.stage_config import ResolvedStage
 from speechlmm_train.trainer.arguments import training_arguments
 from speechlmm_train.trainer.callbacks import require_sinks
 from speechlmm_train.trainer.groups import parameter_groups
+
+logger = logging.getLogger(__name__)
 
 
 def freeze_for(model: SpeechLMM, stage: ResolvedStage) -> None:
@@ -37,6 +42,7 @@ def check_stage(model: SpeechLMM, stage: ResolvedStage, *, max_steps: int, world
         MissingDependencyError: Figures are to go where nothing that is installed can take them.
     """
     freeze_for(model, stage)
+    _warn_of_the_untrained(model, stage)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(f"stage {stage.name!r} trains nothing; every part of the model is frozen")
     try:
@@ -45,3 +51,25 @@ def check_stage(model: SpeechLMM, stage: ResolvedStage, *, max_steps: int, world
         raise ConfigError(f"stage {stage.name!r}: {exc}") from exc
     training_arguments(stage, output_dir=stage.training.output_dir, max_steps=max_steps, world_size=world_size)
     require_sinks(stage.training.report_to)
+
+
+def _warn_of_the_untrained(model: SpeechLMM, stage: ResolvedStage) -> None:
+    """Says where what an encoder has beside its network is frozen before anything has trained it.
+
+    No base checkpoint holds these parameters: the weights of `layer: weighted` would stay as they are made.
+    """
+    if stage.training.init_from is not None:
+        return
+    for name, component in model.components().items():
+        if not isinstance(component, Encoder):
+            continue
+        beside = {f"{name}.{key}": value for key, value in component.named_parameters() if not key.startswith("model.")}
+        still = [key for key, value in beside.items() if not value.requires_grad and key not in model.ever_trainable]
+        if still:
+            logger.warning(
+                "stage %r freezes %s, which nothing has trained; freeze '%s.model' in the place of '%s' to train them",
+                stage.name,
+                ", ".join(still),
+                name,
+                name,
+            )
