@@ -41,6 +41,15 @@ def test_package_readme_names_every_extra(readme: Path) -> None:
     assert [name for name in sorted(extras) if f"`{name}`" not in text and f"[{name}]" not in text] == []
 
 
+@pytest.mark.parametrize(("package", "kind"), [("speechlmm-encoders", "encoder"), ("speechlmm-adapters", "adapter")])
+def test_readmes_name_every_component(package: str, kind: str) -> None:
+    folder = ROOT / "packages" / package
+    project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for readme in (folder / "README.md", ROOT / "README.md"):
+        text = readme.read_text(encoding="utf-8")
+        assert [name for name in project["entry-points"][f"speechlmm.{kind}"] if f"`{name}`" not in text] == []
+
+
 def test_root_readme_builds_a_model_loads_it_and_listens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
