@@ -141,12 +141,18 @@ def test_the_readmes_commands_work_after_the_demo(finished, monkeypatch, tmp_pat
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "demo").symlink_to(finished[0])
     monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    monkeypatch.setenv("PRETRAINED_COMPONENTS", str(tmp_path / "pretrained"))
+    fetched: list[str] = []  # its own tests fetch from a hub on the loopback
+    monkeypatch.setattr(
+        "speechlmm_train.download.download.download", lambda wanted, *_, **__: fetched.append(wanted.name)
+    )
     shorter = {"run": ["training.max_steps=1", "--no-progress"], "infer": ["--max-new-tokens", "2"]}
     shorter |= {"evaluate": ["--max-new-tokens", "2"], "chat": ["--max-new-tokens", "2"]}
     for program, name, *argv in commands:
         with pytest.raises(SystemExit) as caught:
             (serve if program == "speechlmm-serve" else main)([name, *argv, *shorter.get(name, [])])
         assert caught.value.code == 0, (name, capsys.readouterr().err)
+    assert fetched == ["openai/whisper-large-v3", "meta-llama/Llama-3.2-1B-Instruct"]
     exec(compile(load, "README.md", "exec"), {})
     assert capsys.readouterr().out
 
