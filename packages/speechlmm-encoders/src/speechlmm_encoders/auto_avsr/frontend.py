@@ -44,6 +44,18 @@ class WindowConv3d(nn.Conv3d):
         return nn.functional.conv2d(input, self.weight[:, 0], stride=self.stride[1:], padding=self.padding[1:])
 
 
+class SkippingConv2d(nn.Conv2d):
+    """A convolution with a kernel of one pixel, which leaves out the pixels between its strides before it begins.
+
+    torch 2.14's own, over few channels that are last, writes beyond its memory in the backward pass on several threads.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C_out, H_out, W_out)."""
+        rows, columns = self.stride
+        return nn.functional.conv2d(input[:, :, ::rows, ::columns], self.weight)
+
+
 class ResidualBlock(nn.Module):
     """Two convolutions with batch norm and swish, around which the input is led."""
 
@@ -56,7 +68,7 @@ class ResidualBlock(nn.Module):
         self.downsample: nn.Sequential | None = None
         if stride != 1 or size_in != size_out:
             self.downsample = nn.Sequential(
-                nn.Conv2d(size_in, size_out, 1, stride, bias=False), nn.BatchNorm2d(size_out)
+                SkippingConv2d(size_in, size_out, 1, stride, bias=False), nn.BatchNorm2d(size_out)
             )
 
     def forward(self, values: Tensor) -> Tensor:
