@@ -54,18 +54,21 @@ class MaskNumbers(Protocol):
         ...
 
 
-def mask_spans(hidden: Tensor, lengths: Tensor, vector: Tensor, numbers: MaskNumbers) -> Tensor:
+def mask_spans(hidden: Tensor, lengths: Tensor, vector: Tensor | None, numbers: MaskNumbers) -> Tensor:
     """Puts a vector in the place of spans of frames, and zeros in that of spans of features.
 
     Args:
         hidden: (B, T, D).
         lengths: (B,) valid frames; others are not masked.
-        vector: (D,).
+        vector: (D,); None where a model has none, since transformers makes none if both shares are zero: nothing is
+            masked then.
         numbers: How much is masked.
 
     Returns:
         (B, T, D).
     """
+    if vector is None:
+        return hidden
     rows, frames, width = hidden.shape
     spans = draw_spans(lengths, frames, numbers.mask_time_prob, numbers.mask_time_length, numbers.mask_time_min_masks)
     # Whether anything is masked or not, the vector is in the graph: ranks that draw apart must agree on that.

@@ -107,7 +107,8 @@ class RawAudioEncoder(Encoder):
         projected = model.feature_projection(hidden.transpose(1, 2))  # (B, T, D)
         hidden = projected[0] if isinstance(projected, tuple) else projected
         if model.training and self.config.apply_spec_augment:
-            hidden = mask_spans(hidden, num_frames, model.masked_spec_embed, self.config.architecture)
+            vector = getattr(model, "masked_spec_embed", None)
+            hidden = mask_spans(hidden, num_frames, vector, self.config.architecture)
         # The positional convolution sees zeros beyond the end of a clip that is alone, and so must it in a batch.
         hidden = zero_padding(hidden, num_frames)
         encoder = model.encoder

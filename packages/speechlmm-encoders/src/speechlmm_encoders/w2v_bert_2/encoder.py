@@ -49,7 +49,8 @@ class W2vBert2Encoder(ConformerEncoder):
         model = self.model
         values, _ = model.feature_projection(values)  # (B, T, D)
         if model.training and self.config.apply_spec_augment:
-            values = mask_spans(values, lengths[0], model.masked_spec_embed, self.config.architecture)
+            vector = getattr(model, "masked_spec_embed", None)
+            values = mask_spans(values, lengths[0], vector, self.config.architecture)
         values = run_conformers(
             model.encoder,
             values,
