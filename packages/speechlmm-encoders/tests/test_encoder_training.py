@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from speechlmm_core.interfaces.context import BuildContext
 from speechlmm_core.interfaces.encoder import encoders
@@ -119,6 +120,18 @@ def test_spans_of_frames_and_of_features_are_masked(kind):
     assert torch.equal(encoder(inputs).values, encoder(inputs).values)
 
 
+@pytest.mark.parametrize("kind", MASKED)
+def test_nothing_is_masked_where_both_shares_are_zero(kind):
+    still = {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}
+    encoder = build(kind, {**MASKED[kind], **still}, apply_spec_augment=True, layer=0)
+    inputs = encoder.config.build_preprocessor()(media(30_000))
+    for module in encoder.modules():
+        if isinstance(module, nn.Dropout):
+            module.eval()
+    out = encoder(inputs).values
+    assert torch.equal(out, encoder.eval()(inputs).values)
+
+
 def test_what_stands_in_masked_places():
     numbers = SimpleNamespace(mask_time_prob=0.3, mask_time_length=5, mask_time_min_masks=1)
     numbers = SimpleNamespace(**vars(numbers), mask_feature_prob=0.3, mask_feature_length=3, mask_feature_min_masks=1)
@@ -181,6 +194,26 @@ def test_a_sum_of_many_states_does_not_lose_them_to_rounding():
     torch.testing.assert_close(states[7].grad, direction / 65)
     dots = torch.stack([(state.detach() * direction).sum() for state in states])
     torch.testing.assert_close(mix.weights.grad, (dots - dots.mean()) / 65, atol=1e-5, rtol=1e-4)
+
+
+class Devices(TorchDispatchMode):
+    """Records where the results of operations are."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.found |= {one.device.type for one in (out if isinstance(out, list | tuple) else [out])}
+        return out
+
+
+def test_a_sum_copies_nothing_to_the_device():
+    mix, states = LayerMix(3).to("meta"), [torch.randn(1, 2, 4, device="meta", dtype=torch.bfloat16)] * 3
+    with Devices() as devices:
+        out = mix(states)
+    assert (out.shape, out.dtype, devices.found) == ((1, 2, 4), torch.bfloat16, {"meta"})
 
 
 def test_without_a_sum_none_is_allocated(monkeypatch):

@@ -36,10 +36,11 @@ class LayerMix(Component):
 
     def forward(self, states: Iterable[Tensor]) -> Tensor:
         """The sum over N + 1 states of one shape, in their dtype; it is accumulated in fp32."""
-        shares, total, state = self.shares(), torch.zeros(()), torch.zeros(())
+        shares = self.shares()
+        total = state = shares.new_zeros(())  # on the device, where one of the host would be copied to each time
         for share, state in zip(shares.split(1), states, strict=True):
             # By `addcmul`, which keeps the state in its own dtype for the gradient, and no product.
-            total = torch.addcmul(total.to(shares), share, state)  # (B, T, D)
+            total = torch.addcmul(total, share, state)  # (B, T, D)
         return total.to(state.dtype)
 
 
