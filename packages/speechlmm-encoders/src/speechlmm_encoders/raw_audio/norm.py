@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from speechlmm_core.features import length_mask
 
 BLOCK = 1 << 22
-"""Values that are summed at a time, which bounds the memory beside input and output."""
+"""Values that are summed at a time, which bounds what the statistics take where no gradients are recorded."""
 
 
 def masked_channel_norm(values: Tensor, lengths: Tensor, norm: nn.GroupNorm, media: Tensor | None = None) -> Tensor:
     """A group norm with one group a channel, its statistics those of the frames that count.
 
     Two passes, since a sum of squares that is not about the mean would lose it to rounding; they go by blocks of frames
-    in fp32, so that there is no fp32 copy of the input.
+    in fp32. Where gradients are recorded, the blocks of the second pass are kept for them, an fp32 copy of the input in
+    all; the output is made in fp32 before it is cast to the input's dtype.
 
     Args:
         values: (B, C, T).
