@@ -301,6 +301,27 @@ def test_layers_are_left_out_of_the_output_and_not_of_the_graph(family, options,
         assert bool(parameter.grad.any()) != (drops and "encoder.layers" in name), name
 
 
+@pytest.mark.parametrize(
+    ("family", "layer", "reason"),
+    [
+        ("wav2vec2", "weighted", "`layer: weighted` takes the states of all of them"),
+        ("sew", -1, "where the layers of a 'sew' are is not known"),
+        ("wav2vec2", 1, None),
+    ],
+)
+def test_a_layerdrop_without_effect_is_said_once(family, layer, reason, monkeypatch, caplog):
+    model_type, numbers, batching = FAMILIES[family]
+    monkeypatch.setitem(FAMILIES, family, (model_type, {**numbers, "layerdrop": 0.25}, batching))
+    with caplog.at_level(logging.INFO):
+        encoder = configure(family, layer=layer).build(BuildContext(component="audio_encoder"))
+        encoder.reset_buffers()
+        encoder.train()(encoder.config.build_preprocessor()(media(9_000)))
+    said = f"audio_encoder leaves no layers out at training, although its layerdrop is 0.25: {reason}"
+    assert [record.getMessage() for record in caplog.records if "layerdrop" in record.getMessage()] == (
+        [said] if reason else []
+    )
+
+
 def test_spec_augment_is_off_unless_asked_for():
     assert not hasattr(build("wav2vec2").model, "masked_spec_embed")
     encoder = build("wav2vec2", apply_spec_augment=True)

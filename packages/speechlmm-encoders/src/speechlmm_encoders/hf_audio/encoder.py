@@ -51,6 +51,7 @@ class HFAudioEncoder(Encoder):
         super().__init__()
         self.config = config
         model_class = find_class(str(config.numbers["model_type"]))
+        self._component = ctx.component or "hf_audio"
         self._attention = choose_attention(ctx, model_class)
         self.model = self._build(model_class)
         self._drop_layers()
@@ -58,7 +59,7 @@ class HFAudioEncoder(Encoder):
         if config.front_end.batching == "apart":
             logger.info(
                 "%s encodes the clips of each length apart: a %r would let padding into them",
-                ctx.component or "hf_audio",
+                self._component,
                 config.numbers["model_type"],
             )
 
@@ -92,7 +93,20 @@ class HFAudioEncoder(Encoder):
 
     def _drop_layers(self) -> None:
         """Has the layers drop out at training; weighted sums take all of their states, as transformers lists them."""
-        if self._layerdrop <= 0 or self._network is None or not self._gives_the_last:
+        if self._layerdrop <= 0:
+            return
+        if self._network is None or not self._gives_the_last:
+            why = (
+                f"where the layers of a {self.config.numbers['model_type']!r} are is not known"
+                if self._network is None
+                else "`layer: weighted` takes the states of all of them"
+            )
+            logger.info(
+                "%s leaves no layers out at training, although its layerdrop is %s: %s",
+                self._component,
+                self._layerdrop,
+                why,
+            )
             return
         for layer in self.model.get_submodule(self._network.layers):
             layer.register_forward_hook(partial(_left_out, probability=self._layerdrop), with_kwargs=True)
