@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -121,6 +122,17 @@ def test_broken_files(tmp_path, tensors):
     file.unlink()
     (tmp_path / "pytorch_model.bin").write_bytes(b"junk")
     with pytest.raises(CheckpointError, match="cannot be read"):
+        load_weights(linear(), tmp_path)
+
+
+def test_torchscript_is_called_by_its_name(tmp_path, tensors):
+    file = tmp_path / "pytorch_model.bin"
+    torch.save(tensors, file)
+    with ZipFile(file, "a") as archive:
+        archive.writestr(f"{archive.namelist()[0].partition('/')[0]}/constants.pkl", b"")
+    with pytest.warns(UserWarning, match="TorchScript"), pytest.raises(RuntimeError):
+        torch.load(file, weights_only=True)  # so torch takes it for one
+    with pytest.raises(CheckpointError, match="it is a TorchScript archive, which holds code; expected a state dict"):
         load_weights(linear(), tmp_path)
 
 

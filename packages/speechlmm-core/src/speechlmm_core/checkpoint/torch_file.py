@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
-from zipfile import is_zipfile
+from zipfile import ZipFile, is_zipfile
 
 from speechlmm_core.errors import CheckpointError
 
@@ -28,7 +28,8 @@ def read_torch_file(path: Path) -> Mapping[str, Tensor]:
     They may lie under a name that training scripts use (`WRAPPERS`), beside anything but Python objects.
 
     Raises:
-        CheckpointError: It is empty, damaged or no such file, or holds anything but tensors by name.
+        CheckpointError: It is empty, damaged or no such file (a TorchScript archive, say), or holds anything but
+            tensors by name.
     """
     import pickle
 
@@ -37,8 +38,14 @@ def read_torch_file(path: Path) -> Mapping[str, Tensor]:
     try:
         if path.stat().st_size == 0:
             raise unreadable(path, "it is empty")
+        is_zip = is_zipfile(path)
+        if is_zip and _is_torchscript(path):
+            raise CheckpointError(
+                f"{str(path)!r} cannot be read: it is a TorchScript archive, which holds code; {EXPECTED}; save the "
+                "state dict of the model that is in it, or get another file"
+            )
         # Only the newer of torch's two formats, a zip archive, can be mapped.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except (CheckpointError, MemoryError):
         raise
     except OSError as exc:
@@ -54,6 +61,12 @@ def read_torch_file(path: Path) -> Mapping[str, Tensor]:
     except Exception as exc:  # torch raises nearly anything on bytes that mean nothing
         raise unreadable(path, "it is cut off or damaged, or no file of torch's") from exc
     return _tensors_by_name(content, path)
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether an archive is TorchScript's, by the file that torch tells it by."""
+    with ZipFile(path) as archive:
+        return any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def unreadable(path: Path, why: str) -> CheckpointError:
