@@ -113,7 +113,7 @@ class StackAdapterConfig(AdapterConfig):
         }
 
     def objective_frames(self, name: str, num_frames: Length, frame_rate: Fraction) -> Length:
-        """The frames that a stage's objective aligns with a transcript."""
+        """The frames at most that a stage's objective aligns with a transcript: fewer may reach it, by the content."""
         # The names do not depend on the place in the model.
         index, own = next((index, own) for key, index, own, _ in self._owned("audio_adapter") if key == name)
         rates = self.rates(frame_rate)

@@ -36,7 +36,8 @@ class AdapterConfig(ComponentConfig, ABC):
     def meets_target_lengths(self) -> bool:
         """Whether as many frames come out as the transcript has tokens, within the upper bound, where these are told.
 
-        They are told in training and for losses on a given answer, and exactly so many positions are planned then.
+        They are told in training and for losses on a given answer, and at most so many positions are planned then:
+        the upper bound, where that is lower.
         """
         return False
 
@@ -57,7 +58,7 @@ class AdapterConfig(ComponentConfig, ABC):
         return {}
 
     def objective_frames(self, name: str, num_frames: Length, frame_rate: Fraction) -> Length:
-        """The frames that the component's own objective ``name`` aligns with a transcript; those that come out.
+        """The frames at most that the component's own objective ``name`` aligns with a transcript; those that come out.
 
         A target that needs more is left out of that objective, and counted.
 
