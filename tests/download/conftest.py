@@ -39,6 +39,8 @@ class Hub:
         """What later commits hold instead of the folders' files, by repository and file."""
         self.requests: list[tuple[str, str, str | None]] = []
         self.gated: set[str] = set()
+        self.closed: dict[str, tuple[int, str]] = {}
+        """Repositories about which it tells nothing, with the status and the code that it answers."""
         self.forged: set[str] = set()
         """Files whose content is not what the hub announces."""
         self.cut: dict[str, int] = {}
@@ -112,6 +114,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def model(self, repo: str, revision: str) -> None:
         folder = self.hub.root / repo
+        if repo in self.hub.closed:
+            return self.refuse(*self.hub.closed[repo])
         if not folder.is_dir():
             return self.refuse(404, "RepoNotFound")
         if revision not in ("main", "v1", self.hub.commit):

@@ -71,6 +71,40 @@ def test_without_a_network_what_is_there_is_taken(hub, folder, download, surroun
     assert "its model.safetensors is damaged" in download.refusal(*download.whisper)
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "reason"),
+    [
+        (403, "GatedRepo", "'acme/whisper' is gated"),
+        (401, "", "the hub refuses 'acme/whisper' (401)"),
+        (403, "", "the hub refuses 'acme/whisper' (403)"),
+        (404, "RepoNotFound", "the hub has no model 'acme/whisper'"),
+    ],
+)
+def test_what_the_hub_refuses_by_now_is_taken(hub, folder, download, status, code, reason):
+    hub.closed["acme/whisper"] = (status, code)
+    out = download.output(*download.whisper)
+    assert f"there already, at commit {hub.commit[:12]}; it could not be compared with the hub: {reason}" in out
+    (folder / "model.safetensors").unlink()
+    assert "its model.safetensors is damaged" in download.refusal(*download.whisper)
+
+
+def test_a_revision_that_the_hub_refuses_by_now_is_told(hub, download):
+    pinned = (download.whisper[0], f"{download.whisper[1]}@v1")
+    download.output(*pinned)
+    hub.closed["acme/whisper"] = (404, "RevisionNotFound")
+    assert "could not be compared with the hub: 'acme/whisper' has no revision 'v1'" in download.output(*pinned)
+
+
+def test_safetensors_that_are_added_beside_pickles_are_no_fault(hub, download):
+    old = (*download.llama, "model.text_decoder.pretrained=acme/old")
+    download.output(*old)
+    hub.changed["acme/old/model.safetensors"] = b"x" * 3000
+    out = download.output(*old)
+    assert out == f"acme/old: there already, at commit {hub.commit[:12]}; the hub has since added model.safetensors\n"
+    hub.changed["acme/old/pytorch_model.bin"] = b"x" * 3000
+    assert "but pytorch_model.bin is another at" in download.refusal(*old)
+
+
 def test_without_a_network_a_revision_is_what_it_is(hub, download, surroundings):
     pinned = (download.whisper[0], f"{download.whisper[1]}@v1")
     download.output(*pinned)

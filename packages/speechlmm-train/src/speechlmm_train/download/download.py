@@ -15,6 +15,7 @@ from pathlib import Path
 from speechlmm_core.checkpoint.atomic import sync
 from speechlmm_core.checkpoint.hub_errors import HubOfflineError, first_line
 from speechlmm_core.checkpoint.source import WEIGHT_SUFFIXES
+from speechlmm_core.checkpoint.weights import WEIGHT_FILES
 from speechlmm_core.errors import CheckpointError
 from speechlmm_train.download.hub import Repository, list_repository
 from speechlmm_train.download.job import MARKER, Job, Say, amount, files_beside_weights, folder_size, weights_entry
@@ -30,7 +31,7 @@ def download(wanted: Wanted, root: Path, say: Say, *, progress: bool = True) -> 
     """Fetches a checkpoint to ``<root>/<name>``; nothing where it is there already.
 
     What is there is compared with the hub by the hashes of the files that it was made from, not by the commit. Without
-    a network it is taken as it is.
+    a network, or where the hub refuses, it is taken as it is.
 
     Args:
         wanted: Which one, and what of it.
@@ -114,8 +115,11 @@ def _compared(target: Path, present: _Present, wanted: Wanted) -> str:
     at = f"at commit {present.commit}"
     try:
         repository = list_repository(wanted.name)
-    except (HubOfflineError, ConnectionError) as exc:
-        return at if wanted.revision else f"{at}; it could not be compared with the hub: {first_line(exc)}"
+    except (CheckpointError, ConnectionError) as exc:
+        # That a revision is not asked for without a network is no news; that the hub refuses it is.
+        if wanted.revision and isinstance(exc, HubOfflineError | ConnectionError):
+            return at
+        return f"{at}; it could not be compared with the hub: {first_line(exc)}"
     difference = _difference(present, repository, wanted)
     theirs = repository.commit[:12]
     if difference is not None:
@@ -123,13 +127,17 @@ def _compared(target: Path, present: _Present, wanted: Wanted) -> str:
             f"{str(target)!r} is there already, {at}, but {difference} at the hub's commit {theirs}; use it as it is, "
             f"or {ANEW}"
         )
+    entry = weights_entry(repository).name if wanted.needs_weights else None
+    if entry is not None and entry not in present.keys:
+        return f"{at}; the hub has since added {entry}"
     return at if theirs == present.commit else f"{at}; the hub's {theirs} has the same files"
 
 
 def _difference(present: _Present, repository: Repository, wanted: Wanted) -> str | None:
     """What is not on the hub as it was when it was downloaded."""
     needed = {file.name for file in files_beside_weights(repository, wanted)}
-    if wanted.needs_weights:
+    if wanted.needs_weights and present.keys.keys().isdisjoint(WEIGHT_FILES):
+        # Otherwise what is there came of another of these files, which is compared below like any other.
         needed.add(weights_entry(repository).name)
     for name in sorted(needed | set(present.keys)):
         if name not in present.keys:
