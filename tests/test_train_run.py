@@ -110,6 +110,13 @@ def assert_same_weights(left, right):
         assert torch.equal(tensor, right[name]), name
 
 
+def test_few_steps_have_figures_too(corpus, tmp_path):
+    report = go(corpus, tmp_path / "out", max_steps=2, logging_steps=20)
+    (last,) = metrics(tmp_path / "out")
+    assert last["step"] == 2
+    assert report.figures["train/lm"] == last["train/lm"] > 0
+
+
 def test_the_loss_goes_down_and_every_loss_has_its_name(corpus, tmp_path):
     report = go(corpus, tmp_path / "out", max_steps=30, eval_steps=30, eval_samples=3, eval_max_new_tokens=4)
     rows = metrics(tmp_path / "out")

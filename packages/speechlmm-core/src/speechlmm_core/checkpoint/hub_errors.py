@@ -21,11 +21,15 @@ def hub_refusal(error: Exception, name: str) -> CheckpointError | None:
         error: What the hub's client raised.
         name: ``<repository>[@<revision>]``.
     """
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     repo, _, revision = name.partition("@")
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return HubOfflineError(f"$HF_HUB_OFFLINE is set, which forbids to ask the hub for {repo!r}; unset it")
+    offline = isinstance(error, errors.LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE
+    if offline or isinstance(error, errors.OfflineModeIsEnabled):
+        return HubOfflineError(
+            f"$HF_HUB_OFFLINE is set, which forbids to ask the hub for {repo!r}; unset it, or download the checkpoint "
+            "beforehand and put its folder below $PRETRAINED_COMPONENTS"
+        )
     code = getattr(getattr(error, "response", None), "status_code", None)
     words = None
     if isinstance(error, errors.GatedRepoError):

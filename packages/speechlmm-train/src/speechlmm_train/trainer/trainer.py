@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from speechlmm_core.checkpoint.atomic import atomic_folder
@@ -223,15 +223,16 @@ class _Endless:
 
 
 class _Step(TrainerCallback):
-    """Moves the progress bar."""
+    """Moves the progress bar, and has the last step's figures logged, however few steps there are."""
 
     def __init__(self, reporter: Reporter, stage: str) -> None:
         self.reporter = reporter
         self.stage = stage
 
-    def on_step_end(self, *_: Any, **__: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """After each optimiser step."""
         self.reporter.step(self.stage)
+        control.should_log = control.should_log or state.global_step >= state.max_steps
 
 
 def seed_step(seed: int, stage: int, step: int, rank: int) -> None:
