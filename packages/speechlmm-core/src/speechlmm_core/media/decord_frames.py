@@ -1,8 +1,9 @@
 """Decodes the frames of a video by decord, where it is installed and can be relied on. Imports no torch.
 
-decord is no longer maintained. It goes wrong where it has to seek (MPEG-4, AVI, MPEG-TS, open groups of pictures),
-fails on some turned pictures, and rounds deeper pixels differently, so it gets the common case only: 8-bit H.264 in MP4
-or Matroska that is not turned, from its first frame on, one after the other. There its frames equal FFmpeg's.
+The module is that of decord2, the maintained fork, or of the first decord, which is not maintained and which an
+environment may hold instead. That one goes wrong where it has to seek (MPEG-4, AVI, MPEG-TS, open groups of pictures),
+fails on some turned pictures, and rounds deeper pixels differently, so both get the common case only: 8-bit H.264 in
+MP4 or Matroska that is not turned, from its first frame on, one after the other. There the frames equal FFmpeg's.
 
 Shapes: H rows, W pixels, T frames of the result, N frames of the file.
 """

@@ -53,7 +53,7 @@ def check_face_finder(name: str) -> Path:
     if find_spec("mediapipe") is None:
         raise MediaError(
             f"{name}: not a mouth crop, and mediapipe, which would find the mouth, is not installed; "
-            f"pip install 'speechlmm-core[mediapipe]', or {first}"
+            f"pip install 'speechlmm-core[mediapipe]' (in a clone: uv sync --extra mediapipe), or {first}"
         )
     root = os.environ.get("PRETRAINED_COMPONENTS")
     there = [path for path in (Path(root).expanduser() / model for model in MODELS) if path.is_file()] if root else []

@@ -19,7 +19,8 @@ def require_bitsandbytes() -> None:
     """
     if find_spec("bitsandbytes") is None:
         raise MissingDependencyError(
-            "loading in 4 or 8 bits needs bitsandbytes, which is not installed: pip install 'speechlmm-core[quant]'"
+            "loading in 4 or 8 bits needs bitsandbytes, which is not installed: pip install 'speechlmm-core[quant]' "
+            "(in a clone: uv sync --extra quant)"
         )
 
 
