@@ -26,6 +26,26 @@ class Architecture(BaseModel):
     """What transformers takes for fields that a `config.json` leaves out, where it differs from the defaults here."""
 
 
+class MaskedArchitecture(Architecture):
+    """An architecture whose frames can be masked at training (SpecAugment)."""
+
+    mask_time_prob: Probability = 0.05
+    """SpecAugment: share of frames masked, where `apply_spec_augment` is set."""
+    mask_time_length: Size = 10
+    """SpecAugment: frames in a span."""
+    mask_time_min_masks: Annotated[int, Field(ge=0)] = 2
+    """SpecAugment: spans of frames at least."""
+    mask_feature_prob: Probability = 0.0
+    """SpecAugment: share of features masked."""
+    mask_feature_length: Size = 10
+    """SpecAugment: features in a span."""
+    mask_feature_min_masks: Annotated[int, Field(ge=0)] = 0
+    """SpecAugment: spans of features at least."""
+
+
+MASK_NUMBERS = frozenset(MaskedArchitecture.model_fields)
+"""Names of the numbers above, which act at training only."""
+
 A = TypeVar("A", bound=Architecture)
 
 

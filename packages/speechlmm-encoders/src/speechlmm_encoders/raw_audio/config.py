@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from speechlmm_core.chunking import Chunk
 from speechlmm_core.lengths import Length, conv_output_length
-from speechlmm_encoders.architecture import Architecture, Probability, Size
+from speechlmm_encoders.architecture import MASK_NUMBERS, MaskedArchitecture, Probability, Size
 from speechlmm_encoders.layered import LayeredEncoderConfig
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Self = TypeVar("Self", bound="RawAudioArchitecture")
 
 
-class RawAudioArchitecture(Architecture):
+class RawAudioArchitecture(MaskedArchitecture):
     """The numbers that HuBERT and WavLM have in common, called as in transformers."""
 
     training_only: ClassVar[frozenset[str]] = frozenset(
@@ -38,12 +38,7 @@ class RawAudioArchitecture(Architecture):
             "feat_proj_dropout",
             "layerdrop",
             "initializer_range",
-            "mask_time_prob",
-            "mask_time_length",
-            "mask_time_min_masks",
-            "mask_feature_prob",
-            "mask_feature_length",
-            "mask_feature_min_masks",
+            *MASK_NUMBERS,
         }
     )
     unstated: ClassVar[dict[str, Any]] = {
@@ -97,18 +92,6 @@ class RawAudioArchitecture(Architecture):
     """Dropout after the projection of the convolutions' output."""
     layerdrop: Probability = 0.1
     """Probability of leaving a layer out at training (LayerDrop)."""
-    mask_time_prob: Probability = 0.05
-    """SpecAugment: share of frames masked, where `apply_spec_augment` is set."""
-    mask_time_length: Size = 10
-    """SpecAugment: frames in a span."""
-    mask_time_min_masks: Annotated[int, Field(ge=0)] = 2
-    """SpecAugment: spans of frames at least."""
-    mask_feature_prob: Probability = 0.0
-    """SpecAugment: share of features masked."""
-    mask_feature_length: Size = 10
-    """SpecAugment: features in a span."""
-    mask_feature_min_masks: Annotated[int, Field(ge=0)] = 0
-    """SpecAugment: spans of features at least."""
     initializer_range: Annotated[float, Field(gt=0)] = 0.02
     """Standard deviation of random weights."""
 

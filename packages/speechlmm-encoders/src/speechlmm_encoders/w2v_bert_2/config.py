@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from speechlmm_encoders.architecture import Probability, Size, architecture_of
+from speechlmm_encoders.architecture import MASK_NUMBERS, MaskedArchitecture, Probability, Size, architecture_of
 from speechlmm_encoders.fbank.config import ConformerArchitecture, FbankEncoderConfig
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from speechlmm_encoders.w2v_bert_2.encoder import W2vBert2Encoder
 
 
-class W2vBert2Architecture(ConformerArchitecture):
+class W2vBert2Architecture(ConformerArchitecture, MaskedArchitecture):
     """The numbers of a w2v-BERT model, called as in transformers' `Wav2Vec2BertConfig`; by default w2v-bert-2.0's."""
 
     model_types: ClassVar[tuple[str, ...]] = ("wav2vec2-bert",)
@@ -30,12 +30,7 @@ class W2vBert2Architecture(ConformerArchitecture):
             "conformer_conv_dropout",
             "layerdrop",
             "initializer_range",
-            "mask_time_prob",
-            "mask_time_length",
-            "mask_time_min_masks",
-            "mask_feature_prob",
-            "mask_feature_length",
-            "mask_feature_min_masks",
+            *MASK_NUMBERS,
         }
     )
 
@@ -71,18 +66,6 @@ class W2vBert2Architecture(ConformerArchitecture):
     """Dropout after the convolutions."""
     layerdrop: Probability = 0.1
     """Probability of leaving a conformer layer out at training (LayerDrop)."""
-    mask_time_prob: Probability = 0.05
-    """SpecAugment: share of frames masked, where `apply_spec_augment` is set."""
-    mask_time_length: Size = 10
-    """SpecAugment: frames in a span."""
-    mask_time_min_masks: Annotated[int, Field(ge=0)] = 2
-    """SpecAugment: spans of frames at least."""
-    mask_feature_prob: Probability = 0.0
-    """SpecAugment: share of features masked."""
-    mask_feature_length: Size = 10
-    """SpecAugment: features in a span."""
-    mask_feature_min_masks: Annotated[int, Field(ge=0)] = 0
-    """SpecAugment: spans of features at least."""
 
     @model_validator(mode="before")
     @classmethod
