@@ -289,6 +289,11 @@ def test_kaiming_convolutions():
         (WhisperEncoderConfig, {"chunk_overlap_seconds": 15}, "keeps nothing"),
         (WhisperEncoderConfig, {"keep_padding": True, "chunk_seconds": 10}, "whole windows"),
         (UnrestrictedWhisperEncoderConfig, {"layer": 33}, "layer must be between -33 and 32"),
+        (
+            UnrestrictedWhisperEncoderConfig,
+            {"layer": "wieghted"},
+            "1 validation error.*\n.*\n.*or `weighted`",
+        ),
         (UnrestrictedWhisperEncoderConfig, {"chunk_seconds": 601}, "longer than max_duration_s"),
         (UnrestrictedWhisperEncoderConfig, {"model": {"d_model": 30}}, "multiple of"),
         (UnrestrictedWhisperEncoderConfig, {"model": {"d_modle": 30}}, "d_modle"),

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from fractions import Fraction
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from speechlmm_core.chunking import Chunk, Chunker
 from speechlmm_core.interfaces.encoder import EncoderConfig
@@ -26,6 +27,14 @@ class LayeredEncoderConfig(EncoderConfig):
     layer: int | Literal["weighted"] = -1
     """Hidden state to put out: -1 the last, k >= 0 the one after k layers, -2 the last but one, …; or `weighted` for a
     learned weighted sum of all of them (its weights are outside `.model`, so that they train while that is frozen)."""
+
+    @field_validator("layer", mode="before")
+    @classmethod
+    def _number_or_weighted(cls, layer: Any) -> Any:
+        # Said here in one line: of a union, each member would report what it misses.
+        if layer == "weighted" or (isinstance(layer, int) and not isinstance(layer, bool)):
+            return layer
+        raise PydanticCustomError("layer", "expected a number of layers or `weighted`", {})
 
     @model_validator(mode="after")
     def _check_layer(self: Self) -> Self:
