@@ -11,19 +11,11 @@ from speechlmm_core.inference.engine import InferenceEngine
 from speechlmm_train.compose import validate
 from speechlmm_train.run import build_model, run
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WORDS = ("red", "green", "blue", "one", "two", "three")
 RATE = 16_000
 QUANTITY, CTC = "train/audio_adapter_quantity", "train/audio_adapter_ctc"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _surroundings(tmp_path_factory):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPEECHLMM_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -19,19 +19,10 @@ from speechlmm_train.compose import validate
 from speechlmm_train.run import build_model, run
 from speechlmm_train.trainer.output_folder import OutputFolder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WORDS = ("red", "green", "blue", "one", "two", "three")
 RATE = 16_000
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _surroundings(tmp_path_factory):
-    """A cache of its own, and one thread: the order of a sum depends on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPEECHLMM_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

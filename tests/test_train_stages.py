@@ -15,6 +15,8 @@ from speechlmm_train.run import run
 from speechlmm_train.trainer.checks import check_stage
 from speechlmm_train.trainer.trainer import guarded_save
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY = (
     "model/audio_encoder=tiny_whisper_unrestricted",
     "model/audio_adapter=tiny_mlp",
@@ -22,16 +24,6 @@ TINY = (
     "model.objectives={lm: {type: next_token}, ctc: {type: ctc}}",
 )
 CTC_FIRST = "{lm: [[0, 0], [0.5, 0], [1, 1]], ctc: 1}"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _surroundings(tmp_path_factory):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPEECHLMM_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

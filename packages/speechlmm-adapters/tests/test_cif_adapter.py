@@ -17,9 +17,7 @@ from speechlmm_core.interfaces.context import BuildContext
 from speechlmm_core.objectives.ctc.config import CTCObjectiveConfig
 from speechlmm_core.testing.reads import CountedReads
 
-GPU = pytest.param(
-    "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")]
-)
+GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 CONTEXT = BuildContext(component="audio_adapter", input_size=6, output_size=5, frame_rate=Fraction(50), vocab_size=11)
 
 

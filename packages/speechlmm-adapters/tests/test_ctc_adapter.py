@@ -21,9 +21,7 @@ from speechlmm_core.losses.logsumexp import chunked_argmax, chunked_argmax_logsu
 from speechlmm_core.testing.reads import CountedReads
 from speechlmm_core.testing.toy import ToyTextDecoder
 
-GPU = pytest.param(
-    "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")]
-)
+GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 CONTEXT = BuildContext(component="audio_adapter", input_size=6, output_size=5, frame_rate=Fraction(50), vocab_size=4)
 
 

@@ -7,9 +7,7 @@ import torch
 
 from speechlmm_core.testing.reads import CountedReads
 
-GPU = pytest.param(
-    "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")]
-)
+GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 WAITS = {
     "tolist": lambda x: x.tolist(),
     "to the host": lambda x: x.cpu(),
