@@ -12,7 +12,7 @@ import soundfile
 from speechlmm_core.data import header_cache
 from speechlmm_core.data.faults import FaultyDataError
 from speechlmm_core.data.lengths import measure
-from speechlmm_core.data.spec import open_datasets
+from speechlmm_core.data.spec.entries import open_datasets
 from speechlmm_core.errors import MediaError
 from speechlmm_core.media.audio import load_audio_item
 
@@ -77,16 +77,14 @@ def test_lengths_equal_what_loading_gives(manifest: Path) -> None:
 
 
 def test_positions_hold_for_every_wording(manifest: Path) -> None:
-    from speechlmm_core.data.chats import chat_of, task_of, wordings
+    from speechlmm_core.data.chats import chat_of, draws_of
 
     examples = open_datasets(["m.jsonl"], manifest)
     sizer = Sizer()
     lengths = measure(examples, sizer, cache=manifest / "cache")
     for index, example in enumerate(examples):
         samples = [load_audio_item(item, 16_000).num_samples for item in example.media.values()]
-        every = [
-            sizer.sizes(chat_of(example, draw=draw), samples)[0] for draw in range(wordings(task_of(example.task)))
-        ]
+        every = [sizer.sizes(chat_of(example, draw=draw), samples)[0] for draw in draws_of(example)]
         assert lengths.positions[index] == max(every)
 
 

@@ -16,7 +16,7 @@ from speechlmm_core.config import ModelConfig
 from speechlmm_core.data.chats import chat_of
 from speechlmm_core.data.faults import FaultyDataError
 from speechlmm_core.data.lengths import measure
-from speechlmm_core.data.spec import open_datasets
+from speechlmm_core.data.spec.entries import open_datasets
 from speechlmm_core.interfaces.encoder import EncoderConfig, encoders
 from speechlmm_core.interfaces.modules import Preprocessor
 from speechlmm_core.media import video, video_source

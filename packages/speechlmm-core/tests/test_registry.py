@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
@@ -18,14 +19,18 @@ from speechlmm_core.registry import KINDS, Registry
 
 METRIC = """
 from typing import Literal
+import numpy
 from speechlmm_core.interfaces.metric import MetricConfig
 
 class Count(MetricConfig):
     type: Literal["{name}"] = "{name}"
     size: int = 1
 
-    def compute(self, references, hypotheses):
-        return {{"count": float(len(references))}}
+    def statistics(self, answers):
+        return numpy.ones((len(answers), 1))
+
+    def score(self, total):
+        return {{"count": float(total[0])}}
 """
 
 
@@ -213,7 +218,10 @@ def test_a_class_is_registered_by_hand_once(metrics, install):
     class Mine(MetricConfig):
         type: Literal["mine.exact"] = "mine.exact"
 
-        def compute(self, references, hypotheses):
+        def statistics(self, answers):
+            return np.ones((len(answers), 1))
+
+        def score(self, total):
             return {}
 
     assert metrics.register(Mine) is Mine
@@ -229,7 +237,10 @@ def test_a_name_that_a_distribution_announces_cannot_be_registered_by_hand(metri
     class Taken(MetricConfig):
         type: Literal["acme.count"] = "acme.count"
 
-        def compute(self, references, hypotheses):
+        def statistics(self, answers):
+            return np.ones((len(answers), 1))
+
+        def score(self, total):
             return {}
 
     with pytest.raises(ValueError, match="already exists"):

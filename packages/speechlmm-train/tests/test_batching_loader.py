@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from speechlmm_core.data.spec import open_datasets
+from speechlmm_core.data.spec.entries import open_datasets
 from speechlmm_core.errors import ConfigError, MediaError
 from speechlmm_train.batching.loader import TrainingBatches
 from speechlmm_train.batching.plan import BatchPlan
@@ -16,7 +16,7 @@ from speechlmm_train.batching.plan import BatchPlan
 class Processor:
     """A processor that makes a sample of the words of a conversation."""
 
-    def sample(self, messages: Sequence[Any], *, with_answer: bool) -> tuple[str, str]:
+    def sample(self, messages: Sequence[Any], *, with_answer: bool, transform: Any = None) -> tuple[str, str]:
         prompt = next(i["text"] for i in messages[0].content if i["type"] == "text")
         path = messages[0].media[0]["path"]
         if Path(path).name == "broken.wav":

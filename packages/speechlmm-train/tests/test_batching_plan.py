@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from speechlmm_core.data.draw import draw, draws, mix, permutation
 from speechlmm_core.errors import ConfigError, DataError
-from speechlmm_train.batching.draw import draw, draws, mix, permutation
 from speechlmm_train.batching.plan import BatchPlan
 
 

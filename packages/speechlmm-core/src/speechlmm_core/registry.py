@@ -19,7 +19,10 @@ from speechlmm_core.errors import ComponentLoadError
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 
-KINDS = ("encoder", "adapter", "decoder", "objective", "codec", "talking_head", "task", "dataset", "metric")
+KINDS = (
+    *("encoder", "adapter", "decoder", "objective", "codec", "talking_head"),
+    *("task", "dataset", "metric", "augmentation"),
+)
 
 
 class ComponentConfig(BaseModel):

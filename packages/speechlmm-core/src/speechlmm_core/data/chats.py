@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 from speechlmm_core.chat.messages import Message
@@ -15,15 +16,26 @@ task_of = lru_cache(maxsize=256)(get_task)
 _conversation = ChatTaskConfig()
 
 
-def chat_of(example: Example, *, draw: int = 0, with_answer: bool = True) -> list[Message]:
+def task_for(example: Example) -> TaskConfig:
+    """The task of an example, with the options that its dataset gives it."""
+    return task_of(example.task) if example.task_config is None else example.task_config
+
+
+def chat_of(
+    example: Example, *, draw: int = 0, with_answer: bool = True, shots: Sequence[Example] = ()
+) -> list[Message]:
     """The messages of an example.
 
     Args:
         example: The example; where it has messages, they are the chat, and its task only says how it is scored.
-        draw: Picks the wording of the task's prompt.
+        draw: Decides the wording of the task's prompt and all else that is left to chance; 0 takes the first.
         with_answer: Whether the answer is appended (training) or left to the model.
+        shots: Further examples that are shown first.
     """
-    return _chat_task(task_of(example.task), example).messages(example, draw=draw, with_answer=with_answer)
+    task = _chat_task(task_for(example), example)
+    if shots:
+        return task.messages(example, draw=draw, with_answer=with_answer, shots=shots)
+    return task.messages(example, draw=draw, with_answer=with_answer)
 
 
 def question_of(example: Example) -> tuple[list[Message], str]:
@@ -32,11 +44,23 @@ def question_of(example: Example) -> tuple[list[Message], str]:
     Raises:
         DataError: The example has no answer.
     """
-    messages = chat_of(example)
+    return split_answer(chat_of(example), example.id)
+
+
+def split_answer(messages: Sequence[Message], name: str) -> tuple[list[Message], str]:
+    """A conversation up to its answer, and the answer's text.
+
+    Args:
+        messages: The conversation.
+        name: The example's, for messages.
+
+    Raises:
+        DataError: It does not end with an answer.
+    """
     if not messages or messages[-1].role != "assistant":
-        raise DataError(f"example {example.id!r} has no answer to compare with")
+        raise DataError(f"example {name!r} has no answer to compare with")
     answer = "".join(item["text"] for item in messages[-1].content if item["type"] == "text")
-    return messages[:-1], answer
+    return list(messages[:-1]), answer
 
 
 def lack_of(example: Example, task: TaskConfig) -> str | None:
@@ -44,9 +68,9 @@ def lack_of(example: Example, task: TaskConfig) -> str | None:
     return _chat_task(task, example).check(example)
 
 
-def wordings(task: TaskConfig) -> int:
-    """How many wordings a task's prompt has."""
-    return max(1, len(task.prompts()))
+def draws_of(example: Example) -> Sequence[int]:
+    """Draws that lead to every chat that the example may become."""
+    return _chat_task(task_for(example), example).draws(example)
 
 
 def _chat_task(task: TaskConfig, example: Example) -> TaskConfig:

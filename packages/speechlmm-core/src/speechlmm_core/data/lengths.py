@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 
 from speechlmm_core.chat.messages import Message
 from speechlmm_core.config import InputConfig, ModelConfig
-from speechlmm_core.data.chats import chat_of, task_of, wordings
+from speechlmm_core.data.chats import chat_of, draws_of, task_of
 from speechlmm_core.data.example import Example
+from speechlmm_core.data.examples import ConcatExamples, place_of
 from speechlmm_core.data.faults import Faults
 from speechlmm_core.data.header_cache import HeaderCache, cache_folder
-from speechlmm_core.data.jsonl.reader import ConcatExamples, place_of
 from speechlmm_core.errors import DataError, MediaError, SpeechLMMError
 from speechlmm_core.interfaces.encoder import EncoderConfig
 
@@ -200,11 +200,9 @@ class _Measurement:
         """Positions and frames with the longest wording of the example's prompt."""
         key = (example.task, example.source_language, example.target_language)
         if key not in self.longest:
-            sizes = [
-                self.processor.sizes(chat_of(example, draw=number), num_samples)[0]
-                for number in range(wordings(task_of(example.task)))
-            ]
-            self.longest[key] = int(np.argmax(sizes))
+            numbers = list(draws_of(example))
+            sizes = [self.processor.sizes(chat_of(example, draw=number), num_samples)[0] for number in numbers]
+            self.longest[key] = numbers[int(np.argmax(sizes))]
         return self.processor.sizes(chat_of(example, draw=self.longest[key]), num_samples)
 
     def stored_sizes(self, num_samples: list[tuple[int, ...]]) -> Path | None:

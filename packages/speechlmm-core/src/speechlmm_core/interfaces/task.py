@@ -1,10 +1,10 @@
-"""The interface of a task: how an example becomes a chat. Imports no torch."""
+"""The interface of a task: how an example becomes a chat, and what its answers are scored with. Imports no torch."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from speechlmm_core.registry import ComponentConfig, Registry
 
@@ -14,12 +14,32 @@ if TYPE_CHECKING:
 
 
 class TaskConfig(ComponentConfig, ABC):
-    """A task: its prompts, how its messages are built, and what it is scored with."""
+    """A task: its prompts, how its messages are built, and what it is scored with.
+
+    The assistant's message may hold media beside text (`{"type": "audio", ...}`): a task with speech as its answer
+    builds it so, and names what it puts out in `outputs`.
+    """
+
+    outputs: ClassVar[tuple[str, ...]] = ("text",)
+    """What the answer is made of: `text`, or names of media."""
 
     @property
     @abstractmethod
     def metrics(self) -> tuple[str, ...]:
-        """Names of the metrics that score the task."""
+        """Names of the metrics that score the task; the first one is its headline."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Fields of `Example` without which it cannot be trained (`media`, `text`, `target_language`, `fields.intent`).
+
+        ``a|b`` means either. Only for messages to the user before data are read; `check` decides.
+        """
+        return ()
+
+    @property
+    def num_shots(self) -> int:
+        """How many further examples of the dataset are shown before the one that is asked about."""
+        return 0
 
     @abstractmethod
     def prompts(self, language: str = "en") -> list[str]:
@@ -34,14 +54,26 @@ class TaskConfig(ComponentConfig, ABC):
         """What an example lacks for this task, or None when it has everything."""
 
     @abstractmethod
-    def messages(self, example: Example, *, draw: int = 0, with_answer: bool = True) -> list[Message]:
+    def messages(
+        self, example: Example, *, draw: int = 0, with_answer: bool = True, shots: Sequence[Example] = ()
+    ) -> list[Message]:
         """The chat for an example.
 
         Args:
             example: The example.
-            draw: A number drawn from (seed, epoch, index); picks the wording, 0 being the first.
+            draw: A number drawn from (seed, epoch, index): decides the prompt's language and wording; 0 takes the
+                first of each. Independent numbers for several decisions come from `speechlmm_core.data.draw.derive`.
             with_answer: Whether the assistant's answer is appended (training) or left to the model.
+            shots: `num_shots` examples that are shown first, as turns with their answers.
         """
+
+    def draws(self, example: Example) -> Sequence[int]:
+        """Draws that lead to every chat the example may become, but for its shots: the longest is planned for."""
+        return range(max(1, len(self.prompts())))
+
+    def references(self, example: Example) -> tuple[str, ...]:
+        """The answers that are right, the one that is trained on first; metrics compare with each of them."""
+        return () if example.text is None else (example.text,)
 
 
 tasks: Registry[TaskConfig] = Registry("task", TaskConfig)

@@ -5,7 +5,7 @@ Shapes: B media, R rows, N tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,8 @@ from speechlmm_core.processor.targets import pad_targets, planned_frames
 from speechlmm_core.splice.plan import build_layout, plan_batch
 
 MessageLike = Message | Mapping[str, Any]
+Transform = Callable[[str, Medium], Medium]
+"""Of an input's name and its medium, another medium for it."""
 
 
 class SpeechLMMProcessor:
@@ -81,12 +83,15 @@ class SpeechLMMProcessor:
         samples = [self.sample(messages, with_answer=with_answer) for messages in conversations]
         return self.collate(samples, packed=packed, padding_side=padding_side)
 
-    def sample(self, messages: Sequence[MessageLike], *, with_answer: bool) -> ProcessedSample:
+    def sample(
+        self, messages: Sequence[MessageLike], *, with_answer: bool, transform: Transform | None = None
+    ) -> ProcessedSample:
         """Tokenises a conversation and loads its media.
 
         Args:
             messages: The conversation, the answer included or not.
             with_answer: Whether the conversation ends with the answer (training), or a generation prompt follows.
+            transform: Changes a medium of an input after it is loaded; augmentation comes in here.
 
         Raises:
             DataError: The messages do not fit the model.
@@ -96,6 +101,8 @@ class SpeechLMMProcessor:
         pieces = self.tokenizer.encode_chat(parsed, add_generation_prompt=not with_answer)
         items = [piece.item for piece in pieces if isinstance(piece, MediaPiece)]
         media = [(item["type"], self.inputs[item["type"]].encoder.load(item)) for item in items]
+        if transform is not None:
+            media = [(name, transform(name, medium)) for name, medium in media]
         lengths = [self._target_length(item, with_answer=with_answer) for item in items]
         num_frames = [
             self._num_frames(name, medium, item, length)

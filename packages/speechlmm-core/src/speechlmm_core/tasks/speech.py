@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from speechlmm_core.chat.messages import Message
@@ -42,7 +43,9 @@ class SpeechTaskConfig(TaskConfig):
             return f"task {self.type!r} needs a `text`, the answer, got {example.text!r}"
         return None
 
-    def messages(self, example: Example, *, draw: int = 0, with_answer: bool = True) -> list[Message]:
+    def messages(
+        self, example: Example, *, draw: int = 0, with_answer: bool = True, shots: Sequence[Example] = ()
+    ) -> list[Message]:
         """The chat for an example: media first, then the prompt, then the answer.
 
         Args:
@@ -50,6 +53,7 @@ class SpeechTaskConfig(TaskConfig):
                 sound and the picture of one recording.
             draw: A number drawn from (seed, epoch, index); picks the wording, 0 being the first.
             with_answer: Whether the assistant's answer is appended (training) or left to the model.
+            shots: Examples that are shown first, with their answers.
 
         Raises:
             DataError: The example lacks what the task needs.
@@ -64,6 +68,8 @@ class SpeechTaskConfig(TaskConfig):
                 item.setdefault("transcript", spoken)
         content.append({"type": "text", "text": self.prompt(example, draw)})
         found = [] if self.system is None else [Message.model_validate({"role": "system", "content": self.system})]
+        for shot in shots:
+            found += [m for m in self.messages(shot, draw=draw) if m.role != "system"]
         found.append(Message(role="user", content=content))
         if with_answer:
             found.append(Message.model_validate({"role": "assistant", "content": example.text}))

@@ -9,27 +9,28 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from speechlmm_core.chat.messages import Message
-from speechlmm_core.data.chats import chat_of
+from speechlmm_core.data.draw import draw
 from speechlmm_core.data.example import Example
-from speechlmm_core.data.jsonl.reader import place_of
+from speechlmm_core.data.examples import as_examples
 from speechlmm_core.errors import DataError, MediaError, SpeechLMMError
-from speechlmm_train.batching.draw import draw
+from speechlmm_core.processor.processor import Transform
 from speechlmm_train.batching.plan import BatchPlan, MicroBatch
 
 Batch = dict[str, Any]
+Augment = Callable[[int], Transform]
 
 
 class Collating(Protocol):
     """What of the processor is needed here."""
 
-    def sample(self, messages: Sequence[Message], *, with_answer: bool) -> Any:
+    def sample(self, messages: Sequence[Message], *, with_answer: bool, transform: Any = None) -> Any:
         """Loads and tokenises a conversation."""
         ...
 
@@ -53,6 +54,7 @@ class TrainingBatches:
         start_step: First step; nothing is replayed to get there.
         num_workers: Worker processes; 0 to load in this one.
         prefetch_factor: Micro-batches that each worker prepares ahead.
+        augment: Gives, for a number drawn from (seed, epoch, index), what changes the example's media.
         pin_memory: Whether batches are copied to page-locked memory; by default where there is a GPU.
 
     Raises:
@@ -71,6 +73,7 @@ class TrainingBatches:
         start_step: int = 0,
         num_workers: int = 0,
         prefetch_factor: int = 2,
+        augment: Augment | None = None,
         pin_memory: bool | None = None,
     ) -> None:
         plan.check_world_size(world_size)
@@ -80,7 +83,9 @@ class TrainingBatches:
         self.rank, self.world_size, self.start_step = rank, world_size, start_step
         self.num_workers, self.prefetch_factor = num_workers, prefetch_factor
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
-        self._dataset = _MicroBatches(examples, processor, plan.seed, plan.budget.packed, indices)
+        self._dataset = _MicroBatches(
+            examples, processor, plan.seed, plan.budget.packed, indices=indices, augment=augment
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields micro-batches.
@@ -147,10 +152,12 @@ class _MicroBatches(Dataset[Any]):
         processor: Collating,
         seed: int,
         packed: bool,
+        *,
         indices: Sequence[int] | None,
+        augment: Augment | None,
     ) -> None:
-        self.examples, self.processor, self.seed, self.packed = examples, processor, seed, packed
-        self.indices = indices
+        self.examples, self.processor, self.seed, self.packed = as_examples(examples), processor, seed, packed
+        self.indices, self.augment = indices, augment
 
     def __getitem__(self, batch: MicroBatch) -> Batch | SpeechLMMError:
         # An error travels as a value: raised in a worker, it would come out wrapped in that worker's traceback.
@@ -161,13 +168,14 @@ class _MicroBatches(Dataset[Any]):
 
     def _sample(self, epoch: int, number: int) -> Any:
         index = number if self.indices is None else int(self.indices[number])
-        example = self.examples[index]
+        transform = self.augment(draw(self.seed, epoch, index, "augmentation")) if self.augment else None
         try:
-            messages = chat_of(example, draw=draw(self.seed, epoch, index))
-            return self.processor.sample(messages, with_answer=True)
+            messages = self.examples.chat(index, draw=draw(self.seed, epoch, index))
+            return self.processor.sample(messages, with_answer=True, transform=transform)
         except SpeechLMMError as exc:
             kind = MediaError if isinstance(exc, MediaError) else DataError
-            raise kind(f"{place_of(self.examples, index)}: example {example.id!r}: {exc}") from exc
+            name = self.examples.example(index).id
+            raise kind(f"{self.examples.place(index)}: example {name!r}: {exc}") from exc
 
 
 def _as_it_is(batch: Any) -> Any:

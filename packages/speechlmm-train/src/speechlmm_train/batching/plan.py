@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from speechlmm_core.data.draw import draws, permutation
 from speechlmm_core.errors import ConfigError, DataError
-from speechlmm_train.batching.draw import draws, permutation
 from speechlmm_train.batching.fill import Budget, fill
 
 JITTER = 0.05

@@ -7,6 +7,7 @@ that has learnt to drop repeats and blanks from text copies speech with little f
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -41,7 +42,9 @@ class DenoiseTaskConfig(TaskConfig):
         """An example needs text."""
         return None if example.text else "`text`, the sentence to copy"
 
-    def messages(self, example: Example, *, draw: int = 0, with_answer: bool = True) -> list[Message]:
+    def messages(
+        self, example: Example, *, draw: int = 0, with_answer: bool = True, shots: Sequence[Example] = ()
+    ) -> list[Message]:
         """The noisy sentence and a prompt, answered by the sentence."""
         generator = random.Random(draw)
         prompts = self.prompts(example.source_language or "en")

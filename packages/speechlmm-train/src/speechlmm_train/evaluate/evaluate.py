@@ -15,7 +15,7 @@ from speechlmm_core.data.example import Example
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.inference.engine import InferenceEngine
 from speechlmm_core.inference.options import GenerationOptions, Request
-from speechlmm_core.interfaces.metric import metrics
+from speechlmm_core.interfaces.metric import Answer, metrics
 from speechlmm_core.interfaces.task import get_task
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
@@ -97,11 +97,11 @@ def score(predictions: Sequence[Prediction]) -> dict[str, dict[str, float]]:
     scores: dict[str, dict[str, float]] = {}
     for task in sorted({prediction.task for prediction in predictions}):
         own = [prediction for prediction in predictions if prediction.task == task]
-        references, answers = [p.reference for p in own], [p.text or "" for p in own]
+        answers = [Answer(p.text or "", (p.reference,)) for p in own]
         for name in get_task(task).metrics:
             if name not in metrics.names():
                 raise ConfigError(f"task {task!r} is scored with {name!r}, which no installed package provides")
-            values = metrics.validate({"type": name}).compute(references, answers)
+            values = metrics.validate({"type": name}).compute(answers)
             scores.setdefault(task, {}).update(values)
     return scores
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from speechlmm_core.checkpoint.atomic import write_text
-from speechlmm_core.data.spec import open_datasets
+from speechlmm_core.data.spec.entries import open_datasets
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.inference.device import choose_device
 from speechlmm_core.inference.options import GenerationOptions

@@ -10,11 +10,17 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
-from speechlmm_core.interfaces.metric import MetricConfig
+import numpy as np
+from numpy.typing import NDArray
+
+from speechlmm_core.interfaces.metric import Answer, MetricConfig
 
 _APOSTROPHES = str.maketrans({"\u2019": "'", "\u02bc": "'"})
 _NOT_SPOKEN = re.compile(r"[^\w\s']|_")
 _LONE_APOSTROPHE = re.compile(r"(?<!\w)'|'(?!\w)")
+
+_NAMES = {"substitution": 0, "deletion": 1, "insertion": 2}
+_COLUMNS = {"substitute": 0, "delete": 1, "insert": 2}
 
 
 def normalise(text: str) -> str:
@@ -29,28 +35,35 @@ class _ErrorRateConfig(MetricConfig):
 
     unit: ClassVar[str] = ""
 
-    def compute(self, references: Sequence[str], hypotheses: Sequence[str]) -> dict[str, float]:
-        """The rate over the corpus with its counts; a reference without words makes every word an insertion."""
-        if len(references) != len(hypotheses):
-            raise ValueError(f"got {len(references)} references and {len(hypotheses)} hypotheses; expected as many")
-        errors = {"substitutions": 0, "deletions": 0, "insertions": 0}
-        total = 0
-        filled: list[tuple[str, str]] = []
-        for reference, hypothesis in zip(references, hypotheses, strict=True):
-            pair = (normalise(reference), normalise(hypothesis)) if self.normalise else (reference, hypothesis)
-            if not pair[0].strip():  # jiwer refuses empty references
-                errors["insertions"] += self._length(pair[1])
-            else:
-                filled.append(pair)
+    def statistics(self, answers: Sequence[Answer]) -> NDArray[np.float64]:
+        """Substitutions, deletions, insertions and reference units (N, 4); an empty reference makes insertions."""
+        counts = np.zeros((len(answers), 4))
+        filled: list[int] = []
+        pairs: list[tuple[str, str]] = []
+        for row, answer in enumerate(answers):
+            pair = (answer.references[0], answer.text)
+            pair = (normalise(pair[0]), normalise(pair[1])) if self.normalise else pair
+            if pair[0].strip():
+                filled.append(row)
+                pairs.append(pair)
+            else:  # jiwer refuses empty references
+                counts[row, 2] = self._length(pair[1])
         if filled:
-            output = self._align([reference for reference, _ in filled], [hypothesis for _, hypothesis in filled])
-            for name in errors:
-                errors[name] += getattr(output, name)
-            total = output.hits + output.substitutions + output.deletions
-        wrong = sum(errors.values())
-        rate = wrong / total if total else float(wrong > 0)
-        counts = {f"{self.type}_{name}": float(count) for name, count in errors.items()}
-        return {self.type: rate, f"{self.type}_{self.unit}": float(total), **counts}
+            output = self._align([reference for reference, _ in pairs], [hypothesis for _, hypothesis in pairs])
+            for row, chunks in zip(filled, output.alignments, strict=True):
+                for chunk in chunks:
+                    said, heard = chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx
+                    counts[row, 3] += said
+                    if chunk.type in _COLUMNS:
+                        counts[row, _COLUMNS[chunk.type]] += max(said, heard)
+        return counts
+
+    def score(self, total: NDArray[np.float64]) -> dict[str, float]:
+        """The rate over the corpus with its counts; a corpus without a word that is answered in words is all wrong."""
+        wrong, length = float(total[:3].sum()), float(total[3])
+        rate = wrong / length if length else float(wrong > 0)
+        counts = {f"{self.type}_{name}s": float(total[at]) for name, at in _NAMES.items()}
+        return {self.type: rate, f"{self.type}_{self.unit}": length, **counts}
 
     def _length(self, text: str) -> int:
         raise TypeError("a rate of words or of characters")

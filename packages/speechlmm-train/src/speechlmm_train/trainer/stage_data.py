@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speechlmm_core.data.example import Example
+from speechlmm_core.data.examples import ConcatExamples
 from speechlmm_core.data.faults import Faults
-from speechlmm_core.data.jsonl.reader import ConcatExamples
 from speechlmm_core.data.lengths import Lengths, measure
-from speechlmm_core.data.spec import open_datasets
-from speechlmm_core.data.spec_file import read_spec_file
+from speechlmm_core.data.spec.entries import open_datasets
+from speechlmm_core.data.spec.file import read_spec_file
 from speechlmm_core.errors import ConfigError, DataError
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.batching.loader import TrainingBatches

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from speechlmm_core.interfaces.dataset import DatasetConfig
+from speechlmm_core.interfaces.dataset import EVERYTHING, DatasetConfig, Selection
 
 if TYPE_CHECKING:
     from speechlmm_core.data.example import Example
@@ -27,7 +27,7 @@ class JsonlDatasetConfig(DatasetConfig):
     path: str = ""
     """The manifest; a relative path starts at the configuration's folder."""
 
-    def read(self, base: Path) -> Sequence[Example]:
+    def read(self, base: Path, selection: Selection = EVERYTHING) -> Sequence[Example]:
         """Checks every line, and opens the manifest as a random-access sequence.
 
         Raises:

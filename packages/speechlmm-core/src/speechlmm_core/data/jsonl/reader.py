@@ -10,17 +10,17 @@ import os
 import stat
 import weakref
 from array import array
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, overload
+from typing import IO, Any
 
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
 from speechlmm_core.data.chats import lack_of
 from speechlmm_core.data.example import Example
+from speechlmm_core.data.examples import Examples
 from speechlmm_core.data.faults import Faults
 from speechlmm_core.data.jsonl.line import LineFaultsError, media_items, parse_line
 from speechlmm_core.errors import DataError, SpeechLMMError
@@ -30,7 +30,7 @@ BLOCK = 8192
 THREADS = 8
 
 
-class JsonlExamples(Sequence[Example]):
+class JsonlExamples(Examples):
     """The examples of a manifest.
 
     Args:
@@ -74,14 +74,13 @@ class JsonlExamples(Sequence[Example]):
     def __len__(self) -> int:
         return len(self._starts)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        at = range(len(self))[index]
+    def example(self, index: int) -> Example:
+        """The example of a number.
+
+        Raises:
+            DataError: The manifest was changed after it was opened.
+        """
+        at = index
         start = self._starts[at]
         end = self._starts[at + 1] if at + 1 < len(self) else self._size
         line = os.pread(self._open(), end - start, start)  # no shared position: safe in threads and forks
@@ -105,45 +104,6 @@ class JsonlExamples(Sequence[Example]):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handle": None}
-
-
-class ConcatExamples(Sequence[Example]):
-    """Several datasets, one after the other."""
-
-    def __init__(self, parts: Sequence[Sequence[Example]]) -> None:
-        self.parts = list(parts)
-        self._ends: list[int] = []
-        for part in self.parts:
-            self._ends.append(len(part) + (self._ends[-1] if self._ends else 0))
-
-    def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        part, at = self._find(index)
-        return part[at]
-
-    def place(self, index: int) -> str:
-        """Where an example stands, as messages name it."""
-        part, at = self._find(index)
-        return place_of(part, at)
-
-    def _find(self, index: int) -> tuple[Sequence[Example], int]:
-        at = range(len(self))[index]
-        number = bisect_right(self._ends, at)
-        return self.parts[number], at - (self._ends[number - 1] if number else 0)
-
-
-def place_of(examples: Sequence[Example], index: int) -> str:
-    """Where an example stands: file and line if its dataset knows them, else its number."""
-    place = getattr(examples, "place", None)
-    return str(place(index)) if callable(place) else f"example {index}"
 
 
 class _Scan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from speechlmm_core.errors import DataError
@@ -36,20 +37,24 @@ class ChatTaskConfig(TaskConfig):
             return f"task 'chat' needs a last message of the assistant's, got one of {example.messages[-1].role!r}"
         return None
 
-    def messages(self, example: Example, *, draw: int = 0, with_answer: bool = True) -> list[Message]:
+    def messages(
+        self, example: Example, *, draw: int = 0, with_answer: bool = True, shots: Sequence[Example] = ()
+    ) -> list[Message]:
         """The example's conversation.
 
         Args:
             example: The example.
             draw: Without meaning here.
             with_answer: Whether a last message of the assistant's is kept or left to the model.
+            shots: Conversations that stand before it.
 
         Raises:
             DataError: The example has no messages.
         """
         if not example.messages:
             raise DataError(f"example {example.id!r}: task 'chat' needs `messages`, got none")
-        found = list(example.messages)
+        found = [message for shot in shots for message in shot.messages or ()]
+        found += example.messages
         if not with_answer and found[-1].role == "assistant":
             found.pop()
         return found

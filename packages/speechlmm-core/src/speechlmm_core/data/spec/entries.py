@@ -10,9 +10,9 @@ from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
 from speechlmm_core.data.example import Example
+from speechlmm_core.data.examples import ConcatExamples
 from speechlmm_core.data.faults import Faults
 from speechlmm_core.data.jsonl.config import JsonlDatasetConfig
-from speechlmm_core.data.jsonl.reader import ConcatExamples
 from speechlmm_core.errors import ConfigError, DataError
 from speechlmm_core.interfaces.dataset import DatasetConfig, datasets
 

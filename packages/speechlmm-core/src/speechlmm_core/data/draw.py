@@ -36,6 +36,16 @@ def draw(seed: int, epoch: int, index: int, purpose: str = "prompt") -> int:
     return int(mix((_state(seed, epoch, purpose) + (index + 1) * _GAMMA) & _MASK) >> 1)
 
 
+def derive(number: int, purpose: str) -> int:
+    """A further number from a drawn one, so that one draw decides several things independently; 0 stays 0.
+
+    Args:
+        number: What `draw` gave. 0 stands for "the first of everything": what evaluation and inference use.
+        purpose: What it decides (`language`, `wording`, `shots`).
+    """
+    return int(mix((number ^ _state(0, 0, purpose)) & _MASK) >> 1) if number else 0
+
+
 def draws(seed: int, epoch: int, count: int, purpose: str) -> NDArray[np.uint64]:
     """`draw` for the indices 0 to ``count - 1``, with its 64th bit."""
     state = np.uint64(_state(seed, epoch, purpose))

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from speechlmm_core.data.spec import dataset_config
+from speechlmm_core.data.spec.entries import dataset_config
 from speechlmm_core.errors import ConfigError, DataError
 from speechlmm_core.interfaces.dataset import DatasetConfig
 
