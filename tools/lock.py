@@ -167,6 +167,16 @@ def check(root: Path, *, offline: bool = False) -> list[str]:
     return differences(text, resolve_copy(root))
 
 
+def update_lock(root: Path, moving: Sequence[str]) -> None:
+    """Resolve and strip, until resolving what was stripped gives the same again, which `check` asks for."""
+    for arguments in ([*moving], [], []):  # uv may word its markers otherwise when it starts from a lock
+        before = (root / LOCK).read_text(encoding="utf-8") if (root / LOCK).exists() else ""
+        _run([_uv(), "lock", *arguments], root)
+        strip_file(root)
+        if not arguments and (root / LOCK).read_text(encoding="utf-8") == before:
+            return
+
+
 def strip_file(root: Path) -> bool:
     """Strip the working file in place. Return whether that changed it."""
     path = root / LOCK
@@ -196,8 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "update":
             moving = ["--upgrade"] if options.upgrade else []
             moving += [part for name in options.upgrade_package for part in ("--upgrade-package", name)]
-            _run([_uv(), "lock", *moving], options.root)
-            strip_file(options.root)
+            update_lock(options.root, moving)
             return 0
         if options.command == "strip":
             strip_file(options.root)
