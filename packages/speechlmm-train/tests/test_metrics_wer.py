@@ -5,7 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechlmm_core.interfaces.metric import Answer
-from speechlmm_train.metrics.wer import CERConfig, WERConfig, normalise
+from speechlmm_train.metrics.normalise import normalise, normaliser_for
+from speechlmm_train.metrics.normalise import words as split_words
+from speechlmm_train.metrics.wer import CERConfig, WERConfig
 
 
 def distance(a, b):
@@ -64,5 +66,32 @@ def test_normalisation(text, expected):
 
 
 def test_normalisation_can_be_left_out():
-    assert WERConfig(normalise=False).compute(answers(["A b"], ["a b"]))["wer"] == 0.5
+    assert WERConfig(normaliser="none").compute(answers(["A b"], ["a b"]))["wer"] == 0.5
     assert WERConfig().compute(answers(["A b."], ["a b"]))["wer"] == 0
+
+
+def test_marks_are_letters_and_scripts_without_spaces_are_split():
+    assert normalise("हिन्दी, में!") == "हिन्दी में"
+    assert split_words("我喜欢 pizza和 iPhone15") == "我 喜 欢 pizza 和 iPhone15"
+    assert split_words("ที่นี่ ok") == "ที่ นี่ ok"
+    assert split_words("한국어 좋아") == "한국어 좋아"
+    zh = [Answer("我喜欢吃 pizza", ("我不喜欢 pizza",), language="zh")]
+    values = WERConfig().compute(zh)
+    assert (values["wer_words"], values["wer_deletions"] + values["wer_insertions"], values["wer"]) == (5, 2, 0.4)
+    assert CERConfig().compute([Answer("今 天 好", ("今天好",), language="zh")])["cer"] == 0
+
+
+def test_whisper_normalisers_by_language():
+    english = Answer("Mister Colour, you'll pay $20", ("mr color you will pay twenty dollars",), language="en-GB")
+    assert WERConfig(normaliser="whisper").compute([english])["wer"] == 0
+    assert WERConfig().compute([english])["wer"] > 0
+    assert normaliser_for("whisper", "de")("Größe (äh), ja!") == "größe ja"
+    assert normaliser_for("whisper", "ja")("これは") == "こ れ は"
+    assert "norm:whisper|jiwer:4" in WERConfig(normaliser="whisper").signature
+
+
+def test_the_nearest_of_several_references_counts():
+    given = [Answer("a b", ("x y z", "a b c")), Answer("q", ("q r", "q"))]
+    assert WERConfig().compute(given) == pytest.approx(
+        {"wer": 1 / 4, "wer_words": 4, "wer_substitutions": 0, "wer_deletions": 1, "wer_insertions": 0}
+    )

@@ -60,6 +60,10 @@ class MetricConfig(ComponentConfig, ABC):
         """Everything that decides the values: settings, the library and its version (sacreBLEU's own for BLEU)."""
         return self.model_dump_json()
 
+    def signature_for(self, answers: Sequence[Answer]) -> str:
+        """The signature where it depends on the answers, on their language or their number of references."""
+        return self.signature
+
     def compute(self, answers: Sequence[Answer]) -> dict[str, float]:
         """The values over all answers."""
         return self.score(self.statistics(answers).sum(axis=0))
