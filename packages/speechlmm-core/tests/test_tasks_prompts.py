@@ -1,7 +1,6 @@
 """Tasks: the chats they make, the prompts they draw, and what they find missing."""
 
 import re
-from string import Formatter
 
 import pytest
 
@@ -77,22 +76,18 @@ def test_chat_passes_conversations_through():
 
 
 @pytest.mark.parametrize("name", ["asr", "st"])
-def test_every_draw_gives_a_wording(name):
+def test_the_draws_lead_to_every_wording(name):
     task = get_task(name)
     wordings = task.prompts()
     assert len(wordings) >= 8
-    assert len(set(wordings)) == len(wordings)
-    drawn = [
-        task.messages(example(name, **LANGUAGES), draw=draw, with_answer=False)[0].content[-1]["text"]
-        for draw in range(3 * len(wordings))
-    ]
-    assert len(set(drawn)) == len(wordings)
-    assert drawn[: len(wordings)] == drawn[len(wordings) : 2 * len(wordings)]
+    one = example(name, **LANGUAGES)
+    draws = task.draws(one)
+    assert draws[0] == 0
+    drawn = [task.messages(one, draw=draw, with_answer=False)[0].content[-1]["text"] for draw in draws]
+    assert len(set(drawn)) == len(draws) == len(wordings)
     assert not any(re.search(r"[{}]", text) for text in drawn)
     if name == "st":
         assert all("German" in text and "Portuguese" in text for text in drawn)
-        fields = [{field for _, field, _, _ in Formatter().parse(line) if field} for line in wordings]
-        assert all(held == {"source_language", "target_language"} for held in fields)
 
 
 @pytest.mark.parametrize(
@@ -139,10 +134,11 @@ def test_ones_own_prompts(tmp_path):
     folder = tmp_path / "all"
     folder.mkdir()
     (folder / "de.yaml").write_text("- Hör zu.\n")
-    task = get_task("asr", {"prompts_path": str(folder), "language": "de", "system": "Kurz."})
+    task = get_task("asr", {"prompts_path": str(folder), "prompt_languages": "de", "system": "Kurz."})
+    assert task.prompts("de")[-1] == "Hör zu."
     messages = task.messages(example(), with_answer=False)
     assert shown(messages)[0] == ("system", ["Kurz."])
-    assert messages[1].content[-1]["text"] == "Hör zu."
+    assert messages[1].content[-1]["text"] == task.prompts("de")[0]
 
 
 @pytest.mark.parametrize(

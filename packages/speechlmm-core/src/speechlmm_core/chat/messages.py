@@ -2,6 +2,9 @@
 
 A content item is ``{"type": "text", "text": ...}`` or a medium: ``{"type": <input>, "path": ...}`` with an optional
 ``transcript``, ``start`` and ``end`` (seconds). ``type`` names an input of the model (`audio`, `video`, `speaker`, …).
+
+A message with the role `text` is no turn: it stands alone, no chat template is laid around it, and all of its text is
+learnt.
 """
 
 from __future__ import annotations
@@ -10,16 +13,18 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "text"]
 
 
 class Message(BaseModel):
     """One turn of a conversation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, use_attribute_docstrings=True)
 
     role: Role
     content: list[dict[str, Any]]
+    supervised: bool = True
+    """Whether the message is learnt in training, where it is the assistant's."""
 
     @field_validator("content", mode="before")
     @classmethod

@@ -67,12 +67,16 @@ class ChatRenderer:
         """
         if not messages:
             raise DataError("a chat needs at least one message, got none")
+        if any(message.role == "text" for message in messages):
+            return self._text_parts(messages, open_end=add_generation_prompt)
         items: list[dict[str, Any]] = []
         chat: list[dict[str, str]] = []
+        owners: list[Message] = []  # of the items
         for message in messages:
             kept = self._trimmed(message)
             marks = [self._mark(len(items) + i) for i in range(len(kept))]
             items.extend(kept)
+            owners.extend([message] * len(kept))
             chat.append({"role": message.role, "content": "".join(marks)})
         try:
             rendered, spans = self._render(chat, add_generation_prompt)
@@ -84,7 +88,40 @@ class ChatRenderer:
                 f"chat template {self.name!r} leaves out or repeats a part of the conversation with the roles "
                 f"{[message.role for message in messages]}; it does not support this order of roles"
             )
+        if not all(message.supervised for message in messages):
+            spans = self._supervised(rendered, spans, owners, messages)
         return list(self._cut(rendered, spans, items))
+
+    def _text_parts(self, messages: Sequence[Message], *, open_end: bool) -> list[Part]:
+        """Text by itself: between the tokens that begin and end one, where the tokenizer has them; all is learnt."""
+        if len(messages) != 1:
+            roles = [message.role for message in messages]
+            raise DataError(f"a message with the role 'text' stands by itself, got it among the roles {roles}")
+        supervised = messages[0].supervised
+        found = [Part(str(self.variables["bos_token"]), False)] if self.variables.get("bos_token") else []
+        for item in messages[0].content:
+            if item["type"] != "text":
+                found.append(Part("", False, item=dict(item)))
+            elif item["text"]:
+                found.append(Part(whole_characters(item["text"]), supervised, is_user=True))
+        if not open_end and self.variables.get("eos_token"):
+            found.append(Part(str(self.variables["eos_token"]), supervised))
+        return found
+
+    def _supervised(
+        self, rendered: str, spans: list[tuple[int, int]], owners: Sequence[Message], messages: Sequence[Message]
+    ) -> list[tuple[int, int]]:
+        """The generation spans of those messages that are to be learnt."""
+        places = {match.start(): owners[int(match[1])] for match in self._sentinel.finditer(rendered)}
+        answers = [message for message in messages if message.role == "assistant"]
+        kept: list[tuple[int, int]] = []
+        for number, (first, last) in enumerate(spans):
+            within = [owner for place, owner in places.items() if first <= place < last]
+            # An empty answer leaves no trace in its span but its number.
+            owner = within[0] if within else answers[number] if len(spans) == len(answers) else None
+            if owner is None or owner.supervised:
+                kept.append((first, last))
+        return kept
 
     def _mark(self, number: int) -> str:
         return f"item{self._nonce}n{number}e"

@@ -107,8 +107,9 @@ class ChatTokenizer:
         supervised: list[bool] = []
         for token, is_supervised in [*self._tokenise(parts), (self._medium_id, False)]:
             if token != self._medium_id:
+                # Nothing stands before the first token that it could be predicted from.
+                supervised.append(is_supervised and bool(ids or pieces))
                 ids.append(token)
-                supervised.append(is_supervised)
                 continue
             if ids:
                 pieces.append(TextPiece(ids, supervised))

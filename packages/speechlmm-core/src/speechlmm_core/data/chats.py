@@ -33,9 +33,7 @@ def chat_of(
         shots: Further examples that are shown first.
     """
     task = _chat_task(task_for(example), example)
-    if shots:
-        return task.messages(example, draw=draw, with_answer=with_answer, shots=shots)
-    return task.messages(example, draw=draw, with_answer=with_answer)
+    return task.messages(example, draw=draw, with_answer=with_answer, shots=shots)
 
 
 def question_of(example: Example) -> tuple[list[Message], str]:
@@ -44,7 +42,15 @@ def question_of(example: Example) -> tuple[list[Message], str]:
     Raises:
         DataError: The example has no answer.
     """
-    return split_answer(chat_of(example), example.id)
+    references = references_of(example)
+    if not references:
+        raise DataError(f"example {example.id!r} has no answer to compare with")
+    return chat_of(example, with_answer=False), references[0]
+
+
+def references_of(example: Example) -> tuple[str, ...]:
+    """The answers that are right, the one that is trained on first; empty where there are none to compare with."""
+    return _chat_task(task_for(example), example).references(example)
 
 
 def split_answer(messages: Sequence[Message], name: str) -> tuple[list[Message], str]:
@@ -69,9 +75,15 @@ def lack_of(example: Example, task: TaskConfig) -> str | None:
 
 
 def draws_of(example: Example) -> Sequence[int]:
-    """Draws that lead to every chat that the example may become."""
+    """Draws that lead to every wording that the example may get; empty where `longest_of` must be asked instead."""
     return _chat_task(task_for(example), example).draws(example)
 
 
+def longest_of(example: Example) -> list[list[Message]]:
+    """Chats that bound what the example may take of a model, but for the examples that are shown before it."""
+    return _chat_task(task_for(example), example).longest(example)
+
+
 def _chat_task(task: TaskConfig, example: Example) -> TaskConfig:
-    return task if example.messages is None else _conversation
+    """The task that makes the chat: one for conversations where the example has one."""
+    return task if example.messages is None or isinstance(task, ChatTaskConfig) else _conversation

@@ -5,10 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
-from speechlmm_core.data.chats import chat_of
+from speechlmm_core.data.chats import chat_of, task_for
 from speechlmm_core.data.example import Example
+from speechlmm_core.data.shots import shots_for
 
 if TYPE_CHECKING:
     from speechlmm_core.chat.messages import Message
@@ -32,6 +34,15 @@ class Examples(Sequence[Example]):
         """Where an example stands, as messages name it (``train.jsonl:12``)."""
         return f"example {index}"
 
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """Files that say which examples there are (manifests, tables), but not their media.
+
+        A prepared index compares them whenever it is opened; where there are none, it looks for tables itself.
+        """
+        path = getattr(self, "path", None)
+        return (path,) if isinstance(path, Path) else ()
+
     def chat(self, index: int, *, draw: int = 0, with_answer: bool = True) -> list[Message]:
         """The chat of an example, with the further examples that its task shows first.
 
@@ -41,7 +52,9 @@ class Examples(Sequence[Example]):
                 the first of everything, as evaluation and inference do.
             with_answer: Whether the answer is appended (training) or left to the model.
         """
-        return chat_of(self.example(index), draw=draw, with_answer=with_answer)
+        example = self.example(index)
+        shots = shots_for(self, index, draw) if task_for(example).num_shots else ()
+        return chat_of(example, draw=draw, with_answer=with_answer, shots=shots)
 
     @overload
     def __getitem__(self, index: int) -> Example: ...

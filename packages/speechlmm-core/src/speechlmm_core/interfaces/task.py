@@ -41,6 +41,11 @@ class TaskConfig(ComponentConfig, ABC):
         """How many further examples of the dataset are shown before the one that is asked about."""
         return 0
 
+    @property
+    def shots_seed(self) -> int | None:
+        """Draws those examples where nothing else is left to chance; None takes the dataset's first."""
+        return None
+
     @abstractmethod
     def prompts(self, language: str = "en") -> list[str]:
         """The wordings of the task's prompt in a language.
@@ -68,8 +73,19 @@ class TaskConfig(ComponentConfig, ABC):
         """
 
     def draws(self, example: Example) -> Sequence[int]:
-        """Draws that lead to every chat the example may become, but for its shots: the longest is planned for."""
+        """Draws that lead to every wording the example may get: the longest of their chats is planned for.
+
+        Which is the longest must not depend on more than the example's task and languages. Empty where no few draws
+        tell how long a chat may become; `longest` then does.
+        """
         return range(max(1, len(self.prompts())))
+
+    def longest(self, example: Example) -> list[list[Message]]:
+        """Chats of which one takes at least as many positions, and one at least as many frames, as any it may become.
+
+        The chats of all `draws`, unless a task knows better; shots come on top.
+        """
+        return [self.messages(example, draw=number) for number in self.draws(example)]
 
     def references(self, example: Example) -> tuple[str, ...]:
         """The answers that are right, the one that is trained on first; metrics compare with each of them."""

@@ -18,6 +18,7 @@ from speechlmm_core.config import InputConfig, ModelConfig
 from speechlmm_core.errors import DataError, MediaError
 from speechlmm_core.interfaces.objective import ObjectiveConfig
 from speechlmm_core.media.medium import Medium
+from speechlmm_core.media.source import item_name
 from speechlmm_core.processor.sample import ProcessedSample
 from speechlmm_core.processor.targets import pad_targets, planned_frames
 from speechlmm_core.splice.plan import build_layout, plan_batch
@@ -194,9 +195,14 @@ class SpeechLMMProcessor:
         parsed = [m if isinstance(m, Message) else Message.model_validate(m) for m in messages]
         if not parsed:
             raise DataError("got no messages; expected at least one")
-        if with_answer and parsed[-1].role != "assistant":
+        if with_answer and parsed[-1].role not in ("assistant", "text"):
             raise DataError(f"expected the conversation to end with the assistant's answer, got {parsed[-1].role!r}")
         for message in parsed:
+            if message.role == "assistant" and message.media:
+                raise DataError(
+                    f"the assistant's message holds {message.media[0]['type']!r}, but this model puts out text only: "
+                    "it has no output codec"
+                )
             for item in message.media:
                 if item["type"] not in self.inputs:
                     raise DataError(f"a message holds {item['type']!r}, but this model takes {self._known(item)}")
@@ -214,17 +220,17 @@ class SpeechLMMProcessor:
         try:
             encoder.check_length(medium.num_samples)
         except MediaError as exc:
-            raise MediaError(f"{item.get('path', name)!r}: {exc}") from exc
+            raise MediaError(f"{item_name(item)!r}: {exc}") from exc
         encoded = encoder.output_lengths(medium.num_samples)
         frames = adapter.max_output_lengths(encoded, encoder.frame_rate)
         if frames < 1 and encoded:
             raise MediaError(
-                f"{item.get('path', name)!r} is too short: {name}_adapter ({adapter.type}) makes no frame of its "
+                f"{item_name(item)!r} is too short: {name}_adapter ({adapter.type}) makes no frame of its "
                 f"{encoded} encoder frames; leave it out, or let the adapter take fewer frames for one"
             )
         if frames < 1:
             raise MediaError(
-                f"{item.get('path', name)!r} is too short: {medium.num_samples} samples give no frame; "
+                f"{item_name(item)!r} is too short: {medium.num_samples} samples give no frame; "
                 f"expected at least one frame of {float(1 / encoder.frame_rate):.3f} s"
             )
         return planned_frames(self.inputs[name], encoded, target_length)

@@ -1,8 +1,10 @@
-"""English names of languages by their codes (ISO 639-1 and 639-3, as BCP 47 uses them). Imports no torch."""
+"""Names of languages by their codes (ISO 639-1 and 639-3, as BCP 47 uses them). Imports no torch."""
 
 from __future__ import annotations
 
 from difflib import get_close_matches
+
+from speechlmm_core.tasks.language_names import NAMES_IN
 
 NAMES = {
     "ar": "Arabic",
@@ -106,14 +108,30 @@ _THREE_LETTERS = {
 }
 
 
-def language_name(code: str) -> str | None:
-    """The English name for a code (`de`, `de-CH`, `deu`) or for a name itself (`german`); None if it is unknown."""
+def language_code(code: str) -> str | None:
+    """The plain code (`de`) for a code (`de`, `de-CH`, `deu`) or an English name (`german`); None if it is unknown."""
     plain = code.strip()
     base = plain.replace("_", "-").split("-", 1)[0].lower()
     base = _THREE_LETTERS.get(base, base)
     if base in NAMES:
-        return NAMES[base]
-    return next((name for name in NAMES.values() if name.lower() == plain.lower()), None)
+        return base
+    return next((found for found, name in NAMES.items() if name.lower() == plain.lower()), None)
+
+
+def language_name(code: str, language: str = "en") -> str | None:
+    """What a language is called.
+
+    Args:
+        code: Its code (`de`, `de-CH`, `deu`) or its English name (`german`).
+        language: Code of the language that the name is wanted in; English where its names are not known.
+
+    Returns:
+        The name, None if the code is unknown.
+    """
+    found = language_code(code)
+    if found is None:
+        return None
+    return NAMES_IN.get(language, NAMES).get(found, NAMES[found])
 
 
 def unknown_language(code: str) -> str:

@@ -14,39 +14,64 @@ from speechlmm_core.errors import ConfigError
 
 
 def read_prompts(
-    package: str, language: str, prompts_path: str | None = None, fields: tuple[str, ...] = ()
+    package: str,
+    language: str,
+    prompts_path: str | None = None,
+    fields: tuple[str, ...] = (),
+    folder: str = "prompts",
 ) -> list[str]:
     """The wordings of a task's prompt in a language, the user's own after the package's.
 
     Args:
-        package: Package of the task, with a folder `prompts` that holds `<language>.yaml`.
+        package: Package of the task, with a folder that holds `<language>.yaml`.
         language: Code of the language in which the model is asked.
         prompts_path: The user's own YAML list, or a folder of `<language>.yaml` files.
         fields: What a wording may hold in braces; where there are any, every wording must hold all of them.
+        folder: The folder's name.
 
     Raises:
         ConfigError: There are no prompts in that language, or a file is not as expected.
     """
-    return list(_read(package, language, prompts_path, fields))
+    return list(_read(package, language, prompts_path, fields, folder))
 
 
-@lru_cache(maxsize=64)
-def _read(package: str, language: str, prompts_path: str | None, fields: tuple[str, ...]) -> tuple[str, ...]:
-    folder = resources.files(package).joinpath("prompts")
-    shipped = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+@lru_cache(maxsize=1024)
+def has_prompts(package: str, language: str, prompts_path: str | None = None, folder: str = "prompts") -> bool:
+    """Whether there are wordings in a language, the user's own included."""
+    if language in _shipped(package, folder):
+        return True
+    path = None if prompts_path is None else Path(prompts_path).expanduser()
+    return path is not None and (not path.is_dir() or (path / f"{language}.yaml").is_file())
+
+
+@lru_cache(maxsize=256)
+def _shipped(package: str, folder: str) -> tuple[str, ...]:
+    found = resources.files(package).joinpath(folder)
+    if not found.is_dir():
+        return ()
+    return tuple(sorted(e.name.removesuffix(".yaml") for e in found.iterdir() if e.name.endswith(".yaml")))
+
+
+@lru_cache(maxsize=1024)
+def _read(
+    package: str, language: str, prompts_path: str | None, fields: tuple[str, ...], folder: str
+) -> tuple[str, ...]:
+    shipped = _shipped(package, folder)
     found: list[str] = []
     if language in shipped:
-        found += _parse(folder.joinpath(f"{language}.yaml").read_text(encoding="utf-8"), f"{language}.yaml", fields)
+        file = resources.files(package).joinpath(folder, f"{language}.yaml")
+        found += _parse(file.read_text(encoding="utf-8"), f"{language}.yaml", fields)
     if prompts_path is not None:
         path = Path(prompts_path).expanduser()
-        path = path / f"{language}.yaml" if path.is_dir() else path
+        one = path / f"{language}.yaml" if path.is_dir() else path
         try:
-            found += _parse(path.read_text(encoding="utf-8"), str(path), fields)
+            if one == path or one.is_file() or not found:
+                found += _parse(one.read_text(encoding="utf-8"), str(one), fields)
         except (OSError, UnicodeDecodeError) as exc:
-            raise ConfigError(f"cannot read the prompts in {str(path)!r}: {exc}") from exc
+            raise ConfigError(f"cannot read the prompts in {str(one)!r}: {exc}") from exc
     if not found:
         raise ConfigError(
-            f"no prompts in the language {language!r} (available: {', '.join(shipped)}); "
+            f"no prompts in the language {language!r} (available: {', '.join(shipped) or 'none'}); "
             "give your own by the task's option `prompts_path`"
         )
     return tuple(found)

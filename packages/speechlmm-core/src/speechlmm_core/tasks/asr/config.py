@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from speechlmm_core.tasks.prompts import read_prompts
 from speechlmm_core.tasks.speech import SpeechTaskConfig
 
 if TYPE_CHECKING:
@@ -20,10 +19,6 @@ class ASRTaskConfig(SpeechTaskConfig):
     def metrics(self) -> tuple[str, ...]:
         """Names of the metrics that score the task."""
         return ("wer", "cer")
-
-    def prompts(self, language: str = "en") -> list[str]:
-        """The wordings of the task's prompt in a language."""
-        return read_prompts(__package__ or "", language, self.prompts_path)
 
     def transcript(self, example: Example) -> str | None:
         """What is spoken; the answer itself where the manifest gives nothing else."""

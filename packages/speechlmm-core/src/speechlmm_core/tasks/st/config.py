@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from speechlmm_core.tasks.languages import language_name, unknown_language
-from speechlmm_core.tasks.prompts import read_prompts
+from speechlmm_core.tasks.prompted.config import lacks_languages, named_languages
 from speechlmm_core.tasks.speech import SpeechTaskConfig
 
 if TYPE_CHECKING:
     from speechlmm_core.data.example import Example
-
-_FIELDS = ("source_language", "target_language")
 
 
 class STTaskConfig(SpeechTaskConfig):
@@ -19,29 +16,22 @@ class STTaskConfig(SpeechTaskConfig):
 
     type: Literal["st"] = "st"
 
+    fields: ClassVar[tuple[str, ...]] = ("source_language", "target_language")
+
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of the metrics that score the task."""
-        return ("wer", "cer")
+        return ("bleu", "chrf")
 
-    def prompts(self, language: str = "en") -> list[str]:
-        """The wordings of the task's prompt in a language, with `{source_language}` and `{target_language}`."""
-        return read_prompts(__package__ or "", language, self.prompts_path, _FIELDS)
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Fields of `Example` without which it cannot be trained."""
+        return ("media", "text", "source_language", "target_language")
 
-    def prompt(self, example: Example, draw: int) -> str:
-        """The wording for an example, with the languages' names."""
-        names = {field: language_name(getattr(example, field) or "") for field in _FIELDS}
-        return super().prompt(example, draw).format(**names)
+    def values(self, example: Example, language: str) -> dict[str, str]:
+        """The languages' names in the prompt's language."""
+        return named_languages(example, language)
 
-    def check(self, example: Example) -> str | None:
-        """What an example lacks for this task, or None when it has everything."""
-        fault = super().check(example)
-        if fault:
-            return fault
-        for field in _FIELDS:
-            code = getattr(example, field)
-            if not code:
-                return f"task 'st' needs a `{field}` (a code like 'en'), got {code!r}"
-            if language_name(code) is None:
-                return unknown_language(code)
-        return None
+    def lack(self, example: Example, *, with_answer: bool) -> str | None:
+        """What an example lacks to be asked about or, with its answer, to be learnt from."""
+        return super().lack(example, with_answer=with_answer) or lacks_languages(self.type, example)

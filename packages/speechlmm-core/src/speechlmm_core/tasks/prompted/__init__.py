@@ -1,0 +1,1 @@
+"""What every task that asks in words has in common: languages, wordings, a system message, examples shown first."""
