@@ -118,3 +118,8 @@ class RecordExamples(Examples):
     def place(self, index: int) -> str:
         """Where an example stands, as messages name it."""
         return self.records.place(index)
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """Files that say which records there are, where the records' own attribute `sources` tells."""
+        return tuple(getattr(self.records, "sources", ()))

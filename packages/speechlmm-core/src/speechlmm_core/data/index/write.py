@@ -1,0 +1,55 @@
+"""Writes a part of a prepared index, whole or not at all. Imports no torch.
+
+Shapes: N rows, M media.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speechlmm_core.checkpoint.atomic import atomic_folder
+from speechlmm_core.data.index.header import IndexHeader
+from speechlmm_core.data.index.layout import EXAMPLES, HASH_BYTES, HASHES, IN_ORDER, MEDIA, SORTED, STARTS
+
+
+def write_part(
+    folder: Path, header: IndexHeader, columns: Mapping[str, NDArray[Any]], lines: Path, *, kept: NDArray[np.bool_]
+) -> IndexHeader:
+    """Writes a part, in place of the one that is there.
+
+    Args:
+        folder: The part's folder.
+        header: Its header, but for the numbers that follow from the columns.
+        columns: All columns of `layout` but `rows`, in the corpus' order.
+        lines: The file of the examples' lines; it is moved.
+        kept: (N,) rows that are used.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written to; an earlier index is still there.
+    """
+    order = np.argsort(~kept, kind="stable")  # (N,)
+    with atomic_folder(folder) as new:
+        values = {**columns, "rows": np.arange(len(kept))}
+        for name, kind in SORTED.items():
+            _save(new, name, np.asarray(values[name])[order].astype(kind))
+        for name, kind in {**IN_ORDER, **STARTS, **MEDIA}.items():
+            _save(new, name, np.asarray(values[name]).astype(kind))
+        _save(new, HASHES, np.asarray(values[HASHES], np.uint8).reshape(-1, HASH_BYTES))
+        os.replace(lines, new / EXAMPLES)
+        complete = replace(
+            header, total=len(kept), kept=int(kept.sum()), num_media=len(values["keys"]), stamp=os.urandom(8).hex()
+        )
+        complete.write(new)
+    return complete
+
+
+def _save(folder: Path, name: str, values: NDArray[Any]) -> None:
+    with (folder / f"{name}.npy").open("wb") as file:
+        np.save(file, values, allow_pickle=False)
