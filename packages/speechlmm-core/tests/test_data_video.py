@@ -16,7 +16,7 @@ from speechlmm_core.config import ModelConfig
 from speechlmm_core.data.chats import chat_of
 from speechlmm_core.data.faults import FaultyDataError
 from speechlmm_core.data.lengths import measure
-from speechlmm_core.data.spec.entries import open_datasets
+from speechlmm_core.data.spec.open import open_datasets
 from speechlmm_core.interfaces.encoder import EncoderConfig, encoders
 from speechlmm_core.interfaces.modules import Preprocessor
 from speechlmm_core.media import video, video_source
@@ -115,9 +115,9 @@ def test_lengths_are_kept_for_the_encoders_settings(
     scanned: list[str] = []
     real = video_source.video_info
 
-    def info(path: Path) -> Any:
-        scanned.append(path.name)
-        return real(path)
+    def info(source: Any) -> Any:
+        scanned.append(source.path.name)
+        return real(source)
 
     monkeypatch.setattr(video_source, "video_info", info)
 

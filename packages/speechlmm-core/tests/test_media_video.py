@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from speechlmm_core.media import decord_frames, video_source
 from speechlmm_core.media.decord_frames import DecordUnfitError
+from speechlmm_core.media.source import MediaSource
 from speechlmm_core.media.video import VideoOptions, load_video_item, video_item_length
 from speechlmm_core.media.video_lengths import frames_on_screen, num_output_frames, sample_times
 
@@ -190,8 +191,8 @@ def test_frames_that_are_never_shown_do_not_count(tmp_path: Path, write_video: A
 def test_pyav_goes_on_where_decord_fails(
     tmp_path: Path, write_video: Any, frame_numbers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(path: Path, info: Any, looks: Any) -> Any:
-        yield from list(real(path, info, looks))[:7]
+    def failing(file: Path, info: Any, looks: Any) -> Any:
+        yield from list(real(MediaSource(file), info, looks))[:7]
         raise DecordUnfitError("gave up")
 
     real = video_source.pyav_frames

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from speechlmm_core.checkpoint.atomic import atomic_write
 from speechlmm_core.errors import MediaError, SpeechLMMError
+from speechlmm_core.media.source import LOCATOR_KEYS, MediaSource, file_source, item_source
 
 if TYPE_CHECKING:
     from speechlmm_core.interfaces.encoder import EncoderConfig
@@ -53,7 +54,7 @@ class HeaderCache:
         self._old = entries
         self._used: dict[int, Header] = {}
         self._new = False
-        self._block: dict[str, Header | MediaError] = {}
+        self._block: dict[MediaSource, Header | MediaError] = {}
         self._counts: dict[int, int | SpeechLMMError] = {}
 
     @classmethod
@@ -72,12 +73,12 @@ class HeaderCache:
             return cls(file, empty)
         return cls(file, entries if entries.dtype == ENTRY and entries.ndim == 1 else empty)
 
-    def read(self, paths: Sequence[str], pool: Executor) -> None:
-        """Gets the headers of files ready for `length`: from the cache, or in threads from the files."""
-        found = list(pool.map(self._read, [paths[start : start + 64] for start in range(0, len(paths), 64)]))
+    def read(self, sources: Sequence[MediaSource], pool: Executor) -> None:
+        """Gets the headers of files, or parts of them, ready for `length`: from the cache, or in threads from them."""
+        found = list(pool.map(self._read, [sources[start : start + 64] for start in range(0, len(sources), 64)]))
         self._block = {}
-        for path, key, header, is_new in (one for piece in found for one in piece):
-            self._block[path] = header
+        for source, key, header, is_new in (one for piece in found for one in piece):
+            self._block[source] = header
             if not isinstance(header, MediaError):
                 self._used[key] = header
                 self._new |= is_new
@@ -121,16 +122,16 @@ class HeaderCache:
         from speechlmm_core.media.audio import MAX_DURATION_S, audio_item_length
         from speechlmm_core.media.audio_lengths import resampled_length, segment_bounds
 
-        if "path" not in item:
+        source = item_source(item)
+        if source is None or source.path is None:
             return audio_item_length(item, sampling_rate)
-        path = str(item["path"])
-        header = self._block[path]
+        header = self._block[source]
         if isinstance(header, MediaError):
             raise header
-        first, last = segment_bounds(*header, item.get("start"), item.get("end"), name=path)
+        first, last = segment_bounds(*header, item.get("start"), item.get("end"), name=str(source))
         if last - first > MAX_DURATION_S * header[1]:
             raise MediaError(
-                f"{path}: {(last - first) / header[1] / 60:.1f} minutes of audio, more than the limit of "
+                f"{source}: {(last - first) / header[1] / 60:.1f} minutes of audio, more than the limit of "
                 f"{MAX_DURATION_S / 60:.1f} minutes; use a segment of it by `start` and `end` (seconds)"
             )
         return resampled_length(last - first, header[1], sampling_rate)
@@ -151,24 +152,24 @@ class HeaderCache:
         except OSError as exc:
             logger.warning("cannot keep lengths in %s (they will be read again): %s", file, exc)
 
-    def _read(self, paths: Sequence[str]) -> list[tuple[str, int, Header | MediaError, bool]]:
+    def _read(self, sources: Sequence[MediaSource]) -> list[tuple[MediaSource, int, Header | MediaError, bool]]:
         from speechlmm_core.media.audio import audio_info
 
-        found: list[tuple[str, int, Header | MediaError, bool]] = []
-        for path in paths:
+        found: list[tuple[MediaSource, int, Header | MediaError, bool]] = []
+        for source in sources:
             key = 0
             try:
-                key = _key(_identity(path))
+                key = _key(source.identity())
                 kept = self._kept(key)
                 if kept is not None:
-                    found.append((path, key, kept, False))
+                    found.append((source, key, kept, False))
                     continue
-                info = audio_info(path)
-                found.append((path, key, (info.num_samples, info.sampling_rate), True))
+                info = audio_info(source.path if source.whole and source.path else source)
+                found.append((source, key, (info.num_samples, info.sampling_rate), True))
             except MediaError as exc:
-                found.append((path, key, exc, False))
+                found.append((source, key, exc, False))
             except (OSError, ValueError) as exc:
-                found.append((path, key, MediaError(f"{path}: cannot be read: {exc}"), False))
+                found.append((source, key, MediaError(f"{source}: cannot be read: {exc}"), False))
         return found
 
     def _kept(self, key: int) -> Header | None:
@@ -180,25 +181,20 @@ class HeaderCache:
         return None
 
 
-def _identity(path: str) -> str:
-    status = Path(path).stat()
-    return f"{Path(path).absolute()}\0{status.st_size}\0{status.st_mtime_ns}"
-
-
 def _key(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def _item_key(encoder: EncoderConfig, item: Mapping[str, Any]) -> int | None:
     """What decides a medium's length: the file, the part of it, the encoder's settings; None for what is no file."""
-    path = item.get("path")
-    if not isinstance(path, str):
+    source = file_source(item)
+    if source is None:
         return None
     try:
-        identity = _identity(path)
+        identity = source.identity()
     except (OSError, ValueError):
         return None
-    part = {key: value for key, value in item.items() if key not in {"path", "transcript"}}
+    part = {key: value for key, value in item.items() if key not in {*LOCATOR_KEYS, "transcript"}}
     settings = f"{_source(type(encoder).__module__)}\0{encoder.model_dump_json()}"
     return _key(f"{identity}\0{json.dumps(part, sort_keys=True, default=repr)}\0{settings}")
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from speechlmm_core.data.faults import Faults
 from speechlmm_core.data.header_cache import HeaderCache, cache_folder
 from speechlmm_core.errors import DataError, MediaError, SpeechLMMError
 from speechlmm_core.interfaces.encoder import EncoderConfig
+from speechlmm_core.media.source import file_source, item_name
 
 logger = logging.getLogger(__name__)
 
@@ -69,13 +70,21 @@ class Lengths:
         return len(self.positions)
 
 
-def measure(examples: Sequence[Example], processor: Sizer, *, cache: Path | None = None) -> Lengths:
+def measure(
+    examples: Sequence[Example],
+    processor: Sizer,
+    *,
+    cache: Path | None = None,
+    max_length: Callable[[str, int], int] | None = None,
+) -> Lengths:
     """Measures every example.
 
     Args:
         examples: The examples.
         processor: The model's processor.
         cache: Folder where numbers are kept between runs; the user's cache folder by default.
+        max_length: Of an input's name and a medium's samples, the most that augmentation may make of them; seconds
+            are those of the media as they are.
 
     Raises:
         DataError: Media are unreadable or too short, or examples do not fit the model: all are counted, the first
@@ -86,7 +95,7 @@ def measure(examples: Sequence[Example], processor: Sizer, *, cache: Path | None
     measured: list[Lengths] = []
     for part in parts:
         try:
-            measured.append(_Measurement(part, processor, cache or cache_folder()).run())
+            measured.append(_Measurement(part, processor, cache or cache_folder(), max_length).run())
         except DataError as exc:
             faults.extend(exc)
     faults.raise_if_any()
@@ -98,8 +107,14 @@ def measure(examples: Sequence[Example], processor: Sizer, *, cache: Path | None
 class _Measurement:
     """The measurement of one dataset."""
 
-    def __init__(self, examples: Sequence[Example], processor: Sizer, folder: Path) -> None:
-        self.examples, self.processor = examples, processor
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        processor: Sizer,
+        folder: Path,
+        max_length: Callable[[str, int], int] | None,
+    ) -> None:
+        self.examples, self.processor, self.max_length = examples, processor, max_length
         source = getattr(examples, "path", None)
         self.source = Path(source).absolute() if source is not None else None
         self.folder = folder
@@ -138,16 +153,17 @@ class _Measurement:
             for start in range(0, len(self.examples), BLOCK):
                 indices = range(start, min(start + BLOCK, len(self.examples)))
                 chats = [self.media(index) for index in indices]
-                paths = {str(i["path"]) for items in chats for i in items if "path" in i and self.is_audio(i)}
-                self.headers.read(sorted(paths), pool)
+                found_in = {file_source(item) for items in chats for item in items if self.is_audio(item)}
+                self.headers.read(sorted((one for one in found_in if one), key=str), pool)
                 others = [(self.encoder(i), i) for items in chats for i in items if not self.is_audio(i)]
                 self.headers.count(others, pool)
                 for index, items in zip(indices, chats, strict=True):
                     samples: list[int] = []
                     for item in items:
                         try:
-                            samples.append(self.length(item))
-                            seconds[index] += samples[-1] / self.processor.inputs[item["type"]].encoder.sampling_rate
+                            count = self.length(item)
+                            seconds[index] += count / self.encoder(item).sampling_rate
+                            samples.append(self.max_length(item["type"], count) if self.max_length else count)
                         except SpeechLMMError as exc:
                             self.faults.add(place_of(self.examples, index), str(exc), order=index)
                     found.append(tuple(samples))
@@ -189,11 +205,11 @@ class _Measurement:
         try:
             encoder.check_length(samples)
         except MediaError as exc:
-            raise MediaError(f"{item.get('path')}: {exc}") from exc
+            raise MediaError(f"{item_name(item)}: {exc}") from exc
         frames = towers.adapter.max_output_lengths(encoder.output_lengths(samples), encoder.frame_rate)
         if frames < 1:
             seconds = samples / encoder.sampling_rate
-            raise MediaError(f"{item.get('path')}: {seconds:.3f} s are too short, the model makes no frame of them")
+            raise MediaError(f"{item_name(item)}: {seconds:.3f} s are too short, the model makes no frame of them")
         return samples
 
     def size(self, example: Example, num_samples: tuple[int, ...]) -> tuple[int, int]:

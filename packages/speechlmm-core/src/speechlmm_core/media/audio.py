@@ -21,6 +21,7 @@ from speechlmm_core.media.audio_file import audio_info, open_audio
 from speechlmm_core.media.audio_lengths import resampled_length, segment_bounds
 from speechlmm_core.media.medium import Medium
 from speechlmm_core.media.reader import BLOCK_SAMPLES, AudioInfo, Block
+from speechlmm_core.media.source import MediaSource, as_source, item_source
 
 __all__ = [
     "MAX_DURATION_S",
@@ -40,8 +41,9 @@ def load_audio_item(item: Mapping[str, Any], sampling_rate: int) -> Medium:
     """Loads the audio of a content item.
 
     Args:
-        item: ``{"type": "audio", "path": ..., "start"?: ..., "end"?: ...}``, or ``{"type": "audio", "array": ...,
-            "sampling_rate": ...}`` with (L,) or (C, L) samples (floats, or integers in their full range).
+        item: ``{"type": "audio", "path": ..., "start"?: ..., "end"?: ...}``, with ``offset`` and ``size`` (bytes) or
+            ``row`` and ``column`` for a part of the file, or ``bytes`` for ``path``; or ``{"type": "audio", "array":
+            ..., "sampling_rate": ...}`` with (L,) or (C, L) samples (floats, or integers in their full range).
         sampling_rate: Rate of the result in Hz.
 
     Returns:
@@ -51,8 +53,8 @@ def load_audio_item(item: Mapping[str, Any], sampling_rate: int) -> Medium:
         MediaError: The item names no audio, or its audio cannot be used.
     """
     start, end = item.get("start"), item.get("end")
-    source = _item_source(item)
-    if isinstance(source, Path):
+    source = item_source(item)
+    if source is not None:
         return load_audio(source, sampling_rate=sampling_rate, start=start, end=end)
     name = "in-memory audio"
     values, rate = _array_samples(item)
@@ -63,7 +65,7 @@ def load_audio_item(item: Mapping[str, Any], sampling_rate: int) -> Medium:
 
 
 def load_audio(
-    path: str | Path,
+    path: str | Path | MediaSource,
     *,
     sampling_rate: int,
     start: float | None = None,
@@ -73,7 +75,7 @@ def load_audio(
     """Loads an audio file, or the segment of it from ``start`` to ``end`` seconds.
 
     Args:
-        path: File; ``~`` is the home folder.
+        path: File (``~`` is the home folder), or a part of one.
         sampling_rate: Rate of the result in Hz.
         start: Start of the segment in seconds; the file's start by default.
         end: End of the segment in seconds; the file's end by default.
@@ -85,7 +87,7 @@ def load_audio(
     Raises:
         MediaError: The file is missing, not audio, empty, truncated, damaged or too long, or has no such segment.
     """
-    file = _expand(path)
+    file = as_source(path)
     reader = open_audio(file)
     try:
         info = reader.info
@@ -110,8 +112,8 @@ def audio_item_length(item: Mapping[str, Any], sampling_rate: int) -> int:
     Raises:
         MediaError: As `load_audio_item`, for what the header can tell.
     """
-    source = _item_source(item)
-    if isinstance(source, Path):
+    source = item_source(item)
+    if source is not None:
         info, name = audio_info(source), str(source)
         num_samples, rate = info.num_samples, info.sampling_rate
     else:
@@ -119,24 +121,6 @@ def audio_item_length(item: Mapping[str, Any], sampling_rate: int) -> int:
         num_samples, name = len(values), "in-memory audio"
     first, last = segment_bounds(num_samples, rate, item.get("start"), item.get("end"), name=name)
     return resampled_length(last - first, rate, sampling_rate)
-
-
-def _expand(path: str | Path) -> Path:
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as exc:
-        raise MediaError(f"{path}: there is no such user; write the folder in full") from exc
-
-
-def _item_source(item: Mapping[str, Any]) -> Path | None:
-    path, array = item.get("path"), item.get("array")
-    if (path is None) == (array is None):
-        raise MediaError(f"expected an audio item with either a `path` or an `array`, got the keys {sorted(item)!r}")
-    if path is None:
-        return None
-    if not isinstance(path, str | Path) or not str(path):
-        raise MediaError(f"expected the `path` of an audio item to be a file's path, got {path!r}")
-    return _expand(path)
 
 
 def _array_samples(item: Mapping[str, Any]) -> tuple[Block, int]:

@@ -11,9 +11,10 @@ from speechlmm_core.media.container import sniff
 from speechlmm_core.media.pyav_reader import PyAVReader
 from speechlmm_core.media.reader import AudioInfo, AudioReader
 from speechlmm_core.media.soundfile_reader import UNKNOWN_LENGTH, SoundFileReader
+from speechlmm_core.media.source import MediaSource, as_source
 
 
-def audio_info(path: str | Path) -> AudioInfo:
+def audio_info(path: str | Path | MediaSource) -> AudioInfo:
     """Length, rate and channels of an audio file; nothing is decoded.
 
     Formats that state no length (raw AAC, MP3 without a Xing header, recordings of a browser) are scanned for it,
@@ -22,27 +23,21 @@ def audio_info(path: str | Path) -> AudioInfo:
     Raises:
         MediaError: The file is missing, not audio, empty or truncated.
     """
-    reader = open_audio(Path(path).expanduser())
+    reader = open_audio(as_source(path))
     try:
         return reader.info
     finally:
         reader.close()
 
 
-def open_audio(path: Path) -> AudioReader:
+def open_audio(path: MediaSource) -> AudioReader:
     """Opens an audio file for reading; the caller closes it.
 
     Raises:
         MediaError: The file is missing, not audio, empty or truncated.
     """
     try:
-        if not path.exists():
-            raise MediaError(f"{path}: no such file; check the path")
-        if not path.is_file():
-            what = "a folder" if path.is_dir() else "not a regular file"
-            raise MediaError(f"{path}: expected an audio file, but this is {what}")
-        if not path.stat().st_size:
-            raise MediaError(f"{path}: the file is empty (0 bytes); copy or download it again")
+        path.check("an audio file")
         reader = _open(path)
     except OSError as exc:
         raise MediaError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
@@ -52,7 +47,7 @@ def open_audio(path: Path) -> AudioReader:
     return reader
 
 
-def _open(path: Path) -> AudioReader:
+def _open(path: MediaSource) -> AudioReader:
     if sniff(path) == "soundfile":
         try:
             reader = SoundFileReader(path)

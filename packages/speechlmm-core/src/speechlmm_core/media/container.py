@@ -8,22 +8,22 @@ to the wrong place, so FFmpeg reads these two. Imports no torch.
 from __future__ import annotations
 
 import struct
-from pathlib import Path
 from typing import BinaryIO, Literal
 
 from speechlmm_core.errors import MediaError
+from speechlmm_core.media.source import MediaSource
 
 TAIL_BYTES = 1 << 17
 """An Ogg page has at most 65,307 bytes, so the tail holds the header of the last one."""
 
 
-def sniff(path: Path) -> Literal["soundfile", "pyav"]:
+def sniff(path: MediaSource) -> Literal["soundfile", "pyav"]:
     """Chooses the library that reads the file, from its first bytes (names may lie).
 
     Raises:
         MediaError: The header promises more bytes than the file has.
     """
-    with path.open("rb") as file:
+    with path.open() as file:
         head = file.read(12)
         magic = head[:4]
         if magic in {b"RIFF", b"RF64"} and head[8:12] == b"WAVE":
@@ -41,8 +41,8 @@ def sniff(path: Path) -> Literal["soundfile", "pyav"]:
         return "pyav"
 
 
-def _check_size(path: Path, *, expected: int) -> None:
-    found = path.stat().st_size
+def _check_size(path: MediaSource, *, expected: int) -> None:
+    found = path.num_bytes()
     if found < expected:
         raise MediaError(
             f"{path}: truncated: its header promises {expected} bytes and the file has {found}; "
@@ -50,8 +50,8 @@ def _check_size(path: Path, *, expected: int) -> None:
         )
 
 
-def _check_riff(file: BinaryIO, path: Path) -> None:
-    size = path.stat().st_size
+def _check_riff(file: BinaryIO, path: MediaSource) -> None:
+    size = path.num_bytes()
     wide: int | None = None  # an RF64 file's 64-bit data size
     position = 12
     while position + 8 <= size:
@@ -71,8 +71,8 @@ def _check_riff(file: BinaryIO, path: Path) -> None:
     raise MediaError(f"{path}: a WAV file without sample data; it was cut off or never finished, make it again")
 
 
-def _check_ogg(file: BinaryIO, path: Path) -> None:
-    size = path.stat().st_size
+def _check_ogg(file: BinaryIO, path: MediaSource) -> None:
+    size = path.num_bytes()
     start = max(0, size - TAIL_BYTES)
     file.seek(start)
     tail = file.read()
@@ -84,10 +84,10 @@ def _check_ogg(file: BinaryIO, path: Path) -> None:
     _check_size(path, expected=start + at + 27 + len(lacing) + sum(lacing))
 
 
-def mp3_has_length(path: Path) -> bool:
+def mp3_has_length(path: MediaSource) -> bool:
     """Whether the first MPEG frame, after an ID3v2 tag, is a Xing/Info header, which holds the exact length."""
     position = 0
-    with path.open("rb") as file:
+    with path.open() as file:
         head = file.read(10)
         while head[:3] == b"ID3" and len(head) == 10:
             length = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))

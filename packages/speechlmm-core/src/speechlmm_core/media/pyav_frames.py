@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import av.error
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speechlmm_core.errors import MediaError
+from speechlmm_core.media.source import MediaSource
 from speechlmm_core.media.video_file import MICROSECONDS, MISSING_S, VideoInfo, open_video, truncated, unreadable
 from speechlmm_core.media.video_lengths import frames_on_screen
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Frame = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-def pyav_frames(path: Path, info: VideoInfo, looks: NDArray[np.int64]) -> Iterator[Frame]:
+def pyav_frames(path: MediaSource, info: VideoInfo, looks: NDArray[np.int64]) -> Iterator[Frame]:
     """Yields the RGB frame (H, W, 3) that is on screen at each of ``looks`` (T,), turned as a player shows it.
 
     Decoding begins at the last key frame before the first look. One frame is held at a time, and only those that are
@@ -44,7 +44,7 @@ def pyav_frames(path: Path, info: VideoInfo, looks: NDArray[np.int64]) -> Iterat
         reader.container.close()
 
 
-def rotation(path: Path) -> int:
+def rotation(path: MediaSource) -> int:
     """Quarter turns against the clock by which a player turns the pictures of the file: the camera was held askew.
 
     Raises:
@@ -68,7 +68,7 @@ class _Reader:
     container: InputContainer
     stream: VideoStream
 
-    def __init__(self, path: Path, info: VideoInfo) -> None:
+    def __init__(self, path: MediaSource, info: VideoInfo) -> None:
         self.path, self.info = path, info
         self._open()
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import av
 import av.error
@@ -20,6 +19,7 @@ import numpy as np
 from speechlmm_core.errors import MediaError
 from speechlmm_core.media.container import mp3_has_length
 from speechlmm_core.media.reader import PREROLL_S, AudioInfo, Block
+from speechlmm_core.media.source import MediaSource
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
@@ -36,10 +36,15 @@ CONTAINERS = ",".join(
 """What may be opened: no playlists, which would open further files or the network."""
 
 
+def av_input(source: MediaSource) -> str | BinaryIO:
+    """What PyAV opens: the path with its protocol (a name may look like an address), or the bytes of a part."""
+    return f"file:{source.path}" if source.whole else source.open()
+
+
 class PyAVReader:
     """An audio file, or the first sound track of a video, that FFmpeg reads."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: MediaSource) -> None:
         self.path = path
         self._container, self._stream = self._open()
         rate, channels = self._stream.rate, self._stream.channels
@@ -55,7 +60,7 @@ class PyAVReader:
     def _open(self) -> tuple[InputContainer, AudioStream]:
         options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
         try:
-            container = av.open(f"file:{self.path}", options=options)
+            container = av.open(av_input(self.path), mode="r", options=options)
         except (av.error.FFmpegError, UnicodeError) as exc:
             raise _unreadable(self.path, exc) from exc
         if not container.streams.audio:
@@ -166,6 +171,6 @@ def _mono(frame: AudioFrame) -> Block:
     return values.mean(axis=0, dtype=np.float32)  # (L,)
 
 
-def _unreadable(path: Path, reason: object) -> MediaError:
+def _unreadable(path: MediaSource, reason: object) -> MediaError:
     why = getattr(reason, "strerror", None) or str(reason)
     return MediaError(f"{path}: not an audio file that can be read, or a damaged one ({why}); check it or convert it")

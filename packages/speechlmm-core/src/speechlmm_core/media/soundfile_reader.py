@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import soundfile
 
 from speechlmm_core.errors import MediaError
 from speechlmm_core.media.reader import BLOCK_SAMPLES, PREROLL_S, AudioInfo, Block
+from speechlmm_core.media.source import MediaSource
 
 UNKNOWN_LENGTH = 1 << 62
 """libsndfile's count for a FLAC stream whose header does not say its length (and more than any real one)."""
@@ -20,9 +20,10 @@ class SoundFileReader:
 
     end_tolerance = 0
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: MediaSource) -> None:
         self.path = path
-        self._file = soundfile.SoundFile(path)
+        self._data = None if path.whole else path.open()
+        self._file = soundfile.SoundFile(str(path) if self._data is None else self._data)
         self.info = AudioInfo(self._file.frames, self._file.samplerate, self._file.channels)
 
     def blocks(self, first: int, last: int) -> Iterator[Block]:
@@ -54,3 +55,5 @@ class SoundFileReader:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+        if self._data is not None:
+            self._data.close()

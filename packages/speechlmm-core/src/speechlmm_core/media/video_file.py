@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import av
@@ -20,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speechlmm_core.errors import MediaError
-from speechlmm_core.media.pyav_reader import CONTAINERS, STATED_LENGTH
+from speechlmm_core.media.pyav_reader import CONTAINERS, STATED_LENGTH, av_input
+from speechlmm_core.media.source import MediaSource
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -57,22 +57,16 @@ class VideoInfo:
         return self.duration / MICROSECONDS
 
 
-def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
+def open_video(path: MediaSource) -> tuple[InputContainer, VideoStream]:
     """Opens a video file for reading; the caller closes the container.
 
     Raises:
         MediaError: The file is missing, or holds no video.
     """
     try:
-        if not path.exists():
-            raise MediaError(f"{path}: no such file; check the path")
-        if not path.is_file():
-            what = "a folder" if path.is_dir() else "not a regular file"
-            raise MediaError(f"{path}: expected a video file, but this is {what}")
-        if not path.stat().st_size:
-            raise MediaError(f"{path}: the file is empty (0 bytes); copy or download it again")
+        path.check("a video file")
         options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
-        container = av.open(f"file:{path}", options=options)
+        container = av.open(av_input(path), mode="r", options=options)
     except (av.error.FFmpegError, UnicodeError) as exc:
         raise unreadable(path, exc) from exc
     except OSError as exc:
@@ -87,7 +81,7 @@ def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
     raise MediaError(f"{path}: holds no video; give a video file")
 
 
-def video_info(path: Path) -> VideoInfo:
+def video_info(path: MediaSource) -> VideoInfo:
     """Size, duration and time stamps of a video file; nothing is decoded.
 
     The last files are remembered, as the segments of a long recording often follow each other.
@@ -96,14 +90,14 @@ def video_info(path: Path) -> VideoInfo:
         MediaError: The file is missing, holds no video or no frame of it, or is damaged or truncated.
     """
     try:
-        status = path.stat()
-    except OSError:
-        return _video_info.__wrapped__(path, ())
-    return _video_info(path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+        state = path.identity()
+    except (OSError, ValueError):
+        return _video_info.__wrapped__(path, "")
+    return _video_info(path, state)
 
 
 @lru_cache(maxsize=16)
-def _video_info(path: Path, _state: tuple[int, ...]) -> VideoInfo:
+def _video_info(path: MediaSource, _state: str) -> VideoInfo:
     container, stream = open_video(path)
     try:
         width, height = stream.codec_context.width, stream.codec_context.height
@@ -116,7 +110,7 @@ def _video_info(path: Path, _state: tuple[int, ...]) -> VideoInfo:
         container.close()
 
 
-def _scan(path: Path, container: InputContainer, stream: VideoStream, width: int, height: int) -> VideoInfo:
+def _scan(path: MediaSource, container: InputContainer, stream: VideoStream, width: int, height: int) -> VideoInfo:
     stamps: list[int] = []
     lengths: list[int] = []
     keys: list[int] = []
@@ -166,12 +160,12 @@ def _usual_step(times: NDArray[np.int64], stream: VideoStream) -> int:
     return round(MICROSECONDS / stream.average_rate) if stream.average_rate else MICROSECONDS // 25
 
 
-def truncated(path: Path) -> MediaError:
+def truncated(path: MediaSource) -> MediaError:
     """The error of a file that ends early."""
     return MediaError(f"{path}: truncated: it ends before its last frame; copy or download it again")
 
 
-def unreadable(path: Path, reason: object) -> MediaError:
+def unreadable(path: MediaSource, reason: object) -> MediaError:
     """The error of a file that FFmpeg cannot read."""
     why = getattr(reason, "strerror", None) or str(reason)
     return MediaError(f"{path}: not a video file that can be read, or a damaged one ({why}); check it or convert it")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from speechlmm_core.errors import MediaError
 from speechlmm_core.media.decord_frames import DecordUnfitError, decord_fits, decord_frames
 from speechlmm_core.media.pyav_frames import pyav_frames, rotation
+from speechlmm_core.media.source import MediaSource, item_source
 from speechlmm_core.media.video_file import MICROSECONDS, VideoInfo, video_info
 from speechlmm_core.media.video_frames import Frame
 from speechlmm_core.media.video_lengths import frames_on_screen
@@ -53,23 +53,14 @@ def source_of(item: Mapping[str, Any]) -> VideoSource:
     Raises:
         MediaError: The item names none, or the file cannot be used.
     """
-    path, array = item.get("path"), item.get("array")
-    if (path is None) == (array is None):
-        raise MediaError(f"expected a video item with either a `path` or an `array`, got the keys {sorted(item)!r}")
-    if path is None:
-        return ArraySource(item["array"], item.get("sampling_rate"))
-    if not isinstance(path, str | Path) or not str(path):
-        raise MediaError(f"expected the `path` of a video item to be a file's path, got {path!r}")
-    try:
-        return FileSource(Path(path).expanduser())
-    except RuntimeError as exc:
-        raise MediaError(f"{path}: there is no such user; write the folder in full") from exc
+    source = item_source(item, "video")
+    return ArraySource(item["array"], item.get("sampling_rate")) if source is None else FileSource(source)
 
 
 class FileSource:
-    """A video file."""
+    """A video file, or a part of a file that is one."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: MediaSource) -> None:
         self.path, self.name = path, str(path)
         self.info = video_info(path)
 
@@ -85,9 +76,10 @@ class FileSource:
     def frames(self, looks: NDArray[np.int64]) -> Iterator[Frame]:
         """Decodes the frames, one after the other."""
         done = 0
-        if decord_fits(self.info, looks) and not self._rotation:
+        file = self.path.path if self.path.whole else None  # decord reads whole files only
+        if file is not None and decord_fits(self.info, looks) and not self._rotation:
             try:
-                for frame in decord_frames(self.path, self.info, looks):
+                for frame in decord_frames(file, self.info, looks):
                     yield frame
                     done += 1
             except DecordUnfitError as exc:

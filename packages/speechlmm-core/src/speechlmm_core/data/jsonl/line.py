@@ -15,6 +15,7 @@ from typing import Any
 from speechlmm_core.chat.messages import Message
 from speechlmm_core.data.example import Example
 from speechlmm_core.data.near_miss import mistyped
+from speechlmm_core.media.source import locator_fault
 
 SHORT_INPUTS = ("audio", "video")
 """Inputs that a line may name by a key of its own; others stand under `media`."""
@@ -23,7 +24,8 @@ LINE_KEYS = (
     *("text", "messages", "media", "task", "language", "source_language", "target_language"),
     *("transcript", "duration", "id"),
 )
-MEDIUM_KEYS = ("type", "path", "transcript", "start", "end")
+MEDIUM_KEYS = ("type", "path", "transcript", "start", "end", "offset", "size", "row", "column", "member")
+PART_KEYS = frozenset(("offset", "size", "row", "column"))
 TEXT_KEYS = ("type", "text")
 MESSAGE_KEYS = ("role", "content")
 STRINGS = ("text", "task", "language", "source_language", "target_language", "transcript")
@@ -163,6 +165,8 @@ def _medium(value: Any, kind: str, place: str, base: str, faults: list[str]) -> 
         faults.append(f"{place} needs a `path`, got {path!r}")
     else:
         item["path"] = os.path.join(base, os.path.expanduser(path) if path[0] == "~" else path)
+    if item.keys() & PART_KEYS and (slip := locator_fault(item)):
+        faults.append(f"{place}: {slip}")
     transcript = item.get("transcript")
     if transcript is not None and not (isinstance(transcript, str) and _is_text(transcript)):
         faults.append(f"{place}: `transcript` must be a string, got {transcript!r}")
