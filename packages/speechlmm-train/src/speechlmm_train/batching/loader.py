@@ -21,7 +21,8 @@ from speechlmm_core.data.example import Example
 from speechlmm_core.data.examples import as_examples
 from speechlmm_core.errors import DataError, MediaError, SpeechLMMError
 from speechlmm_core.processor.processor import Transform
-from speechlmm_train.batching.plan import BatchPlan, MicroBatch
+from speechlmm_train.batching.epoch import MicroBatch
+from speechlmm_train.batching.plan import BatchPlan
 
 Batch = dict[str, Any]
 Augment = Callable[[int], Transform]
@@ -162,7 +163,8 @@ class _MicroBatches(Dataset[Any]):
     def __getitem__(self, batch: MicroBatch) -> Batch | SpeechLMMError:
         # An error travels as a value: raised in a worker, it would come out wrapped in that worker's traceback.
         try:
-            return self.processor.collate([self._sample(batch.epoch, i) for i in batch.indices], packed=self.packed)
+            samples = [self._sample(*one) for one in zip(batch.rounds, batch.indices, strict=True)]
+            return self.processor.collate(samples, packed=self.packed)
         except SpeechLMMError as exc:
             return exc
 

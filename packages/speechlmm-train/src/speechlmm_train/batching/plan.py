@@ -1,66 +1,32 @@
-"""The batch plan: one endless, global sequence of micro-batches, a pure function of lengths, seed and budgets.
+"""The batch plan: one endless, global sequence of micro-batches, a pure function of lengths, mix, seed and budgets.
 
 Nothing else decides which examples are trained on when. A step is `micro_batches_per_step` micro-batches; of W ranks,
 rank r takes the micro-batches r, r + W, … of each step. So a run that is resumed at any step, with other ranks or
 other data workers, sees the same examples in the same order, and nothing is replayed to get there.
 
-An epoch's examples are shuffled and cut into windows; a window is sorted by length and filled into micro-batches that
-waste little padding (`speechlmm_train.batching.fill`). The micro-batches of an epoch are then shuffled in groups of
-one step each, the members of a group costing about the same so that ranks do not wait for each other.
+An epoch's examples are drawn by weight (`speechlmm_train.batching.mix`), shuffled and cut into windows; a window is
+sorted by length and filled into micro-batches that waste little padding (`speechlmm_train.batching.fill`). The
+micro-batches of an epoch are then shuffled in groups of one step each, the members of a group costing about the same so
+that ranks do not wait for each other.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from speechlmm_core.data.draw import draws, permutation
 from speechlmm_core.errors import ConfigError, DataError
-from speechlmm_train.batching.fill import Budget, fill
+from speechlmm_train.batching.epoch import Epoch, MicroBatch
+from speechlmm_train.batching.fill import Budget
+from speechlmm_train.batching.mix import Mix
+from speechlmm_train.batching.pack import Packer
+from speechlmm_train.batching.stream import Alternation, Stream
 
-JITTER = 0.05
-KEPT_EPOCHS = 3
 FRAMES_PER_TOKEN_BUDGET = 1.15
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Examples that are processed together."""
-
-    epoch: int
-    """The pass over the data that it belongs to; prompt wordings are drawn from it."""
-    indices: list[int]
-    """Numbers of the examples."""
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """The micro-batches of an epoch."""
-
-    order: NDArray[np.int64]
-    """Examples, micro-batch after micro-batch."""
-    ends: NDArray[np.int64]
-    """Where each micro-batch ends in `order`."""
-
-    @classmethod
-    def of(cls, batches: Sequence[NDArray[np.int64]]) -> Epoch:
-        """The table of these micro-batches."""
-        return cls(np.concatenate(batches), np.cumsum([len(batch) for batch in batches], dtype=np.int64))
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def batch(self, number: int) -> list[int]:
-        """The examples of a micro-batch."""
-        start = int(self.ends[number - 1]) if number else 0
-        return self.order[start : int(self.ends[number])].tolist()
 
 
 class BatchPlan:
@@ -79,6 +45,7 @@ class BatchPlan:
         packed: Whether the samples of a micro-batch share one row, without padding.
         oversized: What to do with an example that is longer than a budget: refuse it, or let it come alone.
         place: Names an example in messages (``train.jsonl:12``).
+        mix: What an epoch holds; by default each example once.
 
     Raises:
         ConfigError: The arguments contradict each other.
@@ -99,6 +66,7 @@ class BatchPlan:
         packed: bool = True,
         oversized: str = "error",
         place: Callable[[int], str] | None = None,
+        mix: Mix | None = None,
     ) -> None:
         self.positions = np.ascontiguousarray(positions, dtype=np.int64)
         self.frames = np.ascontiguousarray(frames, dtype=np.int64)
@@ -131,15 +99,10 @@ class BatchPlan:
         )
         if batch_size is None and oversized == "error":
             self._check_sizes(place or "example {}".format)
-        self._scales = [
-            budget if math.isfinite(budget) else max(1.0, 16 * float(lengths.mean()))
-            for lengths, budget in ((self.positions, self.budget.tokens), (self.frames, self.budget.frames))
-        ]
-        # Sorted by what is padded: frames, and positions too where they are, or where there are no frames.
-        self._size = self.frames / self._scales[1]
-        self._size += (1e-3 if packed else 1.0) * self.positions / self._scales[0]
-        self._starts = [0]  # global number of the first micro-batch of each epoch that is known
-        self._tables: OrderedDict[int, Epoch] = OrderedDict()
+        self.mix = mix or Mix.plain(len(self.positions))
+        self.packer = Packer(self.positions, self.frames, self.budget, window, micro_batches_per_step)
+        kind = Alternation if self.mix.mixing == "alternating" else Stream
+        self._stream = kind(self.packer, self.mix, seed)
 
     def micro_batch(self, step: int, number: int) -> list[int]:
         """The examples of one micro-batch of a step."""
@@ -176,15 +139,12 @@ class BatchPlan:
         """One micro-batch of a step with its epoch."""
         if step < 0 or not 0 <= number < self.micro_batches_per_step:
             raise IndexError(f"no micro-batch {number} in step {step}")
-        place = step * self.micro_batches_per_step + number
-        while place >= self._starts[-1]:
-            self.epoch(len(self._starts))
-        epoch = bisect_right(self._starts, place) - 1
-        return MicroBatch(epoch, self._table(epoch).batch(place - self._starts[epoch]))
+        return self._stream.item(step * self.micro_batches_per_step + number)
 
     def epoch_steps(self, epoch: int = 0) -> float:
         """Steps that an epoch takes, with a fraction: steps run across the ends of epochs."""
-        return len(self.epoch(epoch)) / self.micro_batches_per_step
+        table = self._stream.mean_length() if epoch == 0 else len(self.epoch(epoch))
+        return table / self.micro_batches_per_step
 
     def shares(self, order: NDArray[np.int64], ends: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
         """What micro-batches take of the token budget and of the frame budget, padding included.
@@ -195,23 +155,17 @@ class BatchPlan:
             order: Examples, micro-batch after micro-batch.
             ends: Where each micro-batch ends in ``order``.
         """
-        starts = np.concatenate([[0], ends[:-1]])
-        sizes = ends - starts
-        tokens = self.positions[order]
-        tokens = np.add.reduceat(tokens, starts) if self.budget.packed else np.maximum.reduceat(tokens, starts) * sizes
-        return tokens / self._scales[0], np.maximum.reduceat(self.frames[order], starts) * sizes / self._scales[1]
+        return self.packer.shares(order, ends)
 
     def fill(self, epoch: int = 0) -> float:
         """How full an epoch's micro-batches are: the mean of the larger of their two shares."""
-        table = self.epoch(epoch)
+        while not len(table := self.epoch(epoch)):  # no task completes a step of its own in it
+            epoch += 1
         return float(np.maximum(*self.shares(table.order, table.ends)).mean())
 
     def epoch(self, epoch: int) -> Epoch:
         """The table of an epoch; the epochs before it are made if they are not known."""
-        while len(self._starts) <= epoch:
-            last = len(self._starts) - 1
-            self._starts.append(self._starts[last] + len(self._table(last)))
-        return self._table(epoch)
+        return self._stream.epoch(epoch)
 
     def _check_sizes(self, place: Callable[[int], str]) -> None:
         for name, lengths, budget, unit in (
@@ -226,50 +180,3 @@ class BatchPlan:
                     f"{lengths[worst]} {unit}. Raise the budget to {lengths[worst]}, leave such examples out, or set "
                     "oversized to 'alone', which gives each a micro-batch of its own"
                 )
-
-    def _table(self, epoch: int) -> Epoch:
-        if epoch not in self._tables:
-            self._tables[epoch] = self._make(epoch, self._starts[epoch])
-            while len(self._tables) > KEPT_EPOCHS:
-                self._tables.popitem(last=False)
-        self._tables.move_to_end(epoch)
-        return self._tables[epoch]
-
-    def _make(self, epoch: int, start: int) -> Epoch:
-        count = len(self.positions)
-        keys = self._size
-        if count <= self.window:
-            # Without some noise a data set of one window would fall into the same batches in every epoch.
-            keys = keys * (1 + JITTER * (draws(self.seed, epoch, count, "jitter") / 2.0**64))
-        shuffled = permutation(self.seed, epoch, count, "examples")
-        batches: list[NDArray[np.int64]] = []
-        left = shuffled[:0]
-        for begin in range(0, count, self.window):
-            pool = np.concatenate([left, shuffled[begin : begin + self.window]])
-            pool = pool[np.argsort(-keys[pool], kind="stable")]
-            full, rest = fill(self.positions[pool].tolist(), self.frames[pool].tolist(), self.budget)
-            batches += [pool[members] for members in full]
-            left = pool[rest]
-        if len(left):
-            batches.append(left)
-        order: list[int] = self._arrange(epoch, start, Epoch.of(batches)).tolist()
-        return Epoch.of([batches[number] for number in order])
-
-    def _arrange(self, epoch: int, start: int, table: Epoch) -> NDArray[np.int64]:
-        """Orders an epoch's micro-batches: steps of equal cost, in random order."""
-        group = self.micro_batches_per_step
-        order = permutation(self.seed, epoch, len(table), "micro-batches")
-        head = min(-start % group, len(table))  # these complete the step that the epoch before began
-        groups = (len(table) - head) // group
-        if group == 1 or groups < 2:
-            return order
-        costs = np.add(*self.shares(table.order, table.ends))
-        body = order[head : head + groups * group]
-        body = body[np.argsort(costs[body], kind="stable")].reshape(groups, group)
-        body = body[permutation(self.seed, epoch, groups, "steps")]
-        within = draws(self.seed, epoch, body.size, "within").reshape(groups, group).argsort(axis=1, kind="stable")
-        body = np.take_along_axis(body, within, axis=1).reshape(-1)
-        return np.concatenate([order[:head], body, order[head + groups * group :]])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_tables": OrderedDict()}
