@@ -2,7 +2,8 @@
 
 Fill: mean of the larger share of the two budgets. Padding: real encoder frames by padded ones. Balance: mean by maximum
 over the eight micro-batches of a step, one a rank, in padded frames. Correlation: of consecutive steps' mean durations
-(and of consecutive micro-batches' with one micro-batch a step). Sampling speed: examples planned a second.
+(and of consecutive micro-batches' with one micro-batch a step). Sampling speed: examples planned a second, of one data
+set and of a hundred groups in five tasks mixed by weight in each of the ways.
 
     python benchmarks/batch_plan.py [--examples 1000000]
 """
@@ -19,7 +20,9 @@ from _bench import report
 from numpy.typing import NDArray
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from speechlmm_train.batching.plan import BatchPlan, Epoch
+from speechlmm_train.batching.epoch import Epoch
+from speechlmm_train.batching.mix import Group, Mix
+from speechlmm_train.batching.plan import BatchPlan
 
 RANKS = 8
 BATCH = 16
@@ -67,7 +70,23 @@ def figures(table: Epoch, frames: NDArray[np.int64], ranks: int = RANKS) -> dict
 def fixed(order: NDArray[np.int64]) -> Epoch:
     """Batches of a fixed size from an order of the examples."""
     ends = np.append(np.arange(BATCH, len(order), BATCH), len(order))
-    return Epoch(order, ends)
+    return Epoch(order, ends, np.zeros_like(order))
+
+
+def mixed(positions: NDArray[np.int64], frames: NDArray[np.int64], budget: int) -> dict[str, float]:
+    """Examples planned a second with groups of very different sizes, weighted so that small ones repeat."""
+    rng = np.random.default_rng(1)
+    groups = [Group(f"dataset-{i // 5}", f"task-{i % 5}") for i in range(100)]
+    members = rng.choice(100, len(positions), p=(law := 1 / np.arange(1, 101)) / law.sum())
+    weights = {f"task-{i}": float(i + 1) for i in range(5)}
+    speeds: dict[str, float] = {}
+    for mixing in ("random", "length", "alternating", "sequential"):
+        start = time.perf_counter()
+        mix = Mix.of(groups, members, positions, mixing=mixing, task_weights=weights)
+        plan = BatchPlan(positions, frames, token_budget=budget, micro_batches_per_step=RANKS, mix=mix)
+        planned = len(plan.epoch(0).order)
+        speeds[mixing] = planned / (time.perf_counter() - start)
+    return speeds
 
 
 def measure(count: int, law: str) -> dict[str, Any]:
@@ -91,6 +110,7 @@ def measure(count: int, law: str) -> dict[str, Any]:
     grouped = LengthGroupedSampler(BATCH, lengths=frames.tolist())
     return {
         "plan": ours,
+        "examples_per_second_mixed": mixed(positions, frames, budget),
         "random_16": figures(fixed(rng.permutation(count)), frames),
         "length_grouped_16": figures(fixed(np.fromiter(itertools.islice(grouped, count), np.int64, count)), frames),
         "pad_to_30_s": {"padding": float(frames.mean() / 1500)},
