@@ -13,7 +13,8 @@ from speechlmm_core.data.faults import LISTED, FaultyDataError
 from speechlmm_core.data.jsonl.config import JsonlDatasetConfig
 from speechlmm_core.data.jsonl.reader import JsonlExamples
 from speechlmm_core.data.near_miss import mistyped, near_miss
-from speechlmm_core.data.spec.entries import dataset_config, open_datasets
+from speechlmm_core.data.spec.entries import dataset_config
+from speechlmm_core.data.spec.open import open_datasets
 from speechlmm_core.errors import ConfigError, DataError
 
 
@@ -281,7 +282,7 @@ def test_metadata_is_no_near_miss() -> None:
 def test_reading_imports_no_torch(folder: Path) -> None:
     write(folder, {"audio": "clips/a.wav", "text": "x"})
     code = (
-        "import sys; from pathlib import Path; from speechlmm_core.data.spec.entries import open_datasets\n"
+        "import sys; from pathlib import Path; from speechlmm_core.data.spec.open import open_datasets\n"
         f"open_datasets(['m.jsonl'], Path({str(folder)!r}))[0]\n"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )

@@ -12,7 +12,7 @@ import soundfile
 from speechlmm_core.data import header_cache
 from speechlmm_core.data.faults import FaultyDataError
 from speechlmm_core.data.lengths import measure
-from speechlmm_core.data.spec.entries import open_datasets
+from speechlmm_core.data.spec.open import open_datasets
 from speechlmm_core.errors import MediaError
 from speechlmm_core.media.audio import load_audio_item
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from speechlmm_core.data.spec.entries import open_datasets
+from speechlmm_core.data.spec.open import open_datasets
 from speechlmm_core.errors import ConfigError, MediaError
 from speechlmm_train.batching.loader import TrainingBatches
 from speechlmm_train.batching.plan import BatchPlan

@@ -74,7 +74,7 @@ def wrong(folder, *overrides, name="pretrain"):
 def test_a_group_of_the_user_needs_no_plus(folder):
     config = compose_config("pretrain", NEEDED, config_dir=folder).config
     assert config.model.text_decoder.width == 32
-    assert config.data.train[0].path == "a.jsonl"
+    assert config.data.train[0].reader.path == "a.jsonl"
     assert config.training.max_steps == 5
 
 
@@ -98,7 +98,7 @@ def test_lists_dicts_and_deletion(folder):
         "~training.lr_scheduler_type",
     ]
     config = compose_config("pretrain", overrides, config_dir=folder).config
-    assert [entry.path for entry in config.data.eval] == ["b.jsonl", "c.jsonl"]
+    assert [entry.reader.path for entry in config.data.eval] == ["b.jsonl", "c.jsonl"]
     assert config.training.lr_groups == {"text_decoder": 1e-3}
     assert config.training.lr_scheduler_type == "cosine"
 
@@ -112,7 +112,7 @@ def test_a_training_setting_overrides_the_configuration(folder):
 
 def test_stages_from_yaml(folder):
     config = compose_config("mine", ["training.output_dir=out"], config_dir=folder).config
-    assert config.data.train[0].path == "from_yaml.jsonl"
+    assert config.data.train[0].reader.path == "from_yaml.jsonl"
     assert [(stage.name, stage.max_steps) for stage in config.stages] == [("first", 3), ("second", 4)]
     first, second = config.resolved_stages()
     assert (first.training.learning_rate, second.training.learning_rate) == (1e-3, 1e-4)
@@ -149,7 +149,7 @@ def test_every_missing_value_and_every_wrong_key_at_once(folder):
         ("training.lr_groups={audio: 1}", "training.lr_groups: the model has no part 'audio'"),
         ("training.num_epochs=2", "give either max_steps or num_epochs"),
         ("+training.token_budget=5 ", None),
-        ("data.data_config_path=spec.yaml", "give either train/eval or data_config_path"),
+        ("data.data_config_path=spec.yaml", "give either train/eval/guard or data_config_path"),
         ("training.max_steps=1,2", "gives several values to one key"),
         ("hydra.job.name=x", "takes no `hydra` settings"),
         ("nonsense", "is not an override"),

@@ -10,7 +10,7 @@ from speechlmm_core.interfaces.decoder import DecoderConfig, decoders
 from speechlmm_train.config import RunConfig
 from speechlmm_train.data_config import DataConfig
 from speechlmm_train.stage_config import DEFAULT_TOKEN_BUDGET
-from speechlmm_train.trainer.stage_data import with_file_read
+from speechlmm_train.trainer.open_sets import open_sets
 from speechlmm_train.training_arguments import DECIDED_ELSEWHERE, training_argument_names
 
 
@@ -67,7 +67,7 @@ def test_a_stage_lays_its_own_values_over_the_common_ones():
     ]
     first, second, third = make(stages=stages, token_budget=100, freeze_modules=["objectives"]).resolved_stages()
     assert (first.training.per_device_train_batch_size, first.training.token_budget) == (4, None)
-    assert (first.data.train[0].path, second.data.train[0].path) == ("b.jsonl", "a.jsonl")
+    assert (first.data.train[0].reader.path, second.data.train[0].reader.path) == ("b.jsonl", "a.jsonl")
     assert (second.training.learning_rate, second.training.token_budget) == (0.5, 100)
     assert second.training.freeze_modules == ["text_decoder"]
     assert first.training.freeze_modules == ["objectives"]
@@ -83,12 +83,12 @@ def test_a_stages_data_leave_the_rest_to_the_run():
     ]
     stages = [{"name": str(i), "max_steps": 1, "data": one} for i, one in enumerate(own)]
     first, second, third = (stage.data for stage in make(data=data, stages=stages).resolved_stages())
-    assert [entry.path for entry in (*first.train, *first.eval)] == ["b.jsonl", "e.jsonl"]
+    assert [entry.reader.path for entry in (*first.train, *first.eval)] == ["b.jsonl", "e.jsonl"]
     assert (first.max_duration_s, first.oversized) == (9, "alone")
     assert (second.eval, second.max_duration_s, second.oversized) == ([], None, "alone")
     assert (third.train, third.eval, third.data_config_path, third.max_duration_s) == ([], [], "sets.yaml", 9)
     (only,) = make(data={"data_config_path": "sets.yaml"}, stages=stages[:1]).resolved_stages()
-    assert (only.data.train[0].path, only.data.data_config_path) == ("b.jsonl", None)
+    assert (only.data.train[0].reader.path, only.data.data_config_path) == ("b.jsonl", None)
 
 
 @pytest.mark.parametrize(
@@ -180,14 +180,26 @@ def test_the_names_read_from_the_source_are_those_of_the_class():
     assert DECIDED_ELSEWHERE.keys() <= training_argument_names()
 
 
-def test_a_dataset_file(tmp_path):
+def test_a_specification_stands_for_the_sets(tmp_path):
+    for name in ("a", "b", "c", "d"):
+        line = '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "%s"}]}' % name
+        (tmp_path / f"{name}.jsonl").write_text(line + "\n")
+    folder = tmp_path / "conf" / "datasets"
+    folder.mkdir(parents=True)
     file = tmp_path / "sets.yaml"
-    file.write_text("train: [a.jsonl, {type: jsonl, path: /b.jsonl}]\neval: c.jsonl\n")
+    file.write_text(f"train: [a.jsonl, {{type: jsonl, path: {tmp_path}/b.jsonl}}]\neval: c.jsonl\nguard: [d.jsonl]\n")
+    (folder / "named.yaml").write_text("train: ../../b.jsonl\ntest: none.jsonl\n")
     file.with_name("bad.yaml").write_text("trian: []\n")
-    with pytest.raises(DataError, match="expected `train:`"):
-        with_file_read(DataConfig(data_config_path="bad.yaml"), tmp_path)
-    with pytest.raises(DataError, match="cannot be read"):
-        with_file_read(DataConfig(data_config_path="none.yaml"), tmp_path)
-    sets = with_file_read(DataConfig(data_config_path="sets.yaml"), tmp_path)
-    assert [entry.path for entry in sets.train] == [str(tmp_path / "a.jsonl"), "/b.jsonl"]
-    assert [entry.path for entry in sets.eval] == [str(tmp_path / "c.jsonl")]
+    with pytest.raises(DataError, match=r"bad\.yaml: trian: unknown key 'trian'; did you mean 'train'\?"):
+        open_sets(DataConfig(data_config_path="bad.yaml"), tmp_path)
+    with pytest.raises(DataError, match="there is no dataset specification 'nmed'; did you mean 'named'"):
+        open_sets(DataConfig(data_config_path="nmed"), tmp_path)
+    sets = open_sets(DataConfig(data_config_path="sets.yaml"), tmp_path)
+    answers = [
+        [p.examples[0].messages[-1].content[0]["text"] for p in part]
+        for part in (sets.train, sets.evaluation, sets.guard)
+    ]
+    assert answers == [["a", "b"], ["c"], ["d"]]
+    for name in ("named", "named.yaml", folder / "named.yaml"):
+        sets = open_sets(DataConfig(data_config_path=str(name)), tmp_path)
+        assert sets.train[0].examples[0].messages[-1].content[0]["text"] == "b"  # its test set is left alone

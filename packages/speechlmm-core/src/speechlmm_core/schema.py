@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from speechlmm_core.checkpoint.atomic import write_text
 from speechlmm_core.config import ModelConfig
+from speechlmm_core.data.spec.schema import entry_schemas
 from speechlmm_core.registry import KINDS, component_schemas
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -41,6 +42,8 @@ def export_json_schema(root_model: type[BaseModel]) -> dict[str, Any]:
     for kind in KINDS:  # a registry exists once its interface is imported
         import_module(f"speechlmm_core.interfaces.{kind}")
     root = component_schemas(root_model.model_json_schema())
+    if '"#/$defs/dataset_entry"' in json.dumps(root):
+        entry_schemas(root["$defs"])
     if root_model is ModelConfig:
         _take_inputs(root)
     elif "ModelConfig" in root["$defs"]:

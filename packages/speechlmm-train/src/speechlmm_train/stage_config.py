@@ -95,8 +95,9 @@ def lay_over(data: DataConfig, own: DataConfig | None) -> DataConfig:
         return data
     given = own.model_fields_set
     # Sets and the file that names sets stand in for each other: whichever the stage gives holds.
+    sets = {"train", "eval", "guard"}
     hidden = (
-        {"train", "eval"} if own.data_config_path else {"data_config_path"} if own.train or own.eval else set[str]()
+        sets if own.data_config_path else {"data_config_path"} if own.train or own.eval or own.guard else set[str]()
     )
     fields = [name for name in DataConfig.model_fields if name not in given and name not in hidden]
     return DataConfig.model_validate(

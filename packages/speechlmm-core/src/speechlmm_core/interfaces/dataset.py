@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from speechlmm_core.registry import ComponentConfig, Registry
 
@@ -35,6 +35,10 @@ EVERYTHING = Selection()
 
 class DatasetConfig(ComponentConfig, ABC):
     """Where examples come from; `read` opens them as a random-access sequence."""
+
+    strict: ClassVar[bool] = False
+    """Whether an example that its task cannot use is a fault to be mended, as in a manifest of the user's own; else it
+    is left out and counted."""
 
     @abstractmethod
     def read(self, base: Path, selection: Selection = EVERYTHING) -> Sequence[Example]:

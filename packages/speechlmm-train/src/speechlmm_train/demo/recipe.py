@@ -135,7 +135,7 @@ def evaluate_all(model_path: Path, prepared: Prepared, folder: Path) -> dict[str
         prepared: The corpus.
         folder: Where the predictions go.
     """
-    from speechlmm_core.data.spec.entries import open_datasets
+    from speechlmm_core.data.spec.open import open_datasets
     from speechlmm_core.inference.options import GenerationOptions
     from speechlmm_core.model.speechlmm import SpeechLMM
     from speechlmm_core.processor.processor import SpeechLMMProcessor

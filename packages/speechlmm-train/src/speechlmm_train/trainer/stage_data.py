@@ -14,15 +14,15 @@ from speechlmm_core.data.example import Example
 from speechlmm_core.data.examples import ConcatExamples
 from speechlmm_core.data.faults import Faults
 from speechlmm_core.data.lengths import Lengths, measure
-from speechlmm_core.data.spec.entries import open_datasets
-from speechlmm_core.data.spec.file import read_spec_file
 from speechlmm_core.errors import ConfigError, DataError
 from speechlmm_core.processor.processor import SpeechLMMProcessor
+from speechlmm_train.augment.augmenter import Augmenter
 from speechlmm_train.batching.loader import TrainingBatches
 from speechlmm_train.batching.plan import BatchPlan
 from speechlmm_train.config import RunConfig
 from speechlmm_train.data_config import DataConfig
 from speechlmm_train.stage_config import ResolvedStage
+from speechlmm_train.trainer.open_sets import OpenedSets, in_a_row, open_sets
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class StageData:
     evaluation: Sequence[Example] | None
     max_steps: int
     world_size: int
+    augment: Augmenter | None = None
+    """What changes the media of training; evaluation never goes through it."""
 
     def batches(self, start_step: int, *, rank: int) -> TrainingBatches:
         """A rank's micro-batches from a step on."""
@@ -50,14 +52,17 @@ class StageData:
             world_size=self.world_size,
             start_step=start_step,
             num_workers=self.settings.training.num_workers,
+            augment=self.augment,
         )
 
 
 @dataclass(frozen=True)
 class _Opened:
+    sets: OpenedSets
     train: ConcatExamples
     lengths: Lengths
     evaluation: ConcatExamples | None
+    augment: Augmenter | None
 
 
 def open_stages(config: RunConfig, processor: SpeechLMMProcessor, *, base: Path, world_size: int) -> list[StageData]:
@@ -80,12 +85,12 @@ def open_stages(config: RunConfig, processor: SpeechLMMProcessor, *, base: Path,
         key = stage.data.model_dump_json(include=_SOURCES)
         if key not in opened:
             try:
-                opened[key] = _open(with_file_read(stage.data, base), processor, base)
+                opened[key] = _open(stage.data, processor, base)
             except DataError as exc:
                 faults.extend(exc)
     faults.raise_if_any()
     if config.training.eval_steps and not any(one.evaluation for one in opened.values()):
-        raise ConfigError("training.eval_steps: data.data_config_path names no `eval:` to evaluate on")
+        raise ConfigError("training.eval_steps: data.data_config_path names nothing to evaluate on")
     stages: list[StageData] = []
     for index, stage in enumerate(settings):
         own = opened[stage.data.model_dump_json(include=_SOURCES)]
@@ -93,35 +98,27 @@ def open_stages(config: RunConfig, processor: SpeechLMMProcessor, *, base: Path,
     return stages
 
 
-_SOURCES = {"train", "eval", "data_config_path"}
-
-
-def with_file_read(data: DataConfig, base: Path) -> DataConfig:
-    """The datasets behind `data_config_path` in its place; a relative path starts at ``base``.
-
-    Raises:
-        DataError: The file cannot be read, or holds something else.
-    """
-    if data.data_config_path is None:
-        return data
-    sets = read_spec_file(base / Path(data.data_config_path).expanduser())
-    return data.model_copy(update={**sets, "data_config_path": None})
+_SOURCES = {"train", "eval", "guard", "data_config_path", "index_dir", "augment"}
+"""What decides the examples and their lengths."""
 
 
 def _open(data: DataConfig, processor: SpeechLMMProcessor, base: Path) -> _Opened:
     faults = Faults()
-    train = evaluation = None
+    sets = augment = None
     try:
-        train = open_datasets(data.train, base)
+        augment = Augmenter.open(data.augment, processor.inputs, base=base)
     except DataError as exc:
         faults.extend(exc)
     try:
-        evaluation = open_datasets(data.eval, base) if data.eval else None
+        sets = open_sets(data, base)
     except DataError as exc:
         faults.extend(exc)
     faults.raise_if_any()
+    assert sets is not None
+    train = in_a_row(sets.train)
     assert train is not None
-    return _Opened(train, measure(train, processor), evaluation)
+    lengths = measure(train, processor, max_length=augment.max_length if augment else None)
+    return _Opened(sets, train, lengths, in_a_row(sets.evaluation), augment)
 
 
 def _plan(
@@ -144,7 +141,7 @@ def _plan(
     )
     plan.check_world_size(ranks)
     steps = stage.max_steps if stage.max_steps is not None else math.ceil((epochs or 1) * plan.epoch_steps(0))
-    return StageData(stage, processor, own.train, indices, plan, own.evaluation, steps, ranks)
+    return StageData(stage, processor, own.train, indices, plan, own.evaluation, steps, ranks, own.augment)
 
 
 def _within(stage: ResolvedStage, lengths: Lengths) -> NDArray[np.int64]:

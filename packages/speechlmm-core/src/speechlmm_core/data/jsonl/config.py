@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from speechlmm_core.interfaces.dataset import EVERYTHING, DatasetConfig, Selection
 
@@ -26,6 +26,7 @@ class JsonlDatasetConfig(DatasetConfig):
     type: Literal["jsonl"] = "jsonl"
     path: str = ""
     """The manifest; a relative path starts at the configuration's folder."""
+    strict: ClassVar[bool] = True
 
     def read(self, base: Path, selection: Selection = EVERYTHING) -> Sequence[Example]:
         """Checks every line, and opens the manifest as a random-access sequence.
@@ -38,4 +39,4 @@ class JsonlDatasetConfig(DatasetConfig):
 
         if not self.path:
             raise DataError("a dataset of type 'jsonl' needs the `path` of its manifest")
-        return JsonlExamples(base / Path(self.path).expanduser())
+        return JsonlExamples(base / Path(self.path).expanduser(), check_task=selection.task is None)

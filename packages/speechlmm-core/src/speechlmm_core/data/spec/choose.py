@@ -1,0 +1,236 @@
+"""Chooses the examples of a part: its amount, its filters, and what its task can use. Imports no torch.
+
+Shapes: N examples.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speechlmm_core.data.chats import chat_of, draws_of, lack_of
+from speechlmm_core.data.example import Example
+from speechlmm_core.data.examples import Examples
+from speechlmm_core.data.faults import Faults
+from speechlmm_core.data.index.prepared import PreparedExamples
+from speechlmm_core.data.index.rows import answer_of
+from speechlmm_core.data.spec.amount import slice_of
+from speechlmm_core.data.spec.config import PartitionSpec
+from speechlmm_core.data.spec.durations import seconds_of
+from speechlmm_core.data.spec.language_codes import same_language
+from speechlmm_core.data.spec.parts import Part
+from speechlmm_core.data.spec.task_examples import TaskExamples
+from speechlmm_core.errors import ConfigError, DataError
+
+TRIED = 64
+"""Wordings that are tried out for each pair of languages."""
+
+
+@dataclass
+class Chosen:
+    """What takes part, and why the rest does not."""
+
+    indices: NDArray[np.int64]
+    """Numbers of the examples that take part, in order."""
+    total: int
+    """Records there were."""
+    dropped: Counter[str] = field(default_factory=Counter[str])
+    """How many were left out, by reason."""
+
+    def table(self, name: str) -> str:
+        """Why nothing is left."""
+        if not self.total:
+            return f"{name}: there are no examples"
+        width = len(str(max(self.dropped.values(), default=0)))
+        rows = [f"  {count:>{width}} {reason}" for reason, count in self.dropped.most_common()]
+        return "\n".join([f"{name}: no example is left of {self.total}; change the filters, or the data", *rows])
+
+
+def choose(examples: Examples, part: Part, *, strict: bool) -> Chosen:
+    """Chooses the examples of a part.
+
+    Args:
+        examples: All that was read of it.
+        part: The part.
+        strict: Whether an example that the task cannot use is a fault to be mended, and not left out and counted.
+
+    Raises:
+        DataError: The task has no prompts for the data's languages; or, where it is strict, examples lack something.
+    """
+    prepared = examples if isinstance(examples, PreparedExamples) else None
+    total = len(examples) if prepared is None else prepared.total
+    chosen = Chosen(np.arange(len(examples)), total)
+    if prepared is not None:
+        chosen.dropped.update(prepared.quarantined)
+    _slice(chosen, part.settings.amount, prepared)
+    scan = _Scan(examples, part, strict=strict)
+    with nullcontext() if prepared is None else prepared.unchecked():
+        _by_columns(chosen, part.settings, prepared)
+        if scan.needed(prepared):
+            scan.run(chosen, prepared)
+    return chosen
+
+
+def _slice(chosen: Chosen, amount: int | str | None, prepared: PreparedExamples | None) -> None:
+    if amount is None:
+        return
+    wanted = slice_of(amount, chosen.total)
+    rows = chosen.indices if prepared is None else np.asarray(prepared.rows)
+    _keep(chosen, (rows >= wanted.start) & (rows < wanted.stop), f"outside of amount {amount}")
+
+
+def _keep(chosen: Chosen, kept: NDArray[np.bool_], reason: str) -> None:
+    if left_out := int(np.count_nonzero(~kept)):
+        chosen.dropped[reason] += left_out
+        chosen.indices = chosen.indices[kept]
+
+
+def _by_columns(chosen: Chosen, settings: PartitionSpec, prepared: PreparedExamples | None) -> None:
+    """The filters whose values an index has."""
+    if prepared is None:
+        return
+    for name, values in (("duration", prepared.seconds), ("num_words", prepared.num_words)):
+        _bounds(chosen, settings, name, lambda values=values: np.asarray(values)[chosen.indices])
+    if settings.min_quality is not None:
+        _quality(chosen, settings.min_quality, np.asarray(prepared.quality)[chosen.indices])
+
+
+def _bounds(chosen: Chosen, settings: PartitionSpec, name: str, values: object) -> None:
+    unit = "s" if name == "duration" else "words"
+    less, more = ("shorter", "longer") if name == "duration" else ("fewer", "more")
+    low, high = getattr(settings, f"min_{name}"), getattr(settings, f"max_{name}")
+    assert callable(values)
+    if low is not None:
+        _keep(chosen, ~(values() < low), f"{less} than {low:g} {unit}")
+    if high is not None:
+        _keep(chosen, ~(values() > high), f"{more} than {high:g} {unit}")
+
+
+def _quality(chosen: Chosen, low: float, values: NDArray[np.float64]) -> None:
+    known = ~np.isnan(values)
+    _keep(chosen, known, "no quality is given")
+    _keep(chosen, values[known] >= low, f"quality below {low:g}")
+
+
+class _Scan:
+    """One pass over examples."""
+
+    def __init__(self, examples: Examples, part: Part, *, strict: bool) -> None:
+        self.examples, self.part, self.strict = examples, part, strict
+        self.task = part.spec.task
+        self.settings = part.settings
+        self.source, self.target = part.selection.source_language, part.selection.target_language
+        self.view = TaskExamples(examples, (), task=self.task, source_language=self.source, target_language=self.target)
+        self.faults = Faults()
+        self.tried: set[tuple[str, str | None, str | None, bool]] = set()
+
+    def needed(self, prepared: PreparedExamples | None) -> bool:
+        """Whether examples have to be looked at one by one."""
+        filters = self.settings.model_dump(exclude={"amount", "destination"}, exclude_none=True)
+        return self.task is not None or self.source is not None or (prepared is None and bool(filters))
+
+    def run(self, chosen: Chosen, prepared: PreparedExamples | None) -> None:
+        numbers = chosen.indices
+        kept = np.zeros(len(numbers), bool)
+        words, quality = np.zeros(len(numbers), np.int64), np.full(len(numbers), np.nan)
+        seconds = np.full(len(numbers), np.nan)
+        timed = prepared is None and (self.settings.min_duration, self.settings.max_duration) != (None, None)
+        for at, found in enumerate(self._each(numbers)):
+            if isinstance(found, str):
+                chosen.dropped[found] += 1
+                continue
+            kept[at] = True
+            if prepared is None:
+                words[at] = len((answer_of(found) or "").split())
+                quality[at] = np.nan if found.quality is None else found.quality
+                seconds[at] = np.nan if found.duration is None else found.duration
+        self.faults.raise_if_any()
+        chosen.indices = numbers[kept]
+        if prepared is not None:
+            return
+        if timed:
+            self._time(chosen, seconds := seconds[kept], kept)
+            words, quality = words[kept], quality[kept]
+            there = ~np.isnan(seconds)
+            chosen.indices, words, quality = chosen.indices[there], words[there], quality[there]
+            seconds = seconds[there]
+        else:
+            words, quality = words[kept], quality[kept]
+        self._filter(chosen, {"duration": seconds, "num_words": words}, quality, timed=timed)
+
+    def _time(self, chosen: Chosen, seconds: NDArray[np.float64], kept: NDArray[np.bool_]) -> None:
+        """Fills in the durations that examples do not say."""
+        unknown = np.flatnonzero(np.isnan(seconds))
+        for at, found in zip(unknown, seconds_of(self.examples, chosen.indices[unknown]), strict=True):
+            if isinstance(found, float):
+                seconds[at] = found
+            elif self.strict:
+                self.faults.add(self.examples.place(int(chosen.indices[at])), str(found), order=int(at))
+            else:
+                chosen.dropped["unreadable"] += 1
+        self.faults.raise_if_any()
+
+    def _filter(
+        self, chosen: Chosen, values: dict[str, NDArray[np.generic]], quality: NDArray[np.float64], *, timed: bool
+    ) -> None:
+        """The filters, one after the other, each on what the last has left."""
+        start = chosen.indices
+        for name, column in values.items():
+            if name == "num_words" or timed:
+                _bounds(chosen, self.settings, name, lambda column=column: column[np.isin(start, chosen.indices)])
+        if self.settings.min_quality is not None:
+            _quality(chosen, self.settings.min_quality, quality[np.isin(start, chosen.indices)])
+
+    def _each(self, numbers: Sequence[int] | NDArray[np.int64]) -> Iterator[Example | str]:
+        """Each example, or why it is left out."""
+        for at, number in enumerate(numbers):
+            try:
+                example = self.view.fitted(self.examples.example(int(number)))
+            except DataError as exc:
+                self._fault(at, number, str(exc))
+                yield "unusable record"
+                continue
+            if self._foreign(example):
+                yield "another language"
+                continue
+            lack = None if self.task is None else lack_of(example, self.task)
+            if lack is not None:
+                self._fault(at, number, f"{self.examples.place(int(number))}: {lack}")
+                yield _reason(lack)
+                continue
+            if self.task is not None:
+                self._try(example)
+            yield example
+
+    def _foreign(self, example: Example) -> bool:
+        pairs = ((self.source, example.source_language), (self.target, example.target_language))
+        return any(
+            wanted is not None and said is not None and not same_language(wanted, said) for wanted, said in pairs
+        )
+
+    def _fault(self, at: int, number: int, line: str) -> None:
+        if self.strict:
+            self.faults.add(self.part.name, line, order=at)
+
+    def _try(self, example: Example) -> None:
+        """Makes the chats of the first example of each kind: a language without prompts comes up before training."""
+        kind = (example.task, example.source_language, example.target_language, example.messages is None)
+        if kind in self.tried:
+            return
+        self.tried.add(kind)
+        try:
+            chat_of(example)
+            for number in list(draws_of(example)[:TRIED]):
+                chat_of(example, draw=number)
+        except ConfigError as exc:
+            raise DataError(f"{self.part.name}: {exc}") from exc
+
+
+def _reason(lack: str) -> str:
+    """What is lacking, without the value that this one example has."""
+    return lack.partition(", got ")[0].partition("; got ")[0]

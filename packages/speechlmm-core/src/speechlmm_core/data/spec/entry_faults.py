@@ -1,0 +1,72 @@
+"""Faults of a specification: a line for each, with its path, the value and the nearest name. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from speechlmm_core.errors import SpeechLMMError
+from speechlmm_core.registry import nearest
+
+B = TypeVar("B", bound=BaseModel)
+SHOWN = 80
+
+
+class SpecFaults:
+    """The lines so far."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def add(self, place: str, message: str) -> None:
+        """Notes a fault at a path (`datasets[2].partitions.dev.amount`)."""
+        self.lines.append(f"{place}: {' '.join(message.split())}")
+
+    def validated(self, cls: type[B], values: Mapping[str, Any], place: str) -> B | None:
+        """A model made of values; None where they do not fit, which is noted."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as exc:
+            for detail in exc.errors(include_url=False):
+                self.add(*_worded(detail, cls, place))
+        except (PydanticCustomError, SpeechLMMError, RecursionError) as exc:
+            self.add(place, str(exc))
+        return None
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it, not too long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits
+        return f"a very large {type(value).__name__}"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+def key_fault(wanted: str, keys: Iterable[str], known: Iterable[str]) -> str | None:
+    """Words that a key resembles the one that is missing; None if none does."""
+    for key in keys:
+        if key not in known and f"{wanted!r}" in nearest(key, list(known)):
+            return f"unknown key {key!r}; did you mean {wanted!r}?"
+    return None
+
+
+def _worded(detail: ErrorDetails, cls: type[BaseModel], place: str) -> tuple[str, str]:
+    where = place
+    for part in detail["loc"]:
+        where += f"[{part}]" if isinstance(part, int) else f".{part}"
+    if detail["type"] == "extra_forbidden":
+        key = str(detail["loc"][-1])
+        known = sorted(cls.model_fields) if len(detail["loc"]) == 1 else []
+        listed = f" (known: {', '.join(known)})" if known else ""
+        return where, f"unknown key {key!r}{nearest(key, known)}{listed}"
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] in ("missing", "crossed", "unknown_component") or isinstance(detail["input"], Mapping):
+        return where, message
+    return where, f"{message[:1].lower()}{message[1:]}, got {shown(detail['input'])}"

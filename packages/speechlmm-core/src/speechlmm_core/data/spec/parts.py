@@ -1,0 +1,79 @@
+"""The parts that a dataset of a specification is read in: a partition, in a language or a pair. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from speechlmm_core.data.spec.amount import limit_of
+from speechlmm_core.data.spec.config import DatasetSpec, Destination, PartitionSpec
+from speechlmm_core.data.spec.partition_names import select, told_destination
+from speechlmm_core.errors import DataError
+from speechlmm_core.interfaces.dataset import Selection
+from speechlmm_core.registry import nearest
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a dataset."""
+
+    name: str
+    """Unique within the specification: `covost2/train/en-de`."""
+    spec: DatasetSpec
+    """The dataset."""
+    settings: PartitionSpec
+    """Amount and filters."""
+    destination: Destination
+    """What it is for."""
+    selection: Selection
+    """What the reader is asked for."""
+
+
+def parts_of(spec: DatasetSpec, base: Path, destinations: Collection[Destination] | None = None) -> list[Part]:
+    """The parts of a dataset, partition by partition and language by language.
+
+    Args:
+        spec: The dataset.
+        base: Folder where its relative paths start.
+        destinations: Those that are wanted; None for all.
+
+    Raises:
+        DataError: A partition does not exist, or none can be told to be for what the dataset is used for.
+    """
+    whole = spec.whole
+    there = _there(spec, base)
+    if spec.partitions:
+        unknown = [name for name in spec.partitions if there and name not in there]
+        if unknown:
+            lines = [f"{spec.name}: there is no partition {name!r}{nearest(name, there)}" for name in unknown]
+            raise DataError("\n".join(f"{line} (there are: {', '.join(there)})" for line in lines))
+        named: list[tuple[str | None, PartitionSpec]] = list(spec.partitions.items())
+    else:
+        try:
+            named = [(name, whole) for name in select(there, whole)] or [(None, whole)]
+        except ValueError as exc:
+            raise DataError(f"{spec.name}: {exc}") from exc
+    parts: list[Part] = []
+    for partition, settings in named:
+        destination = settings.destination or (told_destination(partition) if partition else None) or "train"
+        if destinations is not None and destination not in destinations:
+            continue
+        for languages in spec.languages or (None,):
+            ends = [end for end in (partition, None if languages is None else str(languages)) if end is not None]
+            selection = Selection(
+                partition=partition,
+                source_language=None if languages is None else languages.source,
+                target_language=None if languages is None else languages.target,
+                task=None if spec.task is None else spec.task.type,
+                limit=limit_of(settings.amount),
+            )
+            parts.append(Part("/".join([spec.name, *ends]), spec, settings, destination, selection))
+    return parts
+
+
+def _there(spec: DatasetSpec, base: Path) -> list[str]:
+    try:
+        return spec.reader.partitions(base)
+    except DataError as exc:
+        raise DataError(f"{spec.name}: {exc}") from exc
