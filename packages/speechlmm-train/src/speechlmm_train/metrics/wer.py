@@ -23,7 +23,7 @@ _COLUMNS = {"substitute": 0, "delete": 1, "insert": 2}
 
 class _ErrorRateConfig(MetricConfig):
     normaliser: Normaliser = "basic"
-    """`basic` leaves case and punctuation out of account, `whisper` does as the Whisper models are scored, or `none`."""
+    """`basic` leaves case and punctuation out, `whisper` does as the Whisper models are scored, `none` nothing."""
 
     unit: ClassVar[str] = ""
 
