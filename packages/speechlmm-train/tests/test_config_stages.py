@@ -1,5 +1,6 @@
 """The run's typed configuration: stages, batch sizes, and what does not fit together."""
 
+import json
 from typing import Literal
 
 import pytest
@@ -182,8 +183,8 @@ def test_the_names_read_from_the_source_are_those_of_the_class():
 
 def test_a_specification_stands_for_the_sets(tmp_path):
     for name in ("a", "b", "c", "d"):
-        line = '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "%s"}]}' % name
-        (tmp_path / f"{name}.jsonl").write_text(line + "\n")
+        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": name}]
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
     folder = tmp_path / "conf" / "datasets"
     folder.mkdir(parents=True)
     file = tmp_path / "sets.yaml"
@@ -195,10 +196,8 @@ def test_a_specification_stands_for_the_sets(tmp_path):
     with pytest.raises(DataError, match="there is no dataset specification 'nmed'; did you mean 'named'"):
         open_sets(DataConfig(data_config_path="nmed"), tmp_path)
     sets = open_sets(DataConfig(data_config_path="sets.yaml"), tmp_path)
-    answers = [
-        [p.examples[0].messages[-1].content[0]["text"] for p in part]
-        for part in (sets.train, sets.evaluation, sets.guard)
-    ]
+    parts = (sets.train, sets.evaluation, sets.guard)
+    answers = [[one.examples[0].messages[-1].content[0]["text"] for one in part] for part in parts]
     assert answers == [["a", "b"], ["c"], ["d"]]
     for name in ("named", "named.yaml", folder / "named.yaml"):
         sets = open_sets(DataConfig(data_config_path=str(name)), tmp_path)
