@@ -276,6 +276,17 @@ def test_core_announces_what_it_ships():
         "task:asr",
         "task:st",
         "task:chat",
+        "task:mt",
+        "task:slu",
+        "task:slu_intent",
+        "task:sqa",
+        "task:ssum",
+        "task:tsum",
+        "task:vsr",
+        "task:text_instruct",
+        "task:multi_turn_text_instruct",
+        "task:ntp",
+        "task:interleaved",
         "dataset:jsonl",
     }
 

@@ -10,6 +10,7 @@ from speechlmm_core.data.example import Example
 from speechlmm_core.errors import DataError
 from speechlmm_core.interfaces.task import TaskConfig, get_task
 from speechlmm_core.tasks.chat.config import ChatTaskConfig
+from speechlmm_core.tasks.conversation.config import ConversationTaskConfig
 
 task_of = lru_cache(maxsize=256)(get_task)
 """The task of a name; `get_task` without the look-up among the installed distributions."""
@@ -86,4 +87,4 @@ def longest_of(example: Example) -> list[list[Message]]:
 
 def _chat_task(task: TaskConfig, example: Example) -> TaskConfig:
     """The task that makes the chat: one for conversations where the example has one."""
-    return task if example.messages is None or isinstance(task, ChatTaskConfig) else _conversation
+    return task if example.messages is None or isinstance(task, ConversationTaskConfig) else _conversation

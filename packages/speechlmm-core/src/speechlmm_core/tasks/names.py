@@ -9,7 +9,6 @@ from speechlmm_core.registry import nearest
 ALIASES = {
     "sluintentonly": "slu_intent",
     "interleavedtextaudiontp": "interleaved",
-    "multiturn": "multi_turn_text_instruct",
 }
 """Names of tasks by other names, in small letters and without punctuation."""
 SPEECH_OUTPUT = ("tts", "ttsbase", "s2st", "s2stcloning")

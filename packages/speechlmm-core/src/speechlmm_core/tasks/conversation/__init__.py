@@ -1,0 +1,1 @@
+"""What the tasks of whole conversations have in common."""

@@ -1,0 +1,1 @@
+"""Text of which spans are heard instead of read."""

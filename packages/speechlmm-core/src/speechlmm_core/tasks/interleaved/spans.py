@@ -1,0 +1,90 @@
+"""Which words of a text are heard instead of read. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from speechlmm_core.data.draw import draw
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word and when it is said, in seconds from where the audio starts."""
+
+    text: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Span:
+    """Words in a row that are all read, or all heard."""
+
+    words: tuple[Word, ...]
+    is_heard: bool
+
+    @property
+    def text(self) -> str:
+        """The words, with spaces between."""
+        return " ".join(word.text for word in self.words)
+
+
+def words_of(value: Any) -> list[Word] | str:
+    """The words with their times, as `fields.words` gives them, or what is wrong with them."""
+    if not isinstance(value, list | tuple) or not value:
+        return f"`fields.words` must be a list of {{text, start, end}}, got {value!r:.80}"
+    found: list[Word] = []
+    for number, one in enumerate(cast("Sequence[Any]", value)):
+        given = cast("Mapping[str, Any]", one) if isinstance(one, Mapping) else {}
+        text, start, end = given.get("text"), _time(given.get("start")), _time(given.get("end"))
+        if not isinstance(text, str) or start is None or end is None:
+            return f"`fields.words[{number}]` must be {{text, start, end}} with times in seconds, got {one!r:.80}"
+        if not text.strip():
+            continue
+        if end < start or (found and start < found[-1].start):
+            return f"`fields.words[{number}]` is not in order of time: {one!r:.80}"
+        found.append(Word(" ".join(text.split()), start, end))
+    return found or "`fields.words` holds no word"
+
+
+def cut(words: Sequence[Word], number: int, shortest: int, longest: int) -> list[Span]:
+    """Cuts a text into spans that are read and heard by turns, at least one word of it being read.
+
+    Args:
+        words: The words.
+        number: The draw: whether the first span is heard, and how many words each has.
+        shortest: Words that a span has at least; fewer are left over at the end, and are read.
+        longest: Words that a span has at most.
+    """
+    spans: list[Span] = []
+    place = 0
+    is_heard = draw(number, 0, 0, "first span") % 2 == 1
+    for size in _sizes(number, shortest, longest):
+        left = len(words) - place
+        if not left:
+            break
+        taken = min(size, left - 1 if is_heard and not any(not span.is_heard for span in spans) else left)
+        part = tuple(words[place : place + taken])
+        heard = is_heard and taken >= shortest and part[-1].end > part[0].start
+        if part and spans and spans[-1].is_heard == heard:
+            spans[-1] = Span(spans[-1].words + part, heard)
+        elif part:
+            spans.append(Span(part, heard))
+        place += taken
+        is_heard = not is_heard
+    return spans
+
+
+def _sizes(number: int, shortest: int, longest: int) -> Iterator[int]:
+    place = 0
+    while True:
+        yield shortest + draw(number, 1, place, "span") % (longest - shortest + 1)
+        place += 1
+
+
+def _time(value: Any) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) and value >= 0 else None

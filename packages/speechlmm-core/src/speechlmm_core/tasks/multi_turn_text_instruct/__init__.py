@@ -1,0 +1,1 @@
+"""Conversations in text, as a corpus of dialogues has them."""

@@ -1,0 +1,1 @@
+"""Plain text, learnt token by token, without a chat template."""

@@ -1,0 +1,1 @@
+"""Spoken language understanding: the intent of a request, and its slots."""

@@ -1,0 +1,1 @@
+"""Questions about speech, and spoken questions."""

@@ -1,0 +1,1 @@
+"""Instructions in text, with or without a text that they are about."""

@@ -1,0 +1,1 @@
+"""Lip reading: a video without its sound in, what is said out."""
