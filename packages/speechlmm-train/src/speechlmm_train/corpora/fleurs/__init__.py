@@ -1,0 +1,1 @@
+"""FLEURS: the sentences of FLoRes read aloud in 102 languages."""

@@ -1,0 +1,135 @@
+"""Where the files of a corpus lie: templates of paths, and what a path tells. Imports no torch.
+
+A template such as ``mls_{source_language}/{partition}/transcripts.txt`` is both a search (what the selection names is
+filled in, the rest is found) and a reading: what stood in each brace is told by the path.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from speechlmm_core.errors import DataError
+from speechlmm_core.interfaces.dataset import EVERYTHING, Selection
+from speechlmm_core.registry import nearest
+
+LANGUAGES = ("source_language", "target_language")
+TOLD = ("partition", *LANGUAGES)
+"""What a path tells of the part of the corpus; other names are columns only."""
+_FIELD = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file of a corpus."""
+
+    path: str
+    """Its path, absolute or as the corpus' root was given."""
+    told: Mapping[str, str]
+    """What its path says, by name; languages as codes."""
+
+    @property
+    def folder(self) -> str:
+        """Its folder."""
+        return os.path.dirname(self.path)
+
+
+class Layout:
+    """Templates of one kind of file, relative to the corpus' root.
+
+    Args:
+        templates: Paths with names in braces, and with ``*`` for what does not matter.
+        language_names: What folders call a language, by code; where any are given, others are no languages.
+    """
+
+    def __init__(self, templates: Sequence[str], language_names: Mapping[str, str] | None = None) -> None:
+        self.templates = tuple(templates)
+        self.names = dict(language_names or {})
+        self.codes = {name: code for code, name in self.names.items()}
+
+    def find(self, root: Path, selection: Selection = EVERYTHING) -> list[Found]:
+        """The files of a part of the corpus, in order of their paths.
+
+        Raises:
+            DataError: There are none; the message names what is missing, and what there is instead.
+        """
+        found = self.search(root, selection)
+        if not found:
+            raise DataError(self._missing(root, selection))
+        return found
+
+    def values(self, root: Path, name: str, selection: Selection = EVERYTHING) -> list[str]:
+        """What stands in a brace over all files, sorted: the partitions that are there."""
+        return sorted({found.told[name] for found in self.search(root, selection) if name in found.told})
+
+    def search(self, root: Path, selection: Selection = EVERYTHING) -> list[Found]:
+        """The files of a part of the corpus, in order of their paths; empty where there are none."""
+        wanted = {name: value for name in TOLD if (value := getattr(selection, name)) is not None}
+        found: dict[str, Found] = {}
+        shared: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}  # one for all files of a folder
+        for template in self.templates:
+            pattern = _FIELD.sub(lambda match: self._glob(match[1], wanted), _escape(template))
+            reading = _reading(template)
+            for name in glob.glob(pattern, root_dir=root):
+                told = reading.fullmatch(name)
+                if told and (codes := self._codes(told.groupdict())) is not None:
+                    path = os.path.join(root, name)
+                    found.setdefault(path, Found(path, shared.setdefault(tuple(codes.items()), codes)))
+        return [found[path] for path in sorted(found)]
+
+    def _glob(self, name: str, wanted: Mapping[str, str]) -> str:
+        value = wanted.get(name)
+        if value is None:
+            return "*"
+        return glob.escape(self.names.get(value, value) if name in LANGUAGES else value)
+
+    def _codes(self, told: Mapping[str, str]) -> dict[str, str] | None:
+        """What a path tells, with languages as codes; None where a name of a language is none."""
+        codes = dict(told)
+        for name in LANGUAGES:
+            if name in codes and self.names:
+                if codes[name] not in self.codes:
+                    return None
+                codes[name] = self.codes[codes[name]]
+        return codes
+
+    def _missing(self, root: Path, selection: Selection) -> str:
+        if not root.is_dir():
+            return f"there is no folder {str(root)!r}; set `path` to where the corpus was unpacked"
+        everything = self.search(root, EVERYTHING)
+        expected = " or ".join(self.templates)
+        if not everything:
+            return f"{str(root)!r} holds no {expected}; set `path` to where the corpus was unpacked"
+        for name in TOLD:
+            value = getattr(selection, name)
+            there = sorted({found.told[name] for found in everything if name in found.told})
+            if value is not None and there and value not in there:
+                kind = name.replace("_", " ")
+                return f"{str(root)!r} has no {kind} {value!r}{nearest(value, there)} (there are: {', '.join(there)})"
+        asked = [f"{name} {value!r}" for name in TOLD if (value := getattr(selection, name))]
+        return f"{str(root)!r} has no {expected} for {', '.join(asked)} together"
+
+
+def _escape(template: str) -> str:
+    """A template whose brackets mean themselves to `glob`, while its stars stay stars."""
+    return template.replace("[", "[[]")
+
+
+def _reading(template: str) -> re.Pattern[str]:
+    seen: set[str] = set()
+    parts: list[str] = []
+    for part in re.split(r"(\{\w+\}|\*)", template):
+        if part == "*":
+            parts.append("[^/]*")
+        elif not (match := _FIELD.fullmatch(part)):
+            parts.append(re.escape(part))
+        elif match[1] in seen:
+            parts.append(f"(?P={match[1]})")
+        else:
+            seen.add(match[1])
+            parts.append(f"(?P<{match[1]}>[^/]+?)")
+    return re.compile("".join(parts))

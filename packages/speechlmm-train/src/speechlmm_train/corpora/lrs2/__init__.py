@@ -1,0 +1,1 @@
+"""LRS2: sentences from British television, with the speaker's face."""

@@ -1,0 +1,1 @@
+"""Meetings annotated with the NITE XML toolkit: AMI and ICSI."""

@@ -1,0 +1,1 @@
+"""OpenAssistant conversations: trees of messages with people's ratings."""

@@ -1,0 +1,42 @@
+"""Records that are in memory, for corpora that are small or must be read as a whole. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Rows:
+    """Rows of a corpus with their places; implements the `Records` protocol."""
+
+    columns: Sequence[str]
+    """Names of the columns."""
+    rows: Sequence[Mapping[str, Any]]
+    """The rows."""
+    places: Sequence[str]
+    """Where each stands, as messages name it."""
+    folder: str
+    """Folder where relative paths of media start."""
+    told: Sequence[Mapping[str, str]] = field(default_factory=tuple)
+    """What each row's file tells; empty for nothing."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def record(self, index: int) -> Mapping[str, Any]:
+        """A row."""
+        return self.rows[index]
+
+    def place(self, index: int) -> str:
+        """Where a row stands."""
+        return self.places[index]
+
+    def root(self, index: int) -> str:
+        """Folder where relative paths start."""
+        return self.folder
+
+    def constants(self, index: int) -> Mapping[str, str]:
+        """What the row's file tells."""
+        return self.told[index] if self.told else {}

@@ -1,0 +1,1 @@
+"""SLURP: spoken commands with intents and slots."""

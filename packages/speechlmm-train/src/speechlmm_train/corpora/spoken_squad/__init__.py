@@ -1,0 +1,1 @@
+"""Spoken-SQuAD: questions about passages that are read aloud."""

@@ -1,0 +1,1 @@
+"""Corpora with a text file beside each recording."""
