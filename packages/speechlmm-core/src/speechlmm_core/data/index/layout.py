@@ -56,8 +56,6 @@ REASONS: dict[Status, str] = {
     Status.DUPLICATE: "duplicate",
 }
 """The reasons as messages and reports name them."""
-UNUSABLE = frozenset({Status.RECORD, Status.UNREADABLE, Status.SEGMENT, Status.TOO_LONG})
-"""What cannot be loaded, and is therefore left out of evaluation as well, whose sets are otherwise kept whole."""
 
 SORTED = {"seconds": "<f8", "words": "<i4", "characters": "<i4", "quality": "<f8", "status": "|u1", "rows": "<u4"}
 """(N,) columns, used rows first: seconds of media, words and characters of the answer, the corpus' score (NaN for

@@ -24,17 +24,22 @@ class FileState:
     time: int
     """When it was changed last, in nanoseconds."""
     digest: str
-    """BLAKE2b of its bytes."""
+    """BLAKE2b of its bytes; empty where they are too many."""
 
     @classmethod
-    def of(cls, path: Path) -> FileState:
+    def of(cls, path: Path, *, hashed: bool = True) -> FileState:
         """The state of a file.
+
+        Args:
+            path: The file.
+            hashed: Whether its bytes are read, so that a copy of it is known to be the same.
 
         Raises:
             OSError: It cannot be read.
         """
         status = path.stat()
-        return cls(str(path.absolute()), status.st_size, status.st_mtime_ns, content_hash(MediaSource(path)).hex())
+        digest = content_hash(MediaSource(path)).hex() if hashed else ""
+        return cls(str(path.absolute()), status.st_size, status.st_mtime_ns, digest)
 
     def changed(self) -> str | None:
         """What happened to the file since, or None. Its bytes are compared only where its time differs."""
@@ -42,7 +47,9 @@ class FileState:
             status = os.stat(self.path)
             if status.st_size != self.size:
                 return f"{self.path} has changed: {status.st_size} bytes, {self.size} when it was prepared"
-            if status.st_mtime_ns != self.time and content_hash(MediaSource(Path(self.path))).hex() != self.digest:
+            if status.st_mtime_ns == self.time:
+                return None
+            if not self.digest or content_hash(MediaSource(Path(self.path))).hex() != self.digest:
                 return f"{self.path} has changed since it was prepared"
         except FileNotFoundError:
             return f"{self.path} does not exist any more"

@@ -1,0 +1,88 @@
+"""`speechlmm-train prepare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from speechlmm_train.cli.options import debug_option
+
+
+@click.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.option(
+    "--check",
+    type=click.Choice(["fast", "full"]),
+    default="fast",
+    show_default=True,
+    help="fast: headers and hashes; full: decodes all media as well.",
+)
+@click.option("--index-dir", type=click.Path(path_type=Path), help="Where to write.  [default: X.index for X.yaml]")
+@click.option("--jobs", type=click.IntRange(1, 1024), help="Processes that read media.  [default: all cores]")
+@click.option("--redo", is_flag=True, help="Read everything again, whatever is known.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many rows of each part.")
+@click.option("--max-duration", type=click.FloatRange(min=0, min_open=True), help="Seconds of media at most.")
+@click.option(
+    "--max-words-per-minute",
+    type=click.FloatRange(min=0, min_open=True),
+    default=700.0,
+    show_default=True,
+    help="Words that are spoken in a minute at most.",
+)
+@click.option(
+    "--max-characters-per-second",
+    type=click.FloatRange(min=0, min_open=True),
+    default=25.0,
+    show_default=True,
+    help="Characters that are spoken in a second at most.",
+)
+@click.option("--progress/--no-progress", default=True, help="Show a progress bar.")
+@debug_option
+def prepare(
+    *,
+    spec: Path,
+    check: Literal["fast", "full"],
+    index_dir: Path | None,
+    jobs: int | None,
+    redo: bool,
+    limit: int | None,
+    max_duration: float | None,
+    max_words_per_minute: float,
+    max_characters_per_second: float,
+    progress: bool,
+) -> int:
+    """Read every file of a dataset specification once, and write an index of what was found.
+
+    Training and evaluation then open the corpora without reading them. Rows that cannot be used are put into
+    quarantine, with the reason; sets for evaluation lose only what cannot be loaded. A preparation that was interrupted
+    goes on where it was, and a further one reads only what is new.
+
+    The exit code is 1 if a whole dataset is in quarantine.
+    """
+    import os
+
+    from rich.console import Console
+
+    from speechlmm_core.data.index.layout import index_dir_of
+    from speechlmm_train.prepare.prepare import prepare as prepare_spec
+    from speechlmm_train.prepare.report import QUARANTINE, REPORT, table
+    from speechlmm_train.prepare.settings import Settings
+
+    report = prepare_spec(
+        spec,
+        index_dir=index_dir or index_dir_of(spec),
+        settings=Settings(check, max_duration, max_words_per_minute, max_characters_per_second),
+        jobs=jobs or len(os.sched_getaffinity(0)),
+        redo=redo,
+        limit=limit,
+        progress=progress,
+    )
+    Console(width=None if os.isatty(1) else 160).print(table(report))
+    click.echo(report.summary())
+    if report.quarantined:
+        click.echo(f"why: {report.index_dir / REPORT}, each row: {report.index_dir / QUARANTINE}")
+    for name in report.empty_datasets:
+        click.echo(f"error: {name}: all of its rows are in quarantine", err=True)
+    return 1 if report.empty_datasets else 0
