@@ -1,0 +1,1 @@
+"""Readers of datasets in common layouts: tables, folders, archives."""

@@ -1,0 +1,123 @@
+"""What the readers of records share: the corpus' folder, its files, and names that must be unique. Imports no torch."""
+
+from __future__ import annotations
+
+from abc import ABC
+from array import array
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from speechlmm_core.data.columns import lookup
+from speechlmm_core.data.examples import Examples
+from speechlmm_core.data.records import RecordDatasetConfig, RecordExamples, Records
+from speechlmm_core.errors import DataError
+from speechlmm_core.interfaces.dataset import EVERYTHING, Selection
+
+
+class RecordReaderConfig(RecordDatasetConfig, ABC):
+    """A dataset of records whose examples have names of their own."""
+
+    def root(self, base: Path) -> Path:
+        """The corpus' folder or file.
+
+        Raises:
+            DataError: No path is given, or it cannot be one.
+        """
+        if not self.path or "\0" in self.path:
+            raise DataError(f"a dataset of type {self.type!r} needs the `path` of its files, got {self.path!r}")
+        try:
+            return base / Path(self.path).expanduser()
+        except RuntimeError as exc:
+            raise DataError(f"`path` {self.path!r}: there is no such user; write the folder in full") from exc
+
+    def read(self, base: Path, selection: Selection = EVERYTHING) -> Examples:
+        """Opens a part of the corpus as examples.
+
+        Raises:
+            DataError: What is wrong with the files, a column that is mapped does not exist, or an `id` occurs twice.
+        """
+        examples = super().read(base, selection)
+        assert isinstance(examples, RecordExamples)
+        if self.columns.get("id") is not None:
+            check_unique(examples)
+        return examples
+
+
+def check_unique(examples: RecordExamples) -> None:
+    """Makes sure that no two examples have the same name, in 8 bytes each.
+
+    Raises:
+        DataError: Some have; the first two are named with their places.
+    """
+    source = examples.columns["id"] or ""
+    keys = array("Q")
+    records = examples.records
+    for index in range(len(examples)):
+        name = _name(examples, records, source, index)
+        digest = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        keys.append(int.from_bytes(digest, "little"))
+    values = np.frombuffer(keys, np.uint64)
+    order = np.argsort(values, kind="stable")
+    again = np.flatnonzero(values[order[1:]] == values[order[:-1]])
+    if len(again):
+        second = int(order[again + 1].min())
+        first = int(np.flatnonzero(values == values[second])[0])
+        raise DataError(
+            f"{examples.place(second)}: the id {examples.example(second).id!r} stands at {examples.place(first)} "
+            f"already ({len(again)} such rows); let columns.id name what tells all rows apart, or leave it out"
+        )
+
+
+def _name(examples: RecordExamples, records: Records, source: str, index: int) -> str:
+    if source.startswith("=") or "{" in source:
+        return examples.example(index).id
+    try:
+        value = lookup(records.record(index), source, "id")
+    except DataError as exc:
+        raise DataError(f"{examples.place(index)}: {exc}") from exc
+    return str(index + 1) if value is None else str(value)
+
+
+class ConcatRecords:
+    """The records of several files, one after the other."""
+
+    def __init__(self, parts: Sequence[Records], sources: Sequence[Path] = ()) -> None:
+        self.parts = [part for part in parts if len(part)]
+        self.sources = tuple(sources)
+        names = [list(part.columns) for part in self.parts]
+        self.columns: Sequence[str] = names[0] if names and all(one == names[0] for one in names) else ()
+        self._ends: list[int] = []
+        for part in self.parts:
+            self._ends.append(len(part) + (self._ends[-1] if self._ends else 0))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def record(self, index: int) -> Mapping[str, Any]:
+        """A row."""
+        part, at = self._find(index)
+        return part.record(at)
+
+    def place(self, index: int) -> str:
+        """Where a row stands, as messages name it."""
+        part, at = self._find(index)
+        return part.place(at)
+
+    def root(self, index: int) -> str:
+        """Folder where the row's relative paths start."""
+        part, at = self._find(index)
+        return part.root(at)
+
+    def constants(self, index: int) -> Mapping[str, str]:
+        """What the row's file tells by its name."""
+        part, at = self._find(index)
+        return part.constants(at)
+
+    def _find(self, index: int) -> tuple[Records, int]:
+        number = bisect_right(self._ends, index)
+        return self.parts[number], index - (self._ends[number - 1] if number else 0)

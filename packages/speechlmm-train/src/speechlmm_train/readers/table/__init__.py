@@ -1,0 +1,1 @@
+"""The `table` dataset: CSV, TSV, JSON, JSONL and plain lines."""
