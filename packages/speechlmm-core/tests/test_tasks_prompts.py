@@ -159,7 +159,7 @@ def test_broken_prompts_are_refused(tmp_path, content, message):
 
 
 def test_unknown_names_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"no prompts in the language 'xx' \(available: en\)"):
+    with pytest.raises(ConfigError, match=r"no prompts in the language 'xx' \(available: de, en, es, fr, it\)"):
         get_task("asr").prompts("xx")
     with pytest.raises(ConfigError, match="cannot read the prompts"):
         get_task("asr", {"prompts_path": str(tmp_path / "none.yaml")}).prompts()

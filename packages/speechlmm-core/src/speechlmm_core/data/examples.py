@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
-from speechlmm_core.data.chats import chat_of, task_for
+from speechlmm_core.data.chats import chat_of
 from speechlmm_core.data.example import Example
-from speechlmm_core.data.shots import shots_for
 
 if TYPE_CHECKING:
     from speechlmm_core.chat.messages import Message
@@ -52,9 +51,11 @@ class Examples(Sequence[Example]):
                 the first of everything, as evaluation and inference do.
             with_answer: Whether the answer is appended (training) or left to the model.
         """
-        example = self.example(index)
-        shots = shots_for(self, index, draw) if task_for(example).num_shots else ()
-        return chat_of(example, draw=draw, with_answer=with_answer, shots=shots)
+        return chat_of(self.example(index), draw=draw, with_answer=with_answer)
+
+    def shown_first(self) -> list[Example]:
+        """Examples of which any `num_shots` of the task may be shown before another."""
+        return []
 
     @overload
     def __getitem__(self, index: int) -> Example: ...
@@ -101,6 +102,10 @@ class SubsetExamples(Examples):
     def chat(self, index: int, *, draw: int = 0, with_answer: bool = True) -> list[Message]:
         """The chat of an example."""
         return self.whole.chat(int(self.indices[index]), draw=draw, with_answer=with_answer)
+
+    def shown_first(self) -> list[Example]:
+        """Examples that may be shown before another."""
+        return self.whole.shown_first()
 
 
 class ConcatExamples(Examples):

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from speechlmm_core.chat.messages import Message
 from speechlmm_core.config import InputConfig, ModelConfig
-from speechlmm_core.data.chats import chat_of, draws_of, task_of
+from speechlmm_core.data.chats import chat_of, draws_of, longest_of, task_for
 from speechlmm_core.data.example import Example
-from speechlmm_core.data.examples import ConcatExamples, place_of
+from speechlmm_core.data.examples import ConcatExamples, Examples, ListExamples, place_of
 from speechlmm_core.data.faults import Faults
 from speechlmm_core.data.header_cache import HeaderCache, cache_folder
 from speechlmm_core.errors import DataError, MediaError, SpeechLMMError
@@ -37,8 +37,10 @@ logger = logging.getLogger(__name__)
 
 BLOCK = 4096
 THREADS = 8
-SIZES = 2
+SIZES = 3
 """How sizes are counted; another number leaves those aside that are stored."""
+
+_Kind = tuple[str, str | None, str | None, bool, bool, tuple[int, ...]]
 
 
 class Sizer(Protocol):
@@ -120,7 +122,7 @@ class _Measurement:
         self.folder = folder
         self.headers = HeaderCache.open(folder, str(self.source) if self.source else None)
         self.faults = Faults()
-        self.longest: dict[tuple[str, str | None, str | None], int] = {}
+        self.longest: dict[_Kind, int] = {}
 
     def run(self) -> Lengths:
         count = len(self.examples)
@@ -142,9 +144,20 @@ class _Measurement:
             except DataError as exc:
                 self.faults.add(place_of(self.examples, index), str(exc), order=index)
         self.faults.raise_if_any()
+        self.add_shown_first(lengths)
         if stored is not None:
             HeaderCache.store(stored, np.stack([lengths.positions, lengths.frames]))
         return lengths
+
+    def add_shown_first(self, lengths: Lengths) -> None:
+        """Adds what the longest of the examples take that may be shown before each."""
+        pool = self.examples.shown_first() if isinstance(self.examples, Examples) else []
+        if not pool:
+            return
+        count = task_for(pool[0]).num_shots
+        shown = _Measurement(ListExamples(pool), self.processor, self.folder, self.max_length).run()
+        lengths.positions[:] += np.sort(shown.positions)[-count:].sum()
+        lengths.frames[:] += np.sort(shown.frames)[-count:].sum()
 
     def num_samples(self, seconds: NDArray[np.float64]) -> list[tuple[int, ...]]:
         """Samples of each example's media at their encoders' rates."""
@@ -153,36 +166,36 @@ class _Measurement:
             for start in range(0, len(self.examples), BLOCK):
                 indices = range(start, min(start + BLOCK, len(self.examples)))
                 chats = [self.media(index) for index in indices]
-                found_in = {file_source(item) for items in chats for item in items if self.is_audio(item)}
+                found_in = {file_source(item) for items, _ in chats for item in items if self.is_audio(item)}
                 self.headers.read(sorted((one for one in found_in if one), key=str), pool)
-                others = [(self.encoder(i), i) for items in chats for i in items if not self.is_audio(i)]
+                others = [(self.encoder(i), i) for items, _ in chats for i in items if not self.is_audio(i)]
                 self.headers.count(others, pool)
-                for index, items in zip(indices, chats, strict=True):
+                for index, (items, num_own) in zip(indices, chats, strict=True):
                     samples: list[int] = []
-                    for item in items:
+                    for at, item in enumerate(items):
                         try:
                             count = self.length(item)
-                            seconds[index] += count / self.encoder(item).sampling_rate
+                            seconds[index] += count / self.encoder(item).sampling_rate if at < num_own else 0.0
                             samples.append(self.max_length(item["type"], count) if self.max_length else count)
                         except SpeechLMMError as exc:
                             self.faults.add(place_of(self.examples, index), str(exc), order=index)
                     found.append(tuple(samples))
         return found
 
-    def media(self, index: int) -> list[Mapping[str, Any]]:
-        """The media of an example's chat that the model takes."""
+    def media(self, index: int) -> tuple[list[Mapping[str, Any]], int]:
+        """The media of an example's chats that the model takes, and how many of them are the first chat's."""
         try:
-            messages = chat_of(self.examples[index])
+            chats = _chats(self.examples[index])
         except DataError as exc:
             self.faults.add(place_of(self.examples, index), str(exc), order=index)
-            return []
-        items = [item for message in messages for item in message.media]
+            return [], 0
+        items = [item for chat in chats for item in _media(chat)]
         known = ", ".join(self.processor.inputs) or "only text"
         for item in items:
             if item["type"] not in self.processor.inputs:
                 text = f"the example holds {item['type']!r}, but this model takes {known}"
                 self.faults.add(place_of(self.examples, index), text, order=index)
-        return [item for item in items if item["type"] in self.processor.inputs]
+        return [item for item in items if item["type"] in self.processor.inputs], len(_media(chats[0]))
 
     def is_audio(self, item: Mapping[str, Any]) -> bool:
         return self.encoder(item).reads_audio_files
@@ -214,29 +227,67 @@ class _Measurement:
 
     def size(self, example: Example, num_samples: tuple[int, ...]) -> tuple[int, int]:
         """Positions and frames with the longest wording of the example's prompt."""
-        key = (example.task, example.source_language, example.target_language)
-        if key not in self.longest:
-            numbers = list(draws_of(example))
+        numbers = draws_of(example)
+        if not numbers:
+            return self.size_of_longest(example, num_samples)
+        kind = _kind(example)
+        if kind not in self.longest:
             sizes = [self.processor.sizes(chat_of(example, draw=number), num_samples)[0] for number in numbers]
-            self.longest[key] = numbers[int(np.argmax(sizes))]
-        return self.processor.sizes(chat_of(example, draw=self.longest[key]), num_samples)
+            self.longest[kind] = numbers[int(np.argmax(sizes))]
+        positions, frames = self.processor.sizes(chat_of(example, draw=self.longest[kind]), num_samples)
+        return positions + (task_for(example).slack if len(numbers) > 1 else 0), frames
+
+    def size_of_longest(self, example: Example, num_samples: tuple[int, ...]) -> tuple[int, int]:
+        """Positions and frames of an example whose media differ from draw to draw, by the chats that bound it."""
+        sizes: list[tuple[int, int]] = []
+        start = 0
+        for chat in longest_of(example):
+            end = start + len(_media(chat))
+            sizes.append(self.processor.sizes(chat, num_samples[start:end]))
+            start = end
+        return max(positions for positions, _ in sizes), max(frames for _, frames in sizes)
 
     def stored_sizes(self, num_samples: list[tuple[int, ...]]) -> Path | None:
         """Where the sizes are kept: named after everything that they depend on."""
         if self.source is None:
             return None
         status = self.source.stat()
-        names = sorted({self.examples[index].task for index in range(len(self.examples))})
+        pool = self.examples.shown_first() if isinstance(self.examples, Examples) else []
+        kinds = {_kind(example): example for example in self.examples}
         digest = hashlib.blake2b(digest_size=16)
         for part in (
             f"{SIZES}\0{self.source}\0{status.st_size}\0{status.st_mtime_ns}",
             json.dumps(num_samples),
             self.processor.config.model_dump_json(),
-            json.dumps([[name, task_of(name).prompts()] for name in names]),
+            # Chats of each kind hold every wording and option that sizes depend on.
+            *(repr([chat_of(one, draw=number) for number in draws_of(one)]) for one in [*kinds.values(), *pool]),
+            *sorted(map(repr, kinds)),
+            *(task_for(one).model_dump_json() for one in kinds.values()),
             _tokenizer_text(self.processor.tokenizer),
         ):
             digest.update(part.encode() + b"\0")
         return self.folder / f"sizes-{digest.hexdigest()}.npy"
+
+
+def _kind(example: Example) -> _Kind:
+    """What decides which wordings an example may get, and so which of them is the longest."""
+    return (
+        example.task,
+        example.source_language,
+        example.target_language,
+        bool((example.instruction or "").strip()),
+        bool((example.source_text or "").strip()),
+        tuple(draws_of(example)),
+    )
+
+
+def _chats(example: Example) -> list[list[Message]]:
+    """Chats that hold all media that an example may take."""
+    return [chat_of(example)] if draws_of(example) else longest_of(example)
+
+
+def _media(chat: Sequence[Message]) -> list[dict[str, Any]]:
+    return [item for message in chat for item in message.media]
 
 
 def _tokenizer_text(tokenizer: Any) -> str:

@@ -42,9 +42,17 @@ class TaskConfig(ComponentConfig, ABC):
         return 0
 
     @property
-    def shots_seed(self) -> int | None:
-        """Draws those examples where nothing else is left to chance; None takes the dataset's first."""
-        return None
+    def shots_seed(self) -> int:
+        """Draws the few examples of the dataset of which some are shown before each."""
+        return 0
+
+    @property
+    def slack(self) -> int:
+        """Tokens by which another wording may be longer than the longest, where text of the corpus stands inside it.
+
+        At the borders of that text, tokens merge or not.
+        """
+        return 0
 
     @abstractmethod
     def prompts(self, language: str = "en") -> list[str]:
@@ -75,8 +83,8 @@ class TaskConfig(ComponentConfig, ABC):
     def draws(self, example: Example) -> Sequence[int]:
         """Draws that lead to every wording the example may get: the longest of their chats is planned for.
 
-        Which is the longest must not depend on more than the example's task and languages. Empty where no few draws
-        tell how long a chat may become; `longest` then does.
+        Which is the longest must not depend on more than the example's task, its languages, and which of its fields
+        are there. Empty where no few draws tell how long a chat may become; `longest` then does.
         """
         return range(max(1, len(self.prompts())))
 

@@ -49,6 +49,13 @@ class TaskExamples(Examples):
         self.task = task
         self.source_language = source_language
         self.target_language = target_language
+        # A recogniser of a corpus of translations answers in the language that is spoken.
+        needed = None if task is None else "|".join(task.needs)
+        self.told = tuple(
+            name
+            for name in ("source_language", "target_language")
+            if getattr(self, name) is not None and (name == "source_language" or needed is None or name in needed)
+        )
         self.pool = self._pool()
 
     def __len__(self) -> int:
@@ -63,8 +70,8 @@ class TaskExamples(Examples):
         update: dict[str, Any] = {}
         if self.task is not None:
             update = {"task": self.task.type, "task_config": self.task}
-        for name in ("source_language", "target_language"):
-            if getattr(self, name) is not None and getattr(example, name) is None:
+        for name in self.told:
+            if getattr(example, name) is None:
                 update[name] = getattr(self, name)
         return example.model_copy(update=update) if update else example
 
@@ -83,6 +90,10 @@ class TaskExamples(Examples):
         count = min(self.num_shots, len(others))
         start = derive(draw, "shots") % len(others) if count else 0
         return [others[(start + at) % len(others)] for at in range(count)]
+
+    def shown_first(self) -> list[Example]:
+        """Examples of which any `num_shots` may be shown before another."""
+        return [self.example(at) for at in self.pool]
 
     @property
     def num_shots(self) -> int:

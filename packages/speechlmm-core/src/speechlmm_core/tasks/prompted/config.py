@@ -44,8 +44,8 @@ class PromptedTaskConfig(TaskConfig):
     """A system message to begin with."""
     num_few_shots: Annotated[int, Field(ge=0, le=MAX_SHOTS)] = 0
     """Further examples of the dataset, with their answers, that are shown before the one that is asked about."""
-    few_shots_seed: int | None = None
-    """Draws those examples where nothing else is left to chance (evaluation, inference); None: the dataset's first."""
+    few_shots_seed: Annotated[int, Field(ge=0)] = 0
+    """Draws from the dataset the examples of which some are shown before each; another seed, other examples."""
     supervise: Literal["all", "last"] = "all"
     """Which answers of a chat are learnt: all of them, those of the examples shown first included, or the last."""
 
@@ -66,9 +66,14 @@ class PromptedTaskConfig(TaskConfig):
         return self.num_few_shots
 
     @property
-    def shots_seed(self) -> int | None:
-        """Draws the examples that are shown where nothing else is left to chance."""
+    def shots_seed(self) -> int:
+        """Draws the few examples of the dataset of which some are shown before each."""
         return self.few_shots_seed
+
+    @property
+    def slack(self) -> int:
+        """Tokens by which another wording may be longer than the longest: one at each border of what it holds."""
+        return 2 * len(self.fields)
 
     def prompts(self, language: str = "en") -> list[str]:
         """The wordings of the task's prompt in a language, the user's own after the shipped ones.
