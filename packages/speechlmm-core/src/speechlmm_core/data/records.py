@@ -76,7 +76,9 @@ class RecordDatasetConfig(DatasetConfig):
     def provides(self) -> frozenset[str] | None:
         """Fields of `Example` that the mapping fills."""
         named = {field for field, source in self.columns.items() if source is not None}
-        return frozenset({*named, "media"} if named & {"audio", "video"} or "media" in str(named) else named)
+        media = {f"media.{field}" for field in named & {"audio", "video"}}
+        media |= {field for field in named if field.startswith("media.")}
+        return frozenset({*named, *media, "media"} if media else named)
 
 
 class RecordExamples(Examples):

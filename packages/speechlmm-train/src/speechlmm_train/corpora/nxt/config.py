@@ -44,8 +44,9 @@ class NXTDatasetConfig(LayoutDatasetConfig):
     """Meetings of each partition, by name or by what names begin with."""
 
     def partitions(self, base: Path) -> list[str]:
-        """Names of the partitions."""
-        return sorted(self.splits)
+        """Names of the partitions of which there are meetings."""
+        meetings = self.layout().values(self.root(base), "meeting")
+        return [name for name, starts in self.splits.items() if any(one.startswith(starts) for one in meetings)]
 
     def records(self, base: Path, selection: Selection = EVERYTHING) -> Rows:
         """Opens a part of the corpus.

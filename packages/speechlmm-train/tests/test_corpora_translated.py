@@ -1,0 +1,130 @@
+"""Corpora of translated speech and text, made in their public layouts: MuST-C, Europarl-ST, parallel text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from speechlmm_core.errors import DataError
+
+TALKS = {
+    "ted_1": [(0.25, 0.5, "Thank you.", "Danke."), (1.0, 0.25, "It's: fine # really", "Es ist gut.")],
+    "ted_2": [(0.0, 1.5, "Good morning.", "Guten Morgen.")],
+}
+
+
+def make_must_c(made: Any, target: str = "de", partition: str = "tst-COMMON") -> None:
+    segments, sources, targets = [], [], []
+    folder = f"en-{target}/data/{partition}"
+    for talk, parts in TALKS.items():
+        made.audio(f"{folder}/wav/{talk}.wav", 2.0)
+        for offset, duration, source, translation in parts:
+            segments.append(
+                f"- {{duration: {duration:f}, offset: {offset:f}, rW: 2, uW: 0, "
+                f"speaker_id: spk.{talk[-1]}, wav: {talk}.wav}}\n"
+            )
+            sources.append(f"{source}\n")
+            targets.append(f"{translation}\n")
+    made.text(f"{folder}/txt/{partition}.yaml", "".join(segments))
+    made.text(f"{folder}/txt/{partition}.en", "".join(sources))
+    made.text(f"{folder}/txt/{partition}.{target}", "".join(targets))
+
+
+def test_must_c(made: Any, heard: Any) -> None:
+    make_must_c(made)
+    make_must_c(made, "it", "dev")
+    (part,) = made.parts("MuST-C", task="st", partitions=["tst-COMMON"], languages=["en-de"]).values()
+    found = list(part.examples)
+    expected = [(talk, *row) for talk, rows in TALKS.items() for row in rows]
+    assert part.destination == "test"
+    assert len({example.id for example in found}) == len(expected)
+    for example, (talk, offset, duration, source, target) in zip(found, expected, strict=True):
+        assert (example.transcript, example.text, example.speaker) == (source, target, f"spk.{talk[-1]}")
+        assert (example.source_language, example.target_language) == ("en", "de")
+        assert (example.media["audio"]["start"], example.media["audio"]["end"]) == (offset, offset + duration)
+        assert example.media["audio"]["path"].endswith(f"{talk}.wav")
+        assert heard(example) == duration * 16_000
+    spoken = made.examples("must_c", task="asr", partitions=["dev"], languages=["en-it"])
+    assert [(e.text, e.source_language) for e in spoken] == [(row[3], "en") for row in expected]
+    written = made.examples("must_c", task="mt", languages="all", partitions=["tst-COMMON"])
+    assert [(e.source_text, e.text, e.target_language) for e in written] == [(r[3], r[4], "de") for r in expected]
+
+
+def test_what_is_wrong_with_must_c_is_one_line(made: Any) -> None:
+    make_must_c(made)
+    with pytest.raises(DataError, match=r"no target language 'fr' \(there are: de\)"):
+        made.parts("must_c", task="st", partitions=["tst-COMMON"], languages=["en-fr"])
+    made.text("en-de/data/tst-COMMON/txt/tst-COMMON.de", "Danke.\n")
+    with pytest.raises(DataError, match=r"tst-COMMON.yaml' has 3 lines and '.*tst-COMMON.de' has 1"):
+        made.parts("must_c", task="st", languages=["en-de"])
+    (made.root / "en-de/data/tst-COMMON/txt/tst-COMMON.de").unlink()
+    with pytest.raises(DataError, match=r"tst-COMMON.de' does not exist; is the corpus unpacked completely\?"):
+        made.parts("must_c", task="st", languages=["en-de"])
+    make_must_c(made)
+    path = made.root / "en-de/data/tst-COMMON/txt/tst-COMMON.yaml"
+    path.write_text(path.read_text().replace("wav: ted_2.wav", "file: ted_2.wav"))
+    (part,) = made.parts("must_c", task="st", languages=["en-de"]).values()
+    assert dict(part.dropped) == {"unusable record": 1}
+
+
+@pytest.mark.parametrize("top", ["", "v1.1/"])
+def test_europarl_st(made: Any, heard: Any, top: str) -> None:
+    speech = "en.20080924.31.3-243"
+    made.audio(f"{top}en/audios/{speech}.wav", 3.0)
+    made.text(f"{top}en/de/dev/segments.lst", f"{speech} 0.00 1.25\n{speech} 1.25 2.75\n")
+    made.text(f"{top}en/de/dev/segments.en", "Madam President,\nthank you.\n")
+    made.text(f"{top}en/de/dev/segments.de", "Frau Präsidentin,\nvielen Dank.\n")
+    found = made.examples("Europarl", task="ST", languages=["en-de"])
+    assert [(e.transcript, e.text, e.source_language, e.target_language, heard(e)) for e in found] == [
+        ("Madam President,", "Frau Präsidentin,", "en", "de", 20_000),
+        ("thank you.", "vielen Dank.", "en", "de", 24_000),
+    ]
+    assert [e.text for e in made.examples("europarl_st", task="asr", languages=["en"])] == [
+        "Madam President,",
+        "thank you.",
+    ]
+    (first, _) = made.examples("europarl_st", task="mt", languages=["en-de"])
+    assert (first.source_text, first.text) == ("Madam President,", "Frau Präsidentin,")
+    made.text(f"{top}en/de/dev/segments.lst", f"{speech} 0.00\n{speech} 1.25 2.75\n")
+    (part,) = made.parts("europarl_st", task="st", languages=["en-de"]).values()
+    assert dict(part.dropped) == {"unusable record": 1}
+
+
+def test_parallel_text_in_both_directions(made: Any) -> None:
+    made.text("WikiMatrix.de-en.de", "Der Hund.\nDie Katze.\n")
+    made.text("WikiMatrix.de-en.en", "The dog.\nThe cat.\n")
+    made.text("Tatoeba.en-fr.en", "Yes.\n")
+    made.text("Tatoeba.en-fr.fr", "Oui.\n")
+    for pair, sources, targets in (
+        ("de-en", ["Der Hund.", "Die Katze."], ["The dog.", "The cat."]),
+        ("en-de", ["The dog.", "The cat."], ["Der Hund.", "Die Katze."]),
+        ("fr-en", ["Oui."], ["Yes."]),
+    ):
+        found = made.examples("OPUS", task="mt", languages=[pair])
+        assert [e.source_text for e in found] == sources
+        assert [e.text for e in found] == targets
+        assert {f"{e.source_language}-{e.target_language}" for e in found} == {pair}
+    assert [e.text for e in made.examples("parallel_text", task="ntp", languages=["de"])] == ["Der Hund.", "Die Katze."]
+    assert len(made.examples("parallel_text", task="mt")) == 3
+    with pytest.raises(DataError, match=r"no target language 'it'"):
+        made.parts("parallel_text", task="mt", languages=["en-it"])
+
+
+def test_parallel_tables(made: Any) -> None:
+    made.text("WikiMatrix.de-en.tsv", "1.25\tDer Hund.\tThe dog.\n1.05\tDie Katze.\tThe cat.\n")
+    found = made.examples("WikiMatrix", task="mt", languages=["en-de"])
+    assert [(e.source_text, e.text, e.quality, e.source_language) for e in found] == [
+        ("The dog.", "Der Hund.", 1.25, "en"),
+        ("The cat.", "Die Katze.", 1.05, "en"),
+    ]
+    (part,) = made.parts("parallel_table", task="mt", languages=["de-en"], min_quality=1.1).values()
+    assert [e.text for e in part.examples] == ["The dog."]
+    assert dict(part.dropped) == {"quality below 1.1": 1}
+    made.text("en-fr.tsv", "Yes.\tOui.\n")
+    two = {"files": ["{source_language}-{target_language}.tsv"], "table": ["source", "target"]}
+    (pair,) = made.examples("ParaCrawl", task="mt", languages=["en-fr"], columns={"quality": None}, **two)
+    assert (pair.source_text, pair.text, pair.quality) == ("Yes.", "Oui.", None)
+    made.text("en-fr.tsv", "Yes.\tOui.\nNo.\n")
+    (part,) = made.parts("ParaCrawl", task="mt", languages=["en-fr"], columns={"quality": None}, **two).values()
+    assert dict(part.dropped) == {"unusable record": 1}
