@@ -103,21 +103,22 @@ def test_run_then_evaluate(capsys, manifest, tmp_path):
     assert code == 2
     assert "is not empty; go on with --resume" in err
     scores = tmp_path / "scores"
-    argv = ("--model-path", out, "--output-dir", scores, "--max-new-tokens", "3", manifest)
+    argv = ("--model-path", out, "--output-dir", scores, "--max-new-tokens", "3", "--json", manifest)
     code, text, _ = call(capsys, "evaluate", *argv)
     assert code == 0
-    report = json.loads(text)["train"]
-    assert report == json.loads((scores / "report.json").read_text())["train"]
-    assert (report["examples"], report["failed"], report["asr"]["wer_words"]) == (4, 0, 8)
-    predictions = [json.loads(line) for line in (scores / "train.predictions.jsonl").read_text().splitlines()]
-    assert [row["reference"] for row in predictions] == [f"word {i}" for i in range(4)]
+    report = json.loads(text)
+    assert report == json.loads((scores / "report.json").read_text())
+    wer = report["datasets"]["train"]["tasks"]["asr"]["metrics"]["wer"]
+    assert (report["examples"], report["failed"], wer["counts"]["wer_words"]) == (4, 0, 8)
+    predictions = [json.loads(line) for line in (scores / "predictions.jsonl").read_text().splitlines()]
+    assert [row["references"] for row in predictions] == [[f"word {i}"] for i in range(4)]
     code, _, err = call(capsys, "evaluate", *argv)
     assert (code, err.count("\n")) == (2, 1)
     assert "is there already; replace it with --overwrite" in err
     (tmp_path / "3.wav").write_bytes(b"no audio")
     code, text, err = call(capsys, "evaluate", *argv, "--overwrite")
     assert code == 1
-    assert json.loads(text)["train"]["failed"] == 1
+    assert json.loads(text)["datasets"]["train"]["failed"] == 1
     assert "1 examples failed" in err
     for device, expected in {"foo": "unknown device 'foo'", "meta": "cannot run on", "cuda:99": "no device"}.items():
         code, _, err = call(capsys, "evaluate", *argv, "--overwrite", "--device", device)

@@ -16,6 +16,27 @@ def debug_option(function: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
+def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds how answers are scored, and how that is shown."""
+    for decorate in (
+        click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
+        click.option("--worst", type=click.IntRange(min=0), default=10, show_default=True, help="Examples to show."),
+        click.option(
+            "--normaliser",
+            type=click.Choice(["basic", "whisper", "none"]),
+            help="What error rates leave out of account.  [default: basic]",
+        ),
+        click.option(
+            "--metric",
+            "metrics",
+            multiple=True,
+            help="In place of the tasks' own; with options as bleu:tokenize=char. May be given more than once.",
+        ),
+    ):
+        function = decorate(function)
+    return function
+
+
 def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds all that `run` takes: what names a configuration, and what is to happen in its output folder."""
     for decorate in (

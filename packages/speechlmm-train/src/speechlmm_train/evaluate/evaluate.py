@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from speechlmm_core.checkpoint.atomic import atomic_write
-from speechlmm_core.data.chats import question_of
 from speechlmm_core.data.example import Example
-from speechlmm_core.errors import ConfigError
+from speechlmm_core.data.examples import as_examples
 from speechlmm_core.inference.engine import InferenceEngine
 from speechlmm_core.inference.options import GenerationOptions, Request
-from speechlmm_core.interfaces.metric import Answer, metrics
-from speechlmm_core.interfaces.task import get_task
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
+from speechlmm_train.evaluate.prediction import Prediction, write_predictions
+from speechlmm_train.evaluate.questions import questions
+from speechlmm_train.evaluate.score import score
 
-
-@dataclass(frozen=True)
-class Prediction:
-    """One answer beside what was expected."""
-
-    id: str
-    task: str
-    reference: str
-    text: str | None
-    error: str | None = None
+__all__ = ["Evaluation", "Prediction", "evaluate", "predict", "score"]
 
 
 @dataclass(frozen=True)
@@ -59,53 +50,82 @@ def evaluate(
     options: GenerationOptions | None = None,
     batch_size: int | Literal["auto"] = "auto",
     predictions_path: Path | None = None,
+    dataset: str = "",
 ) -> Evaluation:
     """Answers every example and scores the answers; one that fails counts as an empty answer.
 
     Args:
         model: The model.
         processor: Its processor.
-        examples: Examples with answers.
+        examples: The examples; those without an answer to compare with are answered and not scored.
         options: How to generate; greedy by default.
         batch_size: Rows of a batch, or `auto`.
         predictions_path: JSONL file for the answers, written atomically.
+        dataset: Name of the dataset, for the predictions.
 
     Raises:
-        DataError: An example has no answer.
         ConfigError: A task's metric is not installed.
+        DataError: A metric has no number for some answers, which are named.
     """
     started = time.perf_counter()
-    asked = [question_of(example) for example in examples]
-    requests = (Request(messages, i) for i, (messages, _) in enumerate(asked))
     engine = InferenceEngine(model, processor)
-    predictions = [
-        Prediction(examples[i].id, examples[i].task, asked[i][1], result.text, result.error)
-        for i, result in enumerate(engine.run(requests, options=options, batch_size=batch_size))
-    ]
+    predictions = list(predict(engine, examples, dataset=dataset, options=options, batch_size=batch_size))
     if predictions_path is not None:
-        with atomic_write(predictions_path) as temporary:
-            temporary.write_text("".join(_lines(predictions)), encoding="utf-8")
+        write_predictions(predictions_path, predictions)
     return Evaluation(predictions, score(predictions), time.perf_counter() - started)
 
 
-def score(predictions: Sequence[Prediction]) -> dict[str, dict[str, float]]:
-    """The values of each task's metrics.
+def predict(
+    engine: InferenceEngine,
+    examples: Sequence[Example],
+    *,
+    dataset: str = "",
+    options: GenerationOptions | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    done: Collection[str] = (),
+) -> Iterator[Prediction]:
+    """Answers examples, in their order, as soon as all before them are answered.
 
-    Raises:
-        ConfigError: A metric is not installed.
+    The prompts are the first of each task's wordings, so that every call asks the same.
+
+    Args:
+        engine: The model.
+        examples: The examples, made when they are asked for.
+        dataset: Name of the dataset.
+        options: How to generate; greedy by default.
+        batch_size: Rows of a batch, or `auto`.
+        done: Keys of those that are left out.
+
+    Yields:
+        One prediction per example; what is wrong with it is its `error`.
     """
-    scores: dict[str, dict[str, float]] = {}
-    for task in sorted({prediction.task for prediction in predictions}):
-        own = [prediction for prediction in predictions if prediction.task == task]
-        answers = [Answer(p.text or "", (p.reference,)) for p in own]
-        for name in get_task(task).metrics:
-            if name not in metrics.names():
-                raise ConfigError(f"task {task!r} is scored with {name!r}, which no installed package provides")
-            values = metrics.validate({"type": name}).compute(answers)
-            scores.setdefault(task, {}).update(values)
-    return scores
+    pending: deque[Prediction] = deque()
 
+    def requests() -> Iterator[Request]:
+        for question, messages in questions(as_examples(examples), dataset):
+            if question.key in done:
+                continue
+            pending.append(question)
+            if messages is not None:
+                yield Request(messages, question.key)
 
-def _lines(predictions: Sequence[Prediction]) -> Iterator[str]:
-    for prediction in predictions:
-        yield json.dumps(vars(prediction), ensure_ascii=False) + "\n"
+    before = time.perf_counter()
+    results = engine.run(requests(), options=options, batch_size=batch_size)
+    with closing(results):  # pyright: ignore[reportArgumentType]  # a generator
+        for result in results:
+            while pending[0].error is not None:
+                yield pending.popleft()
+            question = pending.popleft()
+            assert result.id == question.key
+            now = time.perf_counter()
+            answer = {
+                "text": result.text,
+                "error": result.error,
+                "duration": None if result.duration is None else round(result.duration, 4),
+                "num_tokens": result.num_tokens,
+                "complete": result.complete,
+                "seconds": round(now - before, 6),
+            }
+            before = now
+            yield question.model_copy(update=answer)
+    yield from pending

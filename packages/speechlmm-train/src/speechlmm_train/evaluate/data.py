@@ -1,0 +1,101 @@
+"""Which datasets are evaluated on: manifests, a specification, or those that a run names. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from speechlmm_core.data.index.open import index_dir_of
+from speechlmm_core.data.spec.config import DatasetSpec, Destination
+from speechlmm_core.data.spec.entries import dataset_spec
+from speechlmm_core.data.spec.file import named_apart, read_spec
+from speechlmm_core.data.spec.open import open_spec
+from speechlmm_core.data.spec.opened import OpenedDataset
+from speechlmm_core.data.spec.parts import parts_of
+from speechlmm_core.errors import ConfigError, DataError
+from speechlmm_core.registry import nearest
+from speechlmm_train.compose import compose_config
+from speechlmm_train.spec_path import find_spec
+
+PREFERRED: tuple[Destination, ...] = ("test", "eval")
+"""What is evaluated on unless the user says otherwise: the first of which there is something."""
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Datasets that are named, but not opened yet."""
+
+    datasets: Sequence[DatasetSpec]
+    base: Path
+    """Folder where relative paths start."""
+    label: str
+    """How messages call it."""
+    index_dir: Path | None = None
+    whole: bool = False
+    """Whether all of it is meant, whatever it is for: manifests."""
+
+    def open(self, split: Destination | None, names: Sequence[str]) -> list[OpenedDataset]:
+        """Opens what is to be evaluated on.
+
+        Args:
+            split: What it is for; None for test sets, or evaluation sets where there is no test set.
+            names: Datasets to which it is limited, by name; empty for all.
+
+        Raises:
+            DataError: The data are wrong, or there are none for this.
+            ConfigError: There is no dataset of such a name.
+        """
+        specs = named_apart(self.datasets)
+        for name in names:
+            known = [one.name for one in specs]
+            if name not in known:
+                raise ConfigError(
+                    f"--dataset {name!r}: {self.label} has none of that name{nearest(name, known)} "
+                    f"(it has: {', '.join(known)})"
+                )
+        specs = [one for one in specs if not names or one.name in names]
+        if self.whole:
+            return open_spec(specs, base=self.base, index_dir=self.index_dir)
+        there: list[Destination] = list(
+            dict.fromkeys(part.destination for one in specs for part in parts_of(one, self.base))
+        )
+        preferred = [one for one in PREFERRED if one in there] or [*PREFERRED]
+        wanted = split or preferred[0]
+        if wanted not in there:
+            raise DataError(
+                f"{self.label} names nothing with the destination {wanted!r} to evaluate on"
+                f" (there is: {', '.join(there) or 'nothing'}); choose with --split"
+            )
+        return open_spec(specs, base=self.base, destinations={wanted}, index_dir=self.index_dir)
+
+
+def of_manifests(paths: Sequence[Path]) -> DataSource:
+    """JSONL manifests, all of each."""
+    return DataSource([dataset_spec(path) for path in paths], Path.cwd(), "the command line", whole=True)
+
+
+def of_specification(name: str, *, config_dir: Path | None = None, index_dir: Path | None = None) -> DataSource:
+    """A dataset specification: a path, or a name below `conf/datasets`.
+
+    Raises:
+        DataError: There is none, or what is wrong with it.
+    """
+    path = find_spec(name, Path.cwd(), config_dir)
+    return DataSource(read_spec(path).datasets, path.parent, str(path), index_dir or index_dir_of(path))
+
+
+def of_run(
+    config_name: str, overrides: Sequence[str], *, config_dir: Path | None = None, imports: Sequence[Path] = ()
+) -> DataSource:
+    """The datasets of a run's configuration.
+
+    Raises:
+        ConfigError: What is wrong with the configuration.
+        DataError: What is wrong with the specification that it names.
+    """
+    data = compose_config(config_name, overrides, config_dir=config_dir, imports=imports).config.data
+    index_dir = None if data.index_dir is None else Path(data.index_dir).expanduser()
+    if data.data_config_path is not None:
+        return of_specification(data.data_config_path, config_dir=config_dir, index_dir=index_dir)
+    return DataSource([*data.train, *data.eval, *data.guard], Path.cwd(), "the configuration", index_dir)

@@ -1,0 +1,93 @@
+"""Examples as questions to a model: the chat up to the answer, and the prediction that the answer will complete.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from speechlmm_core.chat.messages import Message
+from speechlmm_core.data.chats import split_answer, task_for
+from speechlmm_core.data.example import Example
+from speechlmm_core.data.examples import Examples
+from speechlmm_core.errors import DataError, SpeechLMMError
+from speechlmm_train.evaluate.prediction import Prediction
+
+_NOT_WRITTEN = ("bytes", "array", "transcript")
+"""Parts of a content item that do not go into a row."""
+UNANSWERED: dict[str, Any] = {
+    **{"text": None, "error": None, "duration": None},
+    **{"num_tokens": 0, "complete": True, "seconds": 0.0},
+}
+"""What the answer fills in."""
+
+
+def questions(examples: Examples, dataset: str) -> Iterator[tuple[Prediction, list[Message] | None]]:
+    """Each example as a prediction that lacks its answer, with the chat that is to be answered.
+
+    Where the chat cannot be made, the prediction's `error` says why, and there is none.
+    """
+    seen: Counter[str] = Counter()
+    for number in range(len(examples)):
+        try:
+            example = examples[number]
+            messages = examples.chat(number, with_answer=False)
+        except (SpeechLMMError, ValueError) as exc:
+            error = " ".join(str(exc).split())
+            yield Prediction(key=f"{dataset}#{number + 1}", dataset=dataset, task="", metrics=(), error=error), None
+            continue
+        name = example.id or str(number + 1)
+        seen[name] += 1
+        key = f"{dataset}/{name}" if seen[name] == 1 else f"{dataset}/{name}#{seen[name]}"
+        yield question_of(example, messages, key=key, dataset=dataset, name=name), messages
+
+
+def question_of(example: Example, messages: Sequence[Message], *, key: str, dataset: str, name: str) -> Prediction:
+    """The prediction of an example, without its answer."""
+    task = task_for(example)
+    asked = next((message for message in reversed(messages) if message.role == "user"), None)
+    with_media = next((m.media for m in reversed(messages) if m.role == "user" and m.media), [])
+    texts = [] if asked is None else [item["text"] for item in asked.content if item["type"] == "text"]
+    return Prediction(
+        key=key,
+        dataset=dataset,
+        id=name,
+        task=task.type,
+        metrics=task.metrics,
+        source_language=example.source_language,
+        target_language=example.target_language,
+        references=references_of(example),
+        source=example.transcript if example.source_text is None else example.source_text,
+        fields=example.fields,
+        media=tuple(_written(item) for item in with_media),
+        prompt="\n".join(texts),
+    )
+
+
+def references_of(example: Example) -> tuple[str, ...]:
+    """Right answers; none where the example has none."""
+    if example.messages is None:
+        return tuple(text for text in task_for(example).references(example) if text.strip())
+    try:
+        answer = split_answer(example.messages, example.id)[1]
+    except DataError:
+        return ()
+    return (answer,) if answer.strip() else ()
+
+
+def same_question(one: Prediction, other: Prediction) -> str | None:
+    """The first thing in which two questions differ; None if they are the same."""
+    left, right = (p.model_copy(update=UNANSWERED).model_dump(mode="json") for p in (one, other))
+    return next((name for name in left if left[name] != right[name]), None)
+
+
+def _written(item: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in item.items() if name not in _NOT_WRITTEN}
+    path = kept.get("path")
+    if path is not None and "://" not in str(path):
+        kept["path"] = os.path.abspath(os.path.expanduser(str(path)))
+    return kept

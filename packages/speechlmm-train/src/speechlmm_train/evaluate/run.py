@@ -1,0 +1,137 @@
+"""Evaluates a saved model on datasets: what `speechlmm-train evaluate` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from speechlmm_core.checkpoint.load import read_model_config, resolve_model_path
+from speechlmm_core.data.chats import task_for
+from speechlmm_core.data.examples import Examples, SubsetExamples
+from speechlmm_core.data.spec.opened import OpenedDataset
+from speechlmm_core.errors import DataError
+from speechlmm_core.inference.device import choose_device
+from speechlmm_core.inference.engine import InferenceEngine
+from speechlmm_core.inference.options import GenerationOptions
+from speechlmm_train.evaluate.evaluate import predict
+from speechlmm_train.evaluate.metric_choice import MetricChoice
+from speechlmm_train.evaluate.output import EvaluationFolder, check_questions, in_order, model_fingerprint
+from speechlmm_train.evaluate.prediction import Prediction, write_predictions
+from speechlmm_train.evaluate.questions import questions
+from speechlmm_train.evaluate.report_files import write_reports
+from speechlmm_train.evaluate.score import report_on
+
+
+@dataclass(frozen=True)
+class EvaluationRun:
+    """What is to be done."""
+
+    model_path: Path
+    output_dir: Path
+    options: GenerationOptions = field(default_factory=GenerationOptions)
+    choice: MetricChoice = field(default_factory=MetricChoice)
+    batch_size: int | Literal["auto"] = "auto"
+    device: str = "auto"
+    dtype: str = "auto"
+    limit: int | None = None
+    """Only the first so many examples of each dataset."""
+    worst: int = 10
+    """Examples of each dataset on the page."""
+    resume: bool = False
+    overwrite: bool = False
+    progress: bool = False
+
+
+def evaluate_datasets(run: EvaluationRun, open_data: Callable[[], Sequence[OpenedDataset]]) -> dict[str, Any]:
+    """Answers the examples of datasets, and writes predictions and reports.
+
+    Args:
+        run: What is to be done.
+        open_data: Opens the datasets; called once the folder and the device are known to be there.
+
+    Returns:
+        The report.
+
+    Raises:
+        CheckpointError: The model cannot be loaded.
+        DataError: The data are wrong, or there are none.
+        ConfigError: There is no such device or metric, the folder holds an earlier evaluation, or one of something
+            else that is to be gone on with.
+    """
+    device = choose_device(run.device)
+    folder = EvaluationFolder(run.output_dir)
+    folder.check(resume=run.resume, overwrite=run.overwrite)
+    checkpoint = resolve_model_path(run.model_path)
+    read_model_config(checkpoint)  # says what is wrong before data are read
+    datasets = {one.name: _limited(one.examples, run.limit) for one in open_data()}
+    for name, examples in datasets.items():
+        _check(name, examples, run.choice)
+    kept = folder.open(_about(run, checkpoint, datasets), resume=run.resume)
+    keys = _keys(datasets, kept, folder.predictions) if kept else []
+    found = {key: kept[key] for key in keys if key in kept}
+    total = sum(map(len, datasets.values()))
+    if len(found) < total:
+        engine = InferenceEngine.from_pretrained(str(run.model_path), device=device, dtype=run.dtype)
+        bar = tqdm(total=total, initial=len(found), unit="example", disable=not run.progress, dynamic_ncols=True)
+        with bar, folder.append() as file:
+            for name, examples in datasets.items():
+                bar.set_description(name)
+                for prediction in predict(
+                    engine, examples, dataset=name, options=run.options, batch_size=run.batch_size, done=kept.keys()
+                ):
+                    file.write(prediction.line)
+                    file.flush()
+                    found[prediction.key] = prediction
+                    bar.update()
+    predictions = in_order(found, keys or list(found))
+    if keys:
+        write_predictions(folder.predictions, predictions)  # they went on at the end
+    report = report_on(predictions, run.choice)
+    write_reports(folder, report, predictions, run.choice, worst=run.worst, title=str(run.model_path))
+    return report
+
+
+def _limited(examples: Examples, limit: int | None) -> Examples:
+    return examples if limit is None else SubsetExamples(examples, range(min(limit, len(examples))))
+
+
+def _check(name: str, examples: Examples, choice: MetricChoice) -> None:
+    """Looks at a dataset's first example, so that what is wrong with all of them shows before a model is loaded.
+
+    Raises:
+        DataError: There is none.
+        ConfigError: Its task has no prompts in its language, or a metric that is not installed.
+    """
+    if not len(examples):
+        raise DataError(f"dataset {name!r} holds no example to evaluate on")
+    example = examples[0]
+    examples.chat(0, with_answer=False)
+    task = task_for(example)
+    choice.check([(task.type, task.metrics, example.target_language or example.source_language)])
+
+
+def _about(run: EvaluationRun, checkpoint: Path, datasets: dict[str, Examples]) -> dict[str, Any]:
+    return {
+        "model": model_fingerprint(checkpoint),
+        "options": {**run.options.model_dump(mode="json"), "dtype": run.dtype},
+        "datasets": {name: len(examples) for name, examples in datasets.items()},
+    }
+
+
+def _keys(datasets: dict[str, Examples], kept: dict[str, Prediction], path: Path) -> list[str]:
+    """Keys of all examples, in order. Those that are kept must be of the same questions.
+
+    Raises:
+        ConfigError: The data changed.
+    """
+    keys: list[str] = []
+    for name, examples in datasets.items():
+        for question, _ in questions(examples, name):
+            keys.append(question.key)
+            if question.key in kept:
+                check_questions(kept, question, path)
+    return keys
