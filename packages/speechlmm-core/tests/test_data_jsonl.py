@@ -64,6 +64,7 @@ def test_every_field_of_a_flat_line(folder: Path) -> None:
         transcript="hello",
         source_language="en",
         target_language="it",
+        speaker="anna",
         duration=1.5,
     )
     assert Example.model_validate(example.model_dump()) == example

@@ -22,6 +22,8 @@ class TaskConfig(ComponentConfig, ABC):
 
     outputs: ClassVar[tuple[str, ...]] = ("text",)
     """What the answer is made of: `text`, or names of media."""
+    transcribes: ClassVar[bool] = False
+    """Whether the answer is what is spoken, whatever language a corpus translates it into."""
 
     @property
     @abstractmethod

@@ -10,7 +10,6 @@ from speechlmm_core.data.faults import Faults
 from speechlmm_core.data.index.layout import part_digest, part_folder
 from speechlmm_core.data.index.state import FileState
 from speechlmm_core.data.jsonl.config import JsonlDatasetConfig
-from speechlmm_core.data.jsonl.reader import JsonlExamples
 from speechlmm_core.data.spec.config import DataSpec
 from speechlmm_core.data.spec.parts import Part, parts_of
 from speechlmm_core.errors import ConfigError, DataError
@@ -106,5 +105,5 @@ def _read(part: Part, base: Path, selection: Selection) -> Examples:
     reader = part.spec.reader
     if isinstance(reader, JsonlDatasetConfig):
         # What is missing is reported with everything else, and what the task lacks when the index is opened.
-        return JsonlExamples(base / Path(reader.path).expanduser(), check_media=False, check_task=False)
+        return reader.open(base, selection, check_media=False, check_task=False)
     return as_examples(reader.read(base, selection))

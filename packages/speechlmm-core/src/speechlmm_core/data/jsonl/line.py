@@ -10,11 +10,14 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from speechlmm_core.chat.messages import Message
+from speechlmm_core.data.columns import ColumnMap
 from speechlmm_core.data.example import Example
 from speechlmm_core.data.near_miss import mistyped
+from speechlmm_core.errors import DataError
 from speechlmm_core.media.source import locator_fault
 
 SHORT_INPUTS = ("audio", "video")
@@ -22,13 +25,14 @@ SHORT_INPUTS = ("audio", "video")
 LINE_KEYS = (
     *SHORT_INPUTS,
     *("text", "messages", "media", "task", "language", "source_language", "target_language"),
-    *("transcript", "duration", "id"),
+    *("transcript", "source_text", "instruction", "speaker", "quality", "fields", "duration", "id"),
 )
 MEDIUM_KEYS = ("type", "path", "transcript", "start", "end", "offset", "size", "row", "column", "member")
 PART_KEYS = frozenset(("offset", "size", "row", "column"))
 TEXT_KEYS = ("type", "text")
 MESSAGE_KEYS = ("role", "content")
-STRINGS = ("text", "task", "language", "source_language", "target_language", "transcript")
+LANGUAGES = ("language", "source_language", "target_language")
+STRINGS = ("text", "task", *LANGUAGES, "transcript", "source_text", "instruction")
 ROLES = ("system", "user", "assistant")
 JSON_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
 
@@ -42,13 +46,33 @@ class LineFaultsError(Exception):
         self.items = [item for item in items or () if isinstance(item.get("path"), str)]
 
 
-def parse_line(line: bytes, number: int, base: str) -> Example:
+@dataclass(frozen=True)
+class LineForm:
+    """What holds for all lines of a manifest."""
+
+    columns: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
+    """Source by field, where lines have keys of other names (see `speechlmm_core.data.columns`)."""
+    told: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What the manifest's path says (`source_language`); what a line says holds."""
+    task: str | None = None
+    """Name of the task that the specification gives them; their own counts otherwise."""
+
+    def __post_init__(self) -> None:
+        if self.columns:
+            ColumnMap(self.columns)
+
+
+PLAIN = LineForm()
+
+
+def parse_line(line: bytes, number: int, base: str, form: LineForm = PLAIN) -> Example:
     """Makes the example of a line.
 
     Args:
         line: The line as it stands in the file.
         number: Its number, counted from 1; the example's name where the line gives none.
         base: Folder where relative paths start.
+        form: What holds for all lines.
 
     Raises:
         LineFaultsError: The line is not JSON, or fields are missing or of a wrong kind.
@@ -65,7 +89,11 @@ def parse_line(line: bytes, number: int, base: str) -> Example:
         raise LineFaultsError(["bad JSON: nested too deeply"]) from exc
     if not isinstance(raw, dict):
         raise LineFaultsError([f"expected a JSON object, got {_kind(raw)}"])
-    faults: list[str] = [] if raw.keys() <= _LINE_SET else mistyped(raw, LINE_KEYS)
+    faults: list[str] = []
+    if form.columns:
+        raw = _renamed(raw, form, faults)
+    elif not raw.keys() <= _LINE_SET:
+        faults = mistyped(raw, LINE_KEYS)
     raw = {key: value for key, value in raw.items() if value is not None}
     _check_scalars(raw, faults, escaped=b"\\u" in line)
     language, source = raw.get("language"), raw.get("source_language")
@@ -75,19 +103,24 @@ def parse_line(line: bytes, number: int, base: str) -> Example:
         media: dict[str, dict[str, Any]] = {}
         messages = _messages(raw, base, faults)
     else:
-        media, messages = _media(raw, base, faults), None
+        media, messages = _media(raw, base, faults, needed=form.task is None), None
     if faults:
         raise LineFaultsError(
             faults, [*media.values(), *(item for message in messages or () for item in message.media)]
         )
     return Example.model_construct(
         id=str(raw.get("id", number)),
-        task=raw.get("task", "chat" if messages is not None else "asr"),
+        task=form.task or raw.get("task", "chat" if messages is not None else "asr"),
         media=media,
         text=raw.get("text"),
         transcript=raw.get("transcript"),
-        source_language=language if source is None else source,
-        target_language=raw.get("target_language"),
+        source_text=raw.get("source_text"),
+        instruction=raw.get("instruction"),
+        source_language=source or language or form.told.get("source_language"),
+        target_language=raw.get("target_language") or form.told.get("target_language"),
+        speaker=None if "speaker" not in raw else str(raw["speaker"]),
+        quality=None if "quality" not in raw else float(raw["quality"]),
+        fields=raw.get("fields", {}),
         messages=messages,
         duration=None if "duration" not in raw else float(raw["duration"]),
     )
@@ -98,6 +131,42 @@ def media_items(example: Example) -> list[dict[str, Any]]:
     if example.messages is not None:
         return [item for message in example.messages for item in message.media]
     return list(example.media.values())
+
+
+def _renamed(raw: Mapping[str, Any], form: LineForm, faults: list[str]) -> dict[str, Any]:
+    """A line with the keys that a mapping gives it; keys that it does not mention keep their names."""
+    found: dict[str, Any] = {key: value for key, value in raw.items() if key in _LINE_SET and key not in form.columns}
+    columns = ColumnMap(form.columns, constants=form.told)
+    for name in columns.columns:
+        try:
+            value = columns.value(name, raw)
+        except DataError as exc:
+            faults.append(str(exc))
+            continue
+        head, _, rest = name.partition(".")
+        if not rest:
+            found[name] = value
+            continue
+        if head == "media":
+            head, _, rest = rest.partition(".")
+            owner: dict[str, Any] = found.setdefault("media", {})
+        else:
+            owner = found
+        if not rest:
+            owner[head] = value
+        elif value is not None:
+            inside = owner.get(head, {})
+            owner[head] = {**({"path": inside} if isinstance(inside, str) else inside), rest: value}
+    return {key: _with_end(value) if isinstance(value, dict) else value for key, value in found.items()}
+
+
+def _with_end(item: dict[str, Any]) -> dict[str, Any]:
+    """A medium that a mapping gives a duration, with its end instead."""
+    length, start = item.get("duration"), item.get("start") or 0.0
+    if "path" not in item or length is None or not _is_number(length) or not _is_number(start):
+        return item
+    rest = {key: value for key, value in item.items() if key != "duration"}
+    return {"end": round(float(start) + float(length), 6), **rest}
 
 
 _LINE_SET = frozenset(LINE_KEYS)
@@ -123,8 +192,13 @@ def _check_scalars(raw: Mapping[str, Any], faults: list[str], *, escaped: bool) 
             faults.append(f"`{key}` holds half a character (a lone surrogate escape): {value!r}")
     if "duration" in raw and not (_is_number(raw["duration"]) and raw["duration"] >= 0):
         faults.append(f"`duration` must be a number of seconds, got {raw['duration']!r}")
-    if "id" in raw and (not isinstance(raw["id"], (str, int)) or isinstance(raw["id"], bool)):
-        faults.append(f"`id` must be a string, got {raw['id']!r}")
+    if "quality" in raw and not _is_number(raw["quality"]):
+        faults.append(f"`quality` must be a number, got {raw['quality']!r}")
+    for key in ("id", "speaker"):
+        if key in raw and (not isinstance(raw[key], (str, int)) or isinstance(raw[key], bool)):
+            faults.append(f"`{key}` must be a string, got {raw[key]!r}")
+    if not isinstance(raw.get("fields", {}), dict):
+        faults.append(f"`fields` must be an object, got {_kind(raw['fields'])}")
 
 
 def _is_text(value: str) -> bool:
@@ -135,7 +209,7 @@ def _is_text(value: str) -> bool:
     return True
 
 
-def _media(raw: Mapping[str, Any], base: str, faults: list[str]) -> dict[str, dict[str, Any]]:
+def _media(raw: Mapping[str, Any], base: str, faults: list[str], *, needed: bool) -> dict[str, dict[str, Any]]:
     found: dict[str, Any] = {name: raw[name] for name in SHORT_INPUTS if name in raw}
     others = raw.get("media", {})
     if not isinstance(others, dict):
@@ -146,7 +220,7 @@ def _media(raw: Mapping[str, Any], base: str, faults: list[str]) -> dict[str, di
         faults.append("`media` may not name an input 'text'; the text of an example is its key `text`")
     else:
         found.update(others)
-    if not found and "task" not in raw and not faults:
+    if not found and needed and "task" not in raw and not faults:
         faults.append("expected `audio` or `video` (with `text`), or `messages`; the line has none of them")
     return {name: _medium(value, name, f"`{name}`", base, faults) for name, value in found.items()}
 

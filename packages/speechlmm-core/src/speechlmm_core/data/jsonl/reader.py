@@ -22,7 +22,7 @@ from speechlmm_core.data.chats import lack_of
 from speechlmm_core.data.example import Example
 from speechlmm_core.data.examples import Examples
 from speechlmm_core.data.faults import Faults
-from speechlmm_core.data.jsonl.line import LineFaultsError, media_items, parse_line
+from speechlmm_core.data.jsonl.line import PLAIN, LineFaultsError, LineForm, media_items, parse_line
 from speechlmm_core.errors import DataError, SpeechLMMError
 from speechlmm_core.interfaces.task import TaskConfig, get_task
 
@@ -37,18 +37,22 @@ class JsonlExamples(Examples):
         path: The manifest.
         check_media: Whether a missing media file is a fault (training), or left to whoever reads it (inference).
         check_task: Whether an example must have what its task needs for training.
+        form: What holds for all lines.
 
     Raises:
         DataError: The manifest cannot be read or has no lines, or lines are wrong: all are counted, the first listed.
     """
 
-    def __init__(self, path: str | Path, *, check_media: bool = True, check_task: bool = True) -> None:
+    def __init__(
+        self, path: str | Path, *, check_media: bool = True, check_task: bool = True, form: LineForm = PLAIN
+    ) -> None:
         self.path = Path(path)
+        self.form = form
         self._base = str(self.path.parent.absolute())
         self._starts = array("Q")
         self._numbers = array("I")
         self._handle: int | None = None
-        scan = _Scan(str(path), self._base, check_media=check_media, check_task=check_task)
+        scan = _Scan(str(path), self._base, form, check_media=check_media, check_task=check_task)
         try:
             with self.path.open("rb") as file:
                 self._stamp = _stamp(file.fileno())
@@ -85,7 +89,7 @@ class JsonlExamples(Examples):
         end = self._starts[at + 1] if at + 1 < len(self) else self._size
         line = os.pread(self._open(), end - start, start)  # no shared position: safe in threads and forks
         try:
-            return parse_line(line.split(b"\n", 1)[0], self._numbers[at], self._base)
+            return parse_line(line.split(b"\n", 1)[0], self._numbers[at], self._base, self.form)
         except LineFaultsError as exc:
             raise DataError(f"{self.place(at)}: {exc}; has the manifest been changed?") from exc
 
@@ -109,8 +113,8 @@ class JsonlExamples(Examples):
 class _Scan:
     """One pass over the lines that checks them, the media files block by block in threads."""
 
-    def __init__(self, name: str, base: str, *, check_media: bool, check_task: bool) -> None:
-        self.name, self.base, self.check_media, self.check_task = name, base, check_media, check_task
+    def __init__(self, name: str, base: str, form: LineForm, *, check_media: bool, check_task: bool) -> None:
+        self.name, self.base, self.form, self.check_media, self.check_task = name, base, form, check_media, check_task
         self.faults = Faults()
         self.tasks: dict[str, TaskConfig | str] = {}
 
@@ -119,7 +123,7 @@ class _Scan:
             paths: list[tuple[int, str]] = []
             for number, line in lines:
                 try:
-                    example = parse_line(line, number, self.base)
+                    example = parse_line(line, number, self.base, self.form)
                     items = media_items(example)
                     lack = self.lack(example) if self.check_task else None
                     faults = [lack] if lack else []

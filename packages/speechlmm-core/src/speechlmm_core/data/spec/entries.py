@@ -19,10 +19,11 @@ from speechlmm_core.data.spec.environment import resolve_environment
 from speechlmm_core.data.spec.language_codes import EXPECTED, parse_languages
 from speechlmm_core.data.spec.partition_names import for_list, for_preset, spelt
 from speechlmm_core.data.spec.presets import find_preset, lay_over, plain_name, preset_files, read_preset
-from speechlmm_core.errors import ConfigError, SpeechLMMError
+from speechlmm_core.errors import ComponentLoadError, ConfigError, SpeechLMMError
 from speechlmm_core.interfaces.dataset import DatasetConfig, datasets
 from speechlmm_core.interfaces.task import TaskConfig, tasks
 from speechlmm_core.registry import nearest
+from speechlmm_core.tasks.names import task_name
 
 Entry = str | Path | Mapping[str, Any] | DatasetConfig | DatasetSpec
 
@@ -33,7 +34,6 @@ PARTITION_KEYS = tuple(PartitionSpec.model_fields)
 SELECTORS = ("type", "preset", "reader")
 ABOUT_PRESET = ("aliases", "tasks", "needs", "description")
 """Keys of a preset that are no fields of a dataset."""
-TASK_ALIASES = {"interleavedtextaudiontp": ("interleaved", "interleaved_ntp"), "textaudiontp": ("interleaved",)}
 
 
 def parse_entry(
@@ -199,7 +199,7 @@ def _laid_over_preset(
     own: Mapping[str, Any] = {}
     if served:
         named = task.get("type") if isinstance(task, dict) else task
-        chosen = next((one for one in served if plain_name(one) == plain_name(str(named))), None)
+        chosen = next((one for one in served if _same_task(one, named)), None)
         if chosen is None and "columns" not in fields:
             said = "no task is named" if named is None else f"the dataset does not serve the task {shown(named)}"
             hint = nearest(str(named).lower(), list(served))
@@ -308,20 +308,23 @@ def _task(task: Any, options: Any, place: str, faults: SpecFaults) -> TaskConfig
     if not isinstance(name, str):
         faults.add(f"{place}.task", f"expected a task's name, or a mapping with its `type`, got {shown(task)}")
         return None
-    known = {plain_name(one): one for one in tasks.names()}
-    wanted = plain_name(name)
-    found = known.get(wanted) or next((one for one in TASK_ALIASES.get(wanted, ()) if one in tasks.names()), None)
-    if found is None:
-        hint = nearest(name.lower(), tasks.names())
-        faults.add(f"{place}.task", f"unknown task {name!r}{hint} (available: {', '.join(tasks.names())})")
-        return None
     try:
+        found = task_name(name)
         cls = tasks.get(found)
-    except SpeechLMMError as exc:
+    except (ConfigError, ComponentLoadError) as exc:
         faults.add(f"{place}.task", str(exc))
         return None
     where = f"{place}.task_options" if options else f"{place}.task"
     return faults.validated(cls, {**given, "type": found, **options}, where)
+
+
+def _same_task(one: str, other: Any) -> bool:
+    if not isinstance(other, str):
+        return False
+    try:
+        return task_name(one) == task_name(other)
+    except ConfigError:
+        return plain_name(one) == plain_name(other)
 
 
 def _languages(value: Any, place: str, faults: SpecFaults) -> tuple[Languages, ...] | None:

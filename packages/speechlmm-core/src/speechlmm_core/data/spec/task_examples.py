@@ -6,6 +6,7 @@ Imports no torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,11 +51,11 @@ class TaskExamples(Examples):
         self.source_language = source_language
         self.target_language = target_language
         # A recogniser of a corpus of translations answers in the language that is spoken.
-        needed = None if task is None else "|".join(task.needs)
+        spoken = task is not None and task.transcribes
         self.told = tuple(
             name
             for name in ("source_language", "target_language")
-            if getattr(self, name) is not None and (name == "source_language" or needed is None or name in needed)
+            if getattr(self, name) is not None and not (spoken and name == "target_language")
         )
         self.pool = self._pool()
 
@@ -83,6 +84,15 @@ class TaskExamples(Examples):
         """The chat of an example, with the further examples that its task shows first."""
         shots = [self.example(at) for at in self.shots(index, draw)]
         return chat_of(self.example(index), draw=draw, with_answer=with_answer, shots=shots)
+
+    def shown_first(self) -> list[Example]:
+        """Examples of which any `num_shots` of the task may be shown before another."""
+        return [self.example(at) for at in self.pool]
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """Files that say which examples there are."""
+        return self.whole.sources
 
     def shots(self, index: int, draw: int = 0) -> list[int]:
         """Numbers of the examples that are shown before one: a run of the pool without the example itself."""

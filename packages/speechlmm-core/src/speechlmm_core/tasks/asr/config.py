@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from speechlmm_core.tasks.speech import SpeechTaskConfig
 
@@ -14,6 +14,7 @@ class ASRTaskConfig(SpeechTaskConfig):
     """Speech recognition: the answer is what is spoken."""
 
     type: Literal["asr"] = "asr"
+    transcribes: ClassVar[bool] = True
 
     @property
     def metrics(self) -> tuple[str, ...]:

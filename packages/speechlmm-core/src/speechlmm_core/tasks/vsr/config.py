@@ -14,6 +14,7 @@ class VSRTaskConfig(SpeechTaskConfig):
     """Visual speech recognition: the answer is what is said; an example's `audio` is left out."""
 
     type: Literal["vsr"] = "vsr"
+    transcribes: ClassVar[bool] = True
 
     @property
     def metrics(self) -> tuple[str, ...]:
