@@ -101,10 +101,6 @@ class TaskExamples(Examples):
         start = derive(draw, "shots") % len(others) if count else 0
         return [others[(start + at) % len(others)] for at in range(count)]
 
-    def shown_first(self) -> list[Example]:
-        """Examples of which any `num_shots` may be shown before another."""
-        return [self.example(at) for at in self.pool]
-
     @property
     def num_shots(self) -> int:
         """How many further examples are shown before each."""
