@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from speechlmm_core.chat.messages import Message
 from speechlmm_core.data.draw import derive
+from speechlmm_core.data.draw import draw as place_draw
 from speechlmm_core.errors import DataError
 from speechlmm_core.interfaces.task import TaskConfig
 from speechlmm_core.tasks.interleaved.spans import Span, cut, words_of
@@ -112,11 +114,12 @@ class InterleavedTaskConfig(TaskConfig):
         words = words_of(example.fields.get("words"))
         if fault or isinstance(words, str):
             raise DataError(f"example {example.id!r}: {fault}")
-        return (
-            [Span(tuple(words), False)]
-            if draw is None
-            else cut(words, derive(draw, "spans"), self.min_words, self.max_words)
-        )
+        if draw is None:
+            return [Span(tuple(words), False)]
+        number, choices = derive(draw, "spans"), self.max_words - self.min_words + 1
+        sizes = (self.min_words + place_draw(number, 1, place, "span") % choices for place in count())
+        is_heard = place_draw(number, 0, 0, "first span") % 2 == 1
+        return cut(words, sizes, is_heard=is_heard, shortest=self.min_words)
 
     def _message(self, example: Example, spans: Sequence[Span]) -> Message:
         ((name, medium),) = example.media.items()
@@ -126,7 +129,7 @@ class InterleavedTaskConfig(TaskConfig):
             if not span.is_heard:
                 content.append({"type": "text", "text": f"{' ' if number else ''}{span.text}"})
                 continue
-            first, last = begin + span.words[0].start, begin + span.words[-1].end
+            first, last = round(begin + span.words[0].start, 6), round(begin + span.words[-1].end, 6)
             item = {key: value for key, value in medium.items() if key != "transcript"}
             last = last if end is None else min(last, end)
             content.append({**item, "type": name, "start": first, "end": last, "transcript": span.text})

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
-
-from speechlmm_core.data.draw import draw
 
 
 @dataclass(frozen=True)
@@ -50,23 +48,23 @@ def words_of(value: Any) -> list[Word] | str:
     return found or "`fields.words` holds no word"
 
 
-def cut(words: Sequence[Word], number: int, shortest: int, longest: int) -> list[Span]:
+def cut(words: Sequence[Word], sizes: Iterable[int], *, is_heard: bool, shortest: int) -> list[Span]:
     """Cuts a text into spans that are read and heard by turns, at least one word of it being read.
 
     Args:
         words: The words.
-        number: The draw: whether the first span is heard, and how many words each has.
-        shortest: Words that a span has at least; fewer are left over at the end, and are read.
-        longest: Words that a span has at most.
+        sizes: Words of each span in turn, without end.
+        is_heard: Whether the first span is heard.
+        shortest: Words that a span that is heard has at least; where fewer are left, they are read.
     """
     spans: list[Span] = []
     place = 0
-    is_heard = draw(number, 0, 0, "first span") % 2 == 1
-    for size in _sizes(number, shortest, longest):
+    for size in sizes:
         left = len(words) - place
         if not left:
             break
-        taken = min(size, left - 1 if is_heard and not any(not span.is_heard for span in spans) else left)
+        is_read_yet = any(not span.is_heard for span in spans)
+        taken = min(size, left - 1 if is_heard and not is_read_yet else left)
         part = tuple(words[place : place + taken])
         heard = is_heard and taken >= shortest and part[-1].end > part[0].start
         if part and spans and spans[-1].is_heard == heard:
@@ -76,13 +74,6 @@ def cut(words: Sequence[Word], number: int, shortest: int, longest: int) -> list
         place += taken
         is_heard = not is_heard
     return spans
-
-
-def _sizes(number: int, shortest: int, longest: int) -> Iterator[int]:
-    place = 0
-    while True:
-        yield shortest + draw(number, 1, place, "span") % (longest - shortest + 1)
-        place += 1
 
 
 def _time(value: Any) -> float | None:
