@@ -85,6 +85,12 @@ class PartFile(io.RawIOBase):
         """The position."""
         return self._position
 
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Bytes from the position on; no more memory is taken than there are, whatever is asked for."""
+        left = max(0, self._size - self._position)
+        buffer = bytearray(left if size is None or size < 0 else min(size, left))
+        return bytes(memoryview(buffer)[: self.readinto(buffer)])
+
     def readinto(self, buffer: Any, /) -> int:
         """Fills a buffer as far as there are bytes."""
         view = memoryview(buffer).cast("B")

@@ -8,9 +8,10 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+from pydantic import Field, field_validator
 
 from speechlmm_core.data.columns import lookup
 from speechlmm_core.data.examples import Examples
@@ -21,6 +22,16 @@ from speechlmm_core.interfaces.dataset import EVERYTHING, Selection
 
 class RecordReaderConfig(RecordDatasetConfig, ABC):
     """A dataset of records whose examples have names of their own."""
+
+    own_columns: ClassVar[Mapping[str, str]] = {}
+    """Columns that the layout itself names, by field; `columns` may map the fields otherwise, or to nothing."""
+    columns: dict[str, str | None] = Field(default_factory=dict, validate_default=True)
+    """Source by field of the example: a column, a template of columns (`"{id}.flac"`), or a constant (`=en`)."""
+
+    @field_validator("columns")
+    @classmethod
+    def _with_own_columns(cls, columns: dict[str, str | None]) -> dict[str, str | None]:
+        return {**cls.own_columns, **columns}
 
     def root(self, base: Path) -> Path:
         """The corpus' folder or file.

@@ -1,0 +1,1 @@
+"""The `webdataset` dataset: tar shards."""
