@@ -13,7 +13,7 @@ from speechlmm_core.model.describe import meta_model
 from speechlmm_train.compose import compose_config, compose_plain, validate
 from speechlmm_train.run import run
 from speechlmm_train.trainer.checks import check_stage
-from speechlmm_train.trainer.trainer import guarded_save
+from speechlmm_train.trainer.guarded_save import guarded_save
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

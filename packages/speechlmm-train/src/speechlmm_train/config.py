@@ -66,7 +66,7 @@ class RunConfig(Section):
             fault = f"{place}: no training data; give data.train=[manifest.jsonl]"
             if not (data.train or data.data_config_path) and fault not in faults:
                 faults.append(fault)
-        if self.training.eval_steps and not any(data.eval or data.data_config_path for data in laid):
+        if self.training.eval_steps and not any(data.eval or data.guard or data.data_config_path for data in laid):
             faults.append("training.eval_steps: there is nothing to evaluate on; give data.eval=[manifest.jsonl]")
         return faults
 

@@ -21,12 +21,14 @@ from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.config import RunConfig
 from speechlmm_train.trainer.arguments import can_flash, training_arguments
+from speechlmm_train.trainer.best import RunState
 from speechlmm_train.trainer.callbacks import Reporter, open_sinks
 from speechlmm_train.trainer.checks import check_stage, freeze_for
 from speechlmm_train.trainer.evaluation import EvaluationCallback
+from speechlmm_train.trainer.guarded_save import guarded_save
 from speechlmm_train.trainer.output_folder import REPORT, Checkpoint, OutputFolder
 from speechlmm_train.trainer.stage_data import StageData, open_stages
-from speechlmm_train.trainer.trainer import SpeechLMMTrainer, StageContext, guarded_save, seed_step
+from speechlmm_train.trainer.trainer import SpeechLMMTrainer, StageContext, seed_step
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +42,21 @@ class RunReport:
 
     model_path: Path
     steps: int
-    """Optimiser steps of all stages."""
+    """Optimiser steps that all stages have done."""
     seconds: float
     """Wall-clock time of this process; a resumed run counts only its own."""
     figures: dict[str, float] = field(default_factory=dict)
     """The last figures that were logged."""
+    planned_steps: int = 0
+    """Steps that were asked for; a stage may have ended early."""
+    best: dict[str, Any] = field(default_factory=dict)
+    """The best checkpoint of each stage, with the figure that it was chosen by."""
+    guard: dict[str, Any] = field(default_factory=dict)
+    """First and last figures of the guard set, and by which share each has worsened."""
+    warnings: list[str] = field(default_factory=list)
+    """What the evaluations of this process warned of."""
+    mixture: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """What each stage was trained on, by dataset and task."""
 
 
 def run(
@@ -85,9 +97,9 @@ def run(
     total = sum(stage.max_steps for stage in stages)
     checkpoint = None
     if resume:
-        if (done := folder.report()) is not None and done["steps"] == total:
+        if (done := folder.report()) is not None and done.get("planned_steps", done["steps"]) == total:
             logger.warning("the run in %s is complete; nothing is left to train", folder.path)
-            return RunReport(folder.model_path, total, done["seconds"], done["figures"])
+            return RunReport(**{**done, "model_path": folder.model_path})
         checkpoint = folder.last_checkpoint()
         folder.check_progress(checkpoint.progress if checkpoint else None, [stage.max_steps for stage in stages])
     model = build_model(config, checkpoint)
@@ -97,17 +109,32 @@ def run(
     folder.write_config(written)
     done_steps = checkpoint.progress.total_step if checkpoint else 0
     folder.cut_metrics(done_steps)
+    state = RunState.read(checkpoint.path) if checkpoint else RunState()
+    if checkpoint is not None:
+        folder.point_to_best(list(state.best.values())[-1].checkpoint if state.best else None)
     sinks = open_sinks(list(config.training.report_to), folder.path, first_step=done_steps, config=written)
     reporter = Reporter(sinks, total_steps=total, first_step=done_steps, progress=progress)
     try:
-        state = _Run(config, stages, model, processor, folder, reporter, checkpoint)
+        whole = _Run(config, stages, model, processor, folder, reporter, checkpoint, state)
         for index in range(len(stages)):
-            state.stage(index)
+            whole.stage(index)
     finally:
         reporter.close()
     with guarded_save(folder.model_path), atomic_folder(folder.model_path) as temporary:
         save_model(model, processor, temporary, save=config.training.save)
-    report = RunReport(folder.model_path, total, time.perf_counter() - started, reporter.last)
+    report = RunReport(
+        folder.model_path,
+        total - sum(stage.max_steps - state.stopped.get(stage.settings.name, stage.max_steps) for stage in stages),
+        time.perf_counter() - started,
+        reporter.last,
+        total,
+        best={stage: asdict(best) for stage, best in state.best.items()},
+        guard=state.worsened(stages[-1].evaluation.known if stages[-1].evaluation else {}),
+        warnings=reporter.warnings,
+        mixture={
+            stage.settings.name: stage.mixture.trained_on(state.drawn.get(stage.settings.name, {})) for stage in stages
+        },
+    )
     write_text(folder.path / REPORT, json.dumps({**asdict(report), "model_path": "model"}, indent=2) + "\n")
     return report
 
@@ -141,6 +168,7 @@ class _Run:
     folder: OutputFolder
     reporter: Reporter
     checkpoint: Checkpoint | None
+    state: RunState
 
     def stage(self, index: int) -> None:
         """Trains one stage, or what is left of it; nothing if the checkpoint lies beyond it."""
@@ -148,16 +176,35 @@ class _Run:
         settings = stage.settings
         freeze_for(self.model, settings)  # also for stages that are done: it records what has ever been trained
         at = self.checkpoint.progress if self.checkpoint else None
-        if at is not None and (index < at.stage or (index == at.stage and at.step >= stage.max_steps)):
-            return
+        if at is not None and index <= at.stage:
+            rule = stage.evaluation.rule if stage.evaluation else None
+            ended = rule is not None and self.state.ends(settings.name, rule.patience)
+            if index < at.stage or at.step >= stage.max_steps or ended:
+                if index == at.stage:
+                    self._take_best(stage)
+                return
+        self.state.stopped.pop(settings.name, None)
         here = self.checkpoint if at is not None and at.stage == index else None
         start_step = here.progress.step if here else 0
         trainer = self._trainer(index, start_step)
-        if settings.training.eval_steps and stage.evaluation is not None:
+        if stage.evaluation is not None:
             trainer.add_callback(EvaluationCallback(trainer, stage.evaluation, settings.training))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*pin_memory.*")  # no GPU: nothing to pin, and nothing lost
             trainer.train(resume_from_checkpoint=str(here.path) if here else None)
+        self.reporter.step(settings.name, stage.max_steps - trainer.state.global_step)
+        self._take_best(stage)
+
+    def _take_best(self, stage: StageData) -> None:
+        """Goes on from the stage's best checkpoint, where that is asked for and is not the last."""
+        name, best = stage.settings.name, self.state.best.get(stage.settings.name)
+        if not stage.settings.training.load_best_model_at_end:
+            return
+        if best is None:
+            logger.warning("stage %r was never evaluated, so that its last weights are its best", name)
+            return
+        logger.info("stage %r: the best weights are those of %s", name, best.checkpoint)
+        restore(self.model, self.folder.path / best.checkpoint)
 
     def _trainer(self, index: int, start_step: int) -> SpeechLMMTrainer:
         stage = self.stages[index]
@@ -176,6 +223,7 @@ class _Run:
             save=training.save,
             save_total_limit=training.save_total_limit,
             seed=training.seed,
+            mixture=stage.mixture,
         )
         return SpeechLMMTrainer(
             model=self.model,
@@ -185,6 +233,7 @@ class _Run:
             stage=context,
             folder=self.folder,
             reporter=self.reporter,
+            run_state=self.state,
         )
 
 

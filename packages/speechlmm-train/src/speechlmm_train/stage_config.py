@@ -58,6 +58,12 @@ class StageConfig(Sizes):
     """Gradients are clipped to this norm; 0 for no clipping."""
     micro_batches_per_step: Positive | None = None
     """Micro-batches in the global batch of a step, over all processes."""
+    eval_steps: Positive | None = None
+    """Steps between two evaluations by generation."""
+    metric_for_best_model: str | None = None
+    """Figure that decides which of the stage's checkpoints is the best."""
+    early_stopping_patience: Positive | None = None
+    """Evaluations in a row without an improvement after which the stage ends, and the next begins."""
     objectives: dict[str, Weight] = Field(default_factory=dict[str, Weight])
     """Weights of training objectives for this stage; progress in a schedule is that of the stage."""
 

@@ -90,9 +90,21 @@ class TrainingConfig(Sizes):
     eval_steps: Positive | None = None
     """Steps between two evaluations by generation; null for none."""
     eval_samples: Positive = 32
-    """Examples of `data.eval` that such an evaluation generates from; always the same ones."""
+    """Examples of each task that such an evaluation generates from, spread over the datasets; always the same ones."""
     eval_max_new_tokens: Positive = 128
     """Tokens of an answer at most, in such an evaluation."""
+    metric_for_best_model: str | None = None
+    """Figure of the evaluations that decides which checkpoint is the best (`eval/asr_wer`); it is never removed."""
+    greater_is_better: bool | None = None
+    """Whether the best is the highest; by default what the metric says of itself."""
+    load_best_model_at_end: bool = False
+    """Whether `model/`, and what a later stage starts from, is the best checkpoint instead of the last."""
+    early_stopping_patience: Positive | None = None
+    """Evaluations in a row without an improvement after which a stage ends; null to go on to its last step."""
+    early_stopping_threshold: Rate = 0.0
+    """By how much the figure has to get better to count as an improvement for early stopping."""
+    guard_tolerance: Rate = 0.1
+    """By which share a figure of the guard set may worsen, against its first evaluation, without a warning."""
     init_from: str | None = None
     """Path of a trained model of the same components, whose weights training starts from."""
     report_to: list[Literal["tensorboard", "wandb"]] = Field(default_factory=lambda: ["tensorboard"])
@@ -109,6 +121,16 @@ class TrainingConfig(Sizes):
     def _steps_or_epochs(self) -> TrainingConfig:
         if self.max_steps and self.num_epochs:
             raise PydanticCustomError("steps", "give either max_steps or num_epochs, not both", {})
+        return self
+
+    @model_validator(mode="after")
+    def _best_needs_evaluations(self) -> TrainingConfig:
+        if self.metric_for_best_model is not None and not self.eval_steps:
+            raise PydanticCustomError("best", "metric_for_best_model needs evaluations: set eval_steps", {})
+        for name in ("early_stopping_patience", "load_best_model_at_end"):
+            if getattr(self, name) and self.metric_for_best_model is None:
+                message = "{name} needs metric_for_best_model, such as eval/asr_wer"
+                raise PydanticCustomError("best", message, {"name": name})
         return self
 
     @model_validator(mode="after")

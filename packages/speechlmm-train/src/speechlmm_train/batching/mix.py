@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,8 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 from speechlmm_core.data.draw import draws, permutation
 from speechlmm_core.errors import ConfigError, DataError
 from speechlmm_core.registry import nearest
+from speechlmm_train.data_config import Mixing
 
-Mixing = Literal["random", "length", "alternating", "sequential"]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 

@@ -13,7 +13,7 @@ that ranks do not wait for each other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -140,6 +140,10 @@ class BatchPlan:
         if step < 0 or not 0 <= number < self.micro_batches_per_step:
             raise IndexError(f"no micro-batch {number} in step {step}")
         return self._stream.item(step * self.micro_batches_per_step + number)
+
+    def examples(self, first_step: int, last_step: int) -> Iterator[NDArray[np.int64]]:
+        """The examples of the steps from ``first_step`` to before ``last_step``, of all ranks, in pieces."""
+        yield from self._stream.examples(*(step * self.micro_batches_per_step for step in (first_step, last_step)))
 
     def epoch_steps(self, epoch: int = 0) -> float:
         """Steps that an epoch takes, with a fraction: steps run across the ends of epochs."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import zlib
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,15 @@ class Stream:
             last = len(self._starts) - 1
             self._starts.append(self._starts[last] + len(self._table(last)))
         return self._starts[epoch]
+
+    def examples(self, first: int, last: int) -> Iterator[NDArray[np.int64]]:
+        """The examples of the micro-batches from ``first`` to before ``last``, in pieces."""
+        while first < last:
+            epoch = self.item(first).epoch
+            table, start = self._table(epoch), self._starts[epoch]
+            until = min(last - start, len(table))
+            yield table.order[table.span(first - start).start : int(table.ends[until - 1])]
+            first = start + until
 
     def mean_length(self) -> float:
         """Micro-batches of the first epoch's examples."""

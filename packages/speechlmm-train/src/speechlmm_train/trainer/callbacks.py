@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from tqdm import tqdm
 from speechlmm_core.checkpoint.atomic import write_text
 from speechlmm_core.errors import MissingDependencyError
 from speechlmm_train.trainer.output_folder import METRICS, WANDB_ID
+
+logger = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
@@ -35,6 +38,11 @@ class JsonlSink:
     def write(self, step: int, stage: str, figures: dict[str, float]) -> None:
         """Appends a line and hands it to the system."""
         self._file.write(json.dumps({"step": step, "stage": stage, **figures}) + "\n")
+        self._file.flush()
+
+    def warn(self, step: int, stage: str, warning: str) -> None:
+        """Appends a line with a warning."""
+        self._file.write(json.dumps({"step": step, "stage": stage, "warning": warning}, ensure_ascii=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -101,6 +109,7 @@ class Reporter:
     def __init__(self, sinks: list[Sink], *, total_steps: int, first_step: int, progress: bool) -> None:
         self.sinks = sinks
         self.last: dict[str, float] = {}
+        self.warnings: list[str] = []
         self._bar = tqdm(
             total=total_steps, initial=first_step, disable=not progress, unit="step", dynamic_ncols=True, leave=True
         )
@@ -114,10 +123,18 @@ class Reporter:
         if losses:
             self._bar.set_postfix(losses, refresh=False)
 
-    def step(self, stage: str) -> None:
-        """Moves the bar on by one step."""
+    def warn(self, step: int, stage: str, warning: str) -> None:
+        """Logs a warning, and writes it beside the figures."""
+        logger.warning("step %d: %s", step, warning)
+        self.warnings.append(f"step {step}: {warning}")
+        for sink in self.sinks:
+            if isinstance(sink, JsonlSink):
+                sink.warn(step, stage, warning)
+
+    def step(self, stage: str, steps: int = 1) -> None:
+        """Moves the bar on, by one step or those that are left out."""
         self._bar.set_description(stage, refresh=False)
-        self._bar.update()
+        self._bar.update(steps)
 
     def close(self) -> None:
         """Closes the sinks and the bar."""
@@ -126,7 +143,8 @@ class Reporter:
             sink.close()
 
 
-NOT_LOSSES = frozenset({"train/lr", "train/grad_norm", "train/audio_seconds_per_second", "train/tokens_per_second"})
+_RATES = ("lr", "grad_norm", "audio_seconds_per_second", "tokens_per_second", "data_wait")
+NOT_LOSSES = frozenset(f"train/{name}" for name in _RATES)
 
 
 def _is_loss(name: str) -> bool:

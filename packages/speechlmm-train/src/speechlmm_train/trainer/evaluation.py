@@ -1,52 +1,165 @@
-"""Evaluation by generation while a model is trained."""
+"""Evaluation by generation while a model is trained: figures, the best checkpoint, early stopping, the guard set."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback
+import torch
+from accelerate.utils import broadcast_object_list
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from speechlmm_core.data.example import Example
+from speechlmm_core.errors import DataError, SpeechLMMError
+from speechlmm_core.inference.engine import InferenceEngine
 from speechlmm_core.inference.options import GenerationOptions
 from speechlmm_core.model.speechlmm import SpeechLMM
-from speechlmm_train.evaluate.evaluate import evaluate
+from speechlmm_train.evaluate.evaluate import predict
+from speechlmm_train.evaluate.prediction import Prediction, write_predictions
+from speechlmm_train.evaluate.score import score
+from speechlmm_train.trainer.arguments import can_flash
+from speechlmm_train.trainer.best import RunState, worsening
+from speechlmm_train.trainer.evaluation_plan import EVAL, GUARD, EvaluationPlan
+from speechlmm_train.trainer.sample import Sample
 from speechlmm_train.training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from speechlmm_train.trainer.trainer import SpeechLMMTrainer
 
+FOLDER = "evaluations"
+ROUNDING = 1e-9
+
 
 class EvaluationCallback(TrainerCallback):
-    """Answers a fixed sample of the evaluation data every `eval_steps`, and reports the tasks' metrics."""
+    """Answers fixed samples every `eval_steps`, and acts on what comes out.
 
-    def __init__(self, trainer: SpeechLMMTrainer, examples: Sequence[Example], training: TrainingConfig) -> None:
+    The first rank evaluates while the others wait; all of them learn what was decided.
+    """
+
+    def __init__(self, trainer: SpeechLMMTrainer, plan: EvaluationPlan, training: TrainingConfig) -> None:
         self.trainer = trainer
+        self.plan = plan
         self.training = training
-        self.examples = spread(examples, training.eval_samples)
 
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Evaluates when it is time."""
-        every, trainer = self.training.eval_steps, self.trainer
-        if every is None or trainer.state.global_step % every or not trainer.is_world_process_zero():
+    @property
+    def state(self) -> RunState:
+        """What the run remembers."""
+        return self.trainer.run_state
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Evaluates what later evaluations of the guard set are compared with."""
+        if GUARD not in self.plan.samples or (self.state.guard and self.state.guarded == self.plan.guarded):
             return
-        assert isinstance(trainer.model, SpeechLMM)
-        path = trainer.folder.path / "evaluations" / f"step-{trainer.total_step}.jsonl"
-        with trainer.accelerator.autocast():  # as in training: what attention runs on may need half precision
-            done = evaluate(
-                trainer.model,
-                trainer.processor,
-                self.examples,
-                options=GenerationOptions(max_new_tokens=self.training.eval_max_new_tokens),
-                predictions_path=path,
+        self.state.guard, self.state.guarded = {}, self.plan.guarded
+        self._together(lambda: self._evaluate(self.plan.samples if not self.trainer.state.global_step else (GUARD,)))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Evaluates when it is time; saves what is the best, and ends the stage where nothing improves any more."""
+        every = self.training.eval_steps
+        if every is None or state.global_step % every:
+            return
+        best, ends = self._together(self._judged)
+        if best or ends:
+            control.should_save = True
+        if ends:
+            control.should_training_stop = control.should_log = True
+
+    def _judged(self) -> tuple[bool, bool]:
+        figures = self._evaluate(self.plan.samples)
+        trainer, rule = self.trainer, self.plan.rule
+        if rule is None:
+            return False, False
+        name = trainer.stage.name
+        if math.isnan(figures.get(rule.figure, math.nan)):
+            trainer.warn(f"{rule.figure} has no value; the evaluation counts as no improvement")
+        best, ends = self.state.judge(name, figures, rule=rule, step=trainer.total_step)
+        if ends:
+            self.state.stopped[name] = trainer.state.global_step
+            trainer.warn(
+                f"stage {name!r} ends after {trainer.state.global_step} steps: {rule.figure} has not improved in "
+                f"{self.state.stale[name]} evaluations"
             )
-        figures = {
-            f"eval/{task}_{name}": value for task, scores in done.scores.items() for name, value in scores.items()
-        }
-        trainer.reporter.log(trainer.total_step, trainer.stage.name, figures)
+        return best, ends
+
+    def _evaluate(self, kinds: Mapping[str, Sample] | tuple[str, ...]) -> dict[str, float]:
+        """Evaluates samples and reports their figures."""
+        figures: dict[str, float] = {}
+        with self.trainer.paused(), plain_forward(self.trainer.model, self._precision()) as model:
+            engine = InferenceEngine(model, self.trainer.processor)
+            for kind in kinds:
+                figures |= self._figures(kind, self.plan.samples[kind], engine)
+        self._guard(figures)
+        self.trainer.reporter.log(self.trainer.total_step, self.trainer.stage.name, figures)
+        return figures
+
+    def _figures(self, kind: str, sample: Sample, engine: InferenceEngine) -> dict[str, float]:
+        options = GenerationOptions(max_new_tokens=self.training.eval_max_new_tokens)
+        predictions: list[Prediction] = []
+        for name, examples in sample.parts:
+            predictions += predict(engine, examples, dataset=name, options=options)
+        step = self.trainer.total_step
+        name = f"step-{step}.jsonl" if kind == EVAL else f"{kind}-step-{step}.jsonl"
+        write_predictions(self.trainer.folder.path / FOLDER / name, predictions)
+        found: dict[str, float] = {}
+        for prefix, members in sample.slices.items():
+            try:
+                scores = score([predictions[i] for i in members])
+            except DataError as exc:  # a metric without a number must not end a training
+                self.trainer.warn(f"evaluation of step {step}: {exc}")
+                continue
+            for task, values in scores.items():
+                found |= {f"{kind}/{prefix}{task}_{metric}": value for metric, value in values.items()}
+        return found
+
+    def _guard(self, figures: dict[str, float]) -> None:
+        """Compares the guard's figures with their first values; adds by which share each has worsened."""
+        for name, greater in self.plan.known.items():
+            value = figures.get(name, math.nan)
+            if not name.startswith(f"{GUARD}/") or math.isnan(value):
+                continue
+            first = self.state.guard.setdefault(name, [value, value])[0]
+            self.state.guard[name][1] = value
+            lost = worsening(first, value, greater=greater)
+            figures[f"{name}_worsened"] = lost
+            if lost > self.training.guard_tolerance + ROUNDING:
+                self.trainer.warn(
+                    f"{name} has worsened from {first:.4g} to {value:.4g} (by {100 * lost:.1f} %, more than the "
+                    f"{100 * self.training.guard_tolerance:g} % of training.guard_tolerance)"
+                )
+
+    def _precision(self) -> Any:
+        # Attention that runs in half precision alone needs autocast; all else answers as the saved model will.
+        return self.trainer.accelerator.autocast() if can_flash(self.training) else nullcontext()
+
+    def _together(self, work: Callable[[], Any]) -> Any:
+        """Does something on the first rank and tells the others what came of it, also if it failed."""
+        if self.trainer.args.world_size == 1:
+            return work()
+        outcome: list[Any] = [None, None]
+        failure: Exception | None = None
+        if self.trainer.is_world_process_zero():
+            try:
+                outcome[0] = work()
+            except Exception as exc:
+                failure = exc
+                outcome = [None, f"the evaluation on the first rank failed: {exc}"]
+        broadcast_object_list(outcome)
+        if failure is not None:
+            raise failure
+        if outcome[1] is not None:
+            raise SpeechLMMError(outcome[1])
+        return outcome[0]
 
 
-def spread(examples: Sequence[Example], count: int) -> list[Example]:
-    """At most ``count`` examples, evenly spread over all of them: the same at every call."""
-    total = len(examples)
-    return [examples[i * total // min(count, total)] for i in range(min(count, total))]
+@contextmanager
+def plain_forward(model: Any, precision: Any) -> Iterator[SpeechLMM]:
+    """The model without the autocast that accelerate lays over its `forward`: it answers as when it is loaded again."""
+    assert isinstance(model, SpeechLMM)
+    wrapped = model.__dict__.pop("forward", None)
+    try:
+        with torch.autocast(model.device.type, enabled=False), precision:
+            yield model
+    finally:
+        if wrapped is not None:
+            model.__dict__["forward"] = wrapped

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from speechlmm_core.data.examples import ConcatExamples
+from speechlmm_core.data.faults import Faults
 from speechlmm_core.data.index.open import index_dir_of
 from speechlmm_core.data.spec.config import Destination
 from speechlmm_core.data.spec.file import read_spec
@@ -45,7 +46,14 @@ def open_sets(data: DataConfig, base: Path) -> OpenedSets:
         opened = open_spec(read_spec(path), base=path.parent, destinations=WANTED, index_dir=index_dir)
     else:
         index_dir = None if data.index_dir is None else base / Path(data.index_dir).expanduser()
-        opened = open_spec([*data.train, *data.eval, *data.guard], base=base, index_dir=index_dir)
+        opened = []
+        faults = Faults()
+        for entries in (data.train, data.eval, data.guard):  # names are told apart within each list
+            try:
+                opened += open_spec(entries, base=base, index_dir=index_dir)
+            except DataError as exc:
+                faults.extend(exc)
+        faults.raise_if_any()
     found = {name: tuple(one for one in opened if one.destination == name) for name in WANTED}
     if not found["train"]:
         raise DataError(f"{data.data_config_path}: no dataset is for training; give one the destination `train`")

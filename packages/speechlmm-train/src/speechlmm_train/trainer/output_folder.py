@@ -1,16 +1,18 @@
 """A run's output folder: who may write to it, which checkpoint to go on from.
 
-``{config.yaml, metrics.jsonl, tensorboard/, checkpoint-N/, model/, train_report.json}``; N counts the optimiser steps
-of all stages.
+``{config.yaml, metrics.jsonl, tensorboard/, checkpoint-N/, best, model/, train_report.json}``; N counts the optimiser
+steps of all stages.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
-from collections.abc import Sequence
+import uuid
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ logger = logging.getLogger(__name__)
 PROGRESS = "progress.json"
 OPTIMIZER = "optimizer.pt"
 CONFIG, METRICS, REPORT = "config.yaml", "metrics.jsonl", "train_report.json"
+BEST = "best"
 WANDB_ID = "wandb_id.txt"
 _OURS = (
     CONFIG,
@@ -38,9 +41,12 @@ _OURS = (
     "learning_curve.png",
     WANDB_ID,
     "wandb",
+    BEST,
 )
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-_LEFT_OVER = re.compile(r"\.(checkpoint-\d+|model|tokenizer|[a-z_]+\.(yaml|jsonl?|png|txt))\.[0-9a-f]{8}\.(tmp|old)")
+_LEFT_OVER = re.compile(
+    r"\.(checkpoint-\d+|model|tokenizer|best|[a-z_]+\.(yaml|jsonl?|png|txt))\.[0-9a-f]{8}\.(tmp|old)"
+)
 
 
 @dataclass(frozen=True)
@@ -205,10 +211,25 @@ class OutputFolder:
             raise CheckpointError(f"no checkpoint in {str(self.path)!r} is whole; start anew with --overwrite")
         return found[-1] if found else None
 
-    def rotate(self, limit: int | None) -> None:
-        """Removes the oldest checkpoints beyond ``limit``."""
+    def rotate(self, limit: int | None, *, keep: Collection[str] = ()) -> None:
+        """Removes the oldest checkpoints beyond ``limit``, but for those to ``keep``."""
         for checkpoint in self.checkpoints()[: -limit if limit else None] if limit else []:
-            shutil.rmtree(checkpoint.path, ignore_errors=True)
+            if checkpoint.path.name not in keep:
+                shutil.rmtree(checkpoint.path, ignore_errors=True)
+
+    def point_to_best(self, name: str | None) -> None:
+        """Makes `best` a link to a checkpoint, in one step; None for no best."""
+        link = self.path / BEST
+        if name is None:
+            link.unlink(missing_ok=True)
+            return
+        temporary = self.path / f".{BEST}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            temporary.symlink_to(name, target_is_directory=True)
+            os.replace(temporary, link)
+        except OSError as exc:  # not every file system has links; the report names the checkpoint, too
+            logger.warning("cannot link %s to %s: %s", link, name, exc.strerror)
+            temporary.unlink(missing_ok=True)
 
     def cut_metrics(self, total_step: int) -> None:
         """Drops the metrics of steps after ``total_step``, which will be done again."""

@@ -18,10 +18,13 @@ from speechlmm_core.errors import ConfigError, DataError
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.augment.augmenter import Augmenter
 from speechlmm_train.batching.loader import TrainingBatches
+from speechlmm_train.batching.mix import Group, Mix
 from speechlmm_train.batching.plan import BatchPlan
 from speechlmm_train.config import RunConfig
 from speechlmm_train.data_config import DataConfig
 from speechlmm_train.stage_config import ResolvedStage
+from speechlmm_train.trainer.evaluation_plan import EvaluationPlan, plan_evaluation
+from speechlmm_train.trainer.mixture import Mixture, groups_of
 from speechlmm_train.trainer.open_sets import OpenedSets, in_a_row, open_sets
 
 
@@ -35,7 +38,9 @@ class StageData:
     indices: NDArray[np.int64]
     """Examples that take part."""
     plan: BatchPlan
-    evaluation: Sequence[Example] | None
+    mixture: Mixture
+    evaluation: EvaluationPlan | None
+    """What the stage is evaluated on; None where it is not."""
     max_steps: int
     world_size: int
     augment: Augmenter | None = None
@@ -61,7 +66,9 @@ class _Opened:
     sets: OpenedSets
     train: ConcatExamples
     lengths: Lengths
-    evaluation: ConcatExamples | None
+    groups: Sequence[Group]
+    members: NDArray[np.int64]
+    """(N,) each example's group."""
     augment: Augmenter | None
 
 
@@ -89,7 +96,7 @@ def open_stages(config: RunConfig, processor: SpeechLMMProcessor, *, base: Path,
             except DataError as exc:
                 faults.extend(exc)
     faults.raise_if_any()
-    if config.training.eval_steps and not any(one.evaluation for one in opened.values()):
+    if config.training.eval_steps and not any(one.sets.evaluation or one.sets.guard for one in opened.values()):
         raise ConfigError("training.eval_steps: data.data_config_path names nothing to evaluate on")
     stages: list[StageData] = []
     for index, stage in enumerate(settings):
@@ -118,7 +125,7 @@ def _open(data: DataConfig, processor: SpeechLMMProcessor, base: Path) -> _Opene
     train = in_a_row(sets.train)
     assert train is not None
     lengths = measure(train, processor, max_length=augment.max_length if augment else None)
-    return _Opened(sets, train, lengths, in_a_row(sets.evaluation), augment)
+    return _Opened(sets, train, lengths, *groups_of(sets.train), augment)
 
 
 def _plan(
@@ -126,8 +133,18 @@ def _plan(
 ) -> StageData:
     indices = _within(stage, own.lengths)
     training, data = stage.training, stage.data
+    positions = own.lengths.positions[indices]
+    mix = Mix.of(
+        own.groups,
+        own.members[indices],
+        positions,
+        mixing=data.mixing,
+        task_weights=data.task_weights,
+        dataset_weights=data.dataset_weights,
+        repeat=data.repeat,
+    )
     plan = BatchPlan(
-        own.lengths.positions[indices],
+        positions,
         own.lengths.frames[indices],
         token_budget=training.token_budget,
         frame_budget=training.frame_budget,
@@ -138,10 +155,13 @@ def _plan(
         packed=training.packed,
         oversized=data.oversized,
         place=lambda number: own.train.place(int(indices[number])),
+        mix=mix,
     )
     plan.check_world_size(ranks)
     steps = stage.max_steps if stage.max_steps is not None else math.ceil((epochs or 1) * plan.epoch_steps(0))
-    return StageData(stage, processor, own.train, indices, plan, own.evaluation, steps, ranks, own.augment)
+    mixture = Mixture(plan, own.lengths.seconds[indices])
+    evaluation = plan_evaluation(stage, own.sets)
+    return StageData(stage, processor, own.train, indices, plan, mixture, evaluation, steps, ranks, own.augment)
 
 
 def _within(stage: ResolvedStage, lengths: Lengths) -> NDArray[np.int64]:

@@ -13,24 +13,24 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from speechlmm_core.checkpoint.atomic import atomic_folder
 from speechlmm_core.checkpoint.save import save_model
-from speechlmm_core.errors import CheckpointError
 from speechlmm_core.interfaces.objective import Schedule, weight_at
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
+from speechlmm_train.trainer.best import RunState
 from speechlmm_train.trainer.callbacks import Reporter
 from speechlmm_train.trainer.groups import optimizer_groups
+from speechlmm_train.trainer.guarded_save import guarded_save
+from speechlmm_train.trainer.mixture import Mixture
 from speechlmm_train.trainer.output_folder import PROGRESS, OutputFolder, Progress
 
 
@@ -50,6 +50,8 @@ class StageContext:
     save: Literal["full", "trainable"] = "full"
     save_total_limit: int | None = None
     seed: int = 0
+    mixture: Mixture | None = None
+    """Counts what the plan draws; None where that is not logged."""
 
 
 class SpeechLMMTrainer(Trainer):
@@ -63,6 +65,7 @@ class SpeechLMMTrainer(Trainer):
         stage: The stage.
         folder: The output folder.
         reporter: Where figures go.
+        run_state: What the run remembers of its evaluations; goes into checkpoints.
         callbacks: Further callbacks.
     """
 
@@ -78,6 +81,7 @@ class SpeechLMMTrainer(Trainer):
         stage: StageContext,
         folder: OutputFolder,
         reporter: Reporter,
+        run_state: RunState | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         super().__init__(model=model, args=args, callbacks=callbacks)
@@ -88,10 +92,11 @@ class SpeechLMMTrainer(Trainer):
         self.stage = stage
         self.folder = folder
         self.reporter = reporter
+        self.run_state = run_state or RunState()
         self._counts: dict[str, int] = {}
         self._sums: dict[str, Tensor] = {}
-        self._steps = 0
-        self._seconds = self._tokens = 0.0
+        self._steps, self._counted = 0, -1
+        self._seconds = self._tokens = self._waited = 0.0
         self._since = time.perf_counter()
 
     @property
@@ -107,7 +112,11 @@ class SpeechLMMTrainer(Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], None]:
         """Fetches a step's micro-batches, counts what their losses are divided by, and seeds the step."""
+        if self._counted < 0:
+            self._counted = self.state.global_step
+        began = time.perf_counter()
         batches = [next(epoch_iterator) for _ in range(num_batches)]
+        self._waited += time.perf_counter() - began
         self._counts = self._global_counts(batches)
         self._measure(batches)
         seed_step(self.stage.seed, self.stage.index, self.state.global_step, self.args.process_index)
@@ -184,12 +193,46 @@ class SpeechLMMTrainer(Trainer):
             "train/lr": logs["learning_rate"],
             "train/audio_seconds_per_second": self._seconds * self.args.world_size / seconds,
             "train/tokens_per_second": self._tokens * self.args.world_size / seconds,
+            "train/data_wait": min(self._waited / seconds, 1.0),
+            **self._mixture(),
         }
         if "grad_norm" in logs:
             figures["train/grad_norm"] = logs["grad_norm"]
+        self._count_drawn()
         self.reporter.log(self.total_step, self.stage.name, figures)
-        self._sums, self._steps, self._seconds, self._tokens = {}, 0, 0.0, 0.0
+        self._sums, self._steps = {}, 0
+        self._seconds = self._tokens = self._waited = 0.0
         self._since = time.perf_counter()
+
+    def _mixture(self) -> dict[str, float]:
+        """Shares of the tasks in the steps since the line before."""
+        mixture, first = self.stage.mixture, self.state.global_step - self._steps
+        if mixture is None or len(mixture.names) < 2:
+            return {}
+        return mixture.figures(mixture.count(first, self.state.global_step))
+
+    def _count_drawn(self) -> None:
+        """Adds what the steps since the last call drew to what the stage has drawn."""
+        mixture, step = self.stage.mixture, self.state.global_step
+        if mixture is None or step <= self._counted:
+            return
+        drawn = self.run_state.drawn.setdefault(self.stage.name, {})
+        for name, row in zip(mixture.names, mixture.count(self._counted, step).tolist(), strict=True):
+            drawn[name] = [sum(pair) for pair in zip(drawn.get(name, (0.0, 0.0, 0.0)), row, strict=True)]
+        self._counted = step
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves what is done meanwhile out of the training's speed."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._since += time.perf_counter() - began
+
+    def warn(self, warning: str) -> None:
+        """Reports a warning of this step."""
+        self.reporter.warn(self.total_step, self.stage.name, warning)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         target = self.folder.path / f"checkpoint-{self.total_step}"
@@ -202,8 +245,12 @@ class SpeechLMMTrainer(Trainer):
             self._save_scaler(str(temporary))
             self.state.save_to_json(str(temporary / "trainer_state.json"))
             progress = Progress(self.stage.index, self.stage.name, self.state.global_step, self.total_step)
+            self._count_drawn()
+            self.run_state.write(temporary)
             (temporary / PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
-        self.folder.rotate(self.stage.save_total_limit)
+        if (best := self.run_state.best.get(self.stage.name)) is not None and best.checkpoint == target.name:
+            self.folder.point_to_best(target.name)
+        self.folder.rotate(self.stage.save_total_limit, keep=self.run_state.kept)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Nothing to load: the model was built with the checkpoint's weights."""
@@ -241,26 +288,3 @@ def seed_step(seed: int, stage: int, step: int, rank: int) -> None:
     random.seed(value)
     np.random.seed(value)
     torch.manual_seed(value)
-
-
-_WRITER = ("PytorchStreamWriter", "inline_container", "iostream", "write")
-
-
-@contextmanager
-def guarded_save(target: Path) -> Iterator[None]:
-    """Words what goes wrong while saving; what was saved before stays valid.
-
-    Raises:
-        CheckpointError: The disk is full or read-only.
-    """
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as exc:
-        # torch words a full disk as a RuntimeError of its writer; any other, such as a GPU out of memory, is not ours.
-        if isinstance(exc, RuntimeError) and not any(word in str(exc) for word in _WRITER):
-            raise
-        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc).splitlines()[0]
-        raise CheckpointError(
-            f"cannot save {str(target)!r}: {reason}; earlier checkpoints are still valid: free some space and go on "
-            "with --resume"
-        ) from exc

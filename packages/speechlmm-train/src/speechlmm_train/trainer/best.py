@@ -1,0 +1,118 @@
+"""What a run remembers of its evaluations: the best checkpoint, how long nothing improved, and the guard's figures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+STATE = "evaluation_state.json"
+
+
+@dataclass
+class Best:
+    """The best checkpoint of a stage."""
+
+    figure: str
+    value: float
+    step: int
+    """Steps of all stages."""
+    checkpoint: str
+    """Name of its folder."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How evaluations are compared."""
+
+    figure: str
+    greater: bool
+    patience: int | None = None
+    threshold: float = 0.0
+
+    def gain(self, value: float, than: float) -> float:
+        """By how much a value is better than another."""
+        return value - than if self.greater else than - value
+
+
+@dataclass
+class RunState:
+    """What outlasts a stage's trainer, and goes into every checkpoint."""
+
+    best: dict[str, Best] = field(default_factory=dict[str, Best])
+    """By stage."""
+    stale: dict[str, int] = field(default_factory=dict[str, int])
+    """Evaluations in a row in which nothing improved, by stage."""
+    stopped: dict[str, int] = field(default_factory=dict[str, int])
+    """Steps after which a stage ended early."""
+    guard: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+    """First and last value of each figure of the guard set."""
+    guarded: str = ""
+    """The guard set that they belong to."""
+    drawn: dict[str, dict[str, list[float]]] = field(default_factory=dict[str, dict[str, list[float]]])
+    """Examples, positions and seconds that were trained on, by stage and group."""
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> RunState:
+        """The state in a checkpoint; an empty one where there is none. A best checkpoint that is gone is forgotten."""
+        try:
+            content = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+            state = cls(**{**content, "best": {stage: Best(**one) for stage, one in content["best"].items()}})
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return cls()
+        state.best = {stage: one for stage, one in state.best.items() if (checkpoint.parent / one.checkpoint).is_dir()}
+        return state
+
+    def write(self, folder: Path) -> None:
+        """Writes the state into a checkpoint."""
+        (folder / STATE).write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    @property
+    def kept(self) -> set[str]:
+        """Checkpoints that are never removed."""
+        return {best.checkpoint for best in self.best.values()}
+
+    def worsened(self, known: Mapping[str, bool]) -> dict[str, dict[str, float]]:
+        """First and last value of the guard's figures, and by which share each has worsened.
+
+        Args:
+            known: Figures, and whether more of each is better.
+        """
+        return {
+            name: {"first": first, "last": last, "worsened": worsening(first, last, greater=known[name])}
+            for name, (first, last) in self.guard.items()
+            if name in known
+        }
+
+    def judge(self, stage: str, figures: Mapping[str, float], *, rule: Rule, step: int) -> tuple[bool, bool]:
+        """Takes an evaluation into account.
+
+        Args:
+            stage: The stage's name.
+            figures: What was found.
+            rule: What decides.
+            step: Steps of all stages.
+
+        Returns:
+            Whether it is the best of its stage, and whether the stage should end.
+        """
+        value = figures.get(rule.figure, math.nan)
+        before = self.best.get(stage)
+        better = not math.isnan(value) and (before is None or rule.gain(value, before.value) > 0)
+        improved = better and (before is None or rule.gain(value, before.value) > rule.threshold)
+        self.stale[stage] = 0 if improved else self.stale.get(stage, 0) + 1
+        if better:
+            self.best[stage] = Best(rule.figure, value, step, f"checkpoint-{step}")
+        return better, self.ends(stage, rule.patience)
+
+    def ends(self, stage: str, patience: int | None) -> bool:
+        """Whether a stage has gone without an improvement for as long as it may."""
+        return patience is not None and self.stale.get(stage, 0) >= patience
+
+
+def worsening(first: float, last: float, *, greater: bool) -> float:
+    """By which share a value is worse than the first; negative where it is better. From 0 on, it is the difference."""
+    lost = first - last if greater else last - first
+    return lost / abs(first) if first else lost

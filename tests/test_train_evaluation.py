@@ -1,0 +1,303 @@
+"""Evaluation while training: samples per task, the best checkpoint, early stopping, the guard set, what is resumed."""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from speechlmm_core.data.example import Example
+from speechlmm_core.data.examples import ListExamples
+from speechlmm_core.data.spec.opened import OpenedDataset
+from speechlmm_core.errors import ConfigError
+from speechlmm_train.compose import validate
+from speechlmm_train.run import run
+from speechlmm_train.trainer import evaluation
+from speechlmm_train.trainer.best import Rule, RunState, worsening
+from speechlmm_train.trainer.sample import even, sample_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+WORDS = ("red", "green", "blue", "one", "two", "three")
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Tones that stand for words: a manifest of two tasks, and one to guard."""
+    root = tmp_path_factory.mktemp("corpus")
+    generator = np.random.default_rng(0)
+    lines = []
+    for i in range(12):
+        words = generator.integers(len(WORDS), size=2)
+        tones = [np.sin(2 * np.pi * (300 + 400 * word) * np.arange(RATE // 8) / RATE) for word in words]
+        soundfile.write(root / f"{i}.flac", (0.1 * np.concatenate(tones)).astype("float32"), RATE)
+        text = " ".join(WORDS[word] for word in words)
+        st = {"source_language": "en", "target_language": "de"}
+        kind = {"task": "asr", "language": "en"} if i % 3 else {"task": "st", **st}
+        lines.append({"id": f"clip-{i}", "audio": f"{i}.flac", "text": text, **kind})
+    (root / "mixed.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (root / "asr.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines if line["task"] == "asr"))
+    return root
+
+
+def model():
+    sizes = {"num_mel_bins": 16, "d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2}
+    decoder = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512}
+    return {
+        "audio_encoder": {
+            "type": "whisper_unrestricted",
+            "model": {**sizes, "encoder_ffn_dim": 32, "max_source_positions": 100},
+        },
+        "audio_adapter": {"type": "mlp", "stack": 2, "num_layers": 1},
+        "text_decoder": {
+            "type": "causal_lm",
+            "tokenizer": "bytes",
+            "chat_template": "chatml",
+            "model": {**decoder, **heads},
+        },
+    }
+
+
+def plain(corpus, out, *, data=None, stages=None, **training):
+    return {
+        "model": model(),
+        "data": {"train": [str(corpus / "mixed.jsonl")], "eval": [str(corpus / "mixed.jsonl")], **(data or {})},
+        "training": {
+            "output_dir": str(out),
+            "per_device_train_batch_size": 4,
+            "logging_steps": 1,
+            "save_steps": None,
+            "eval_max_new_tokens": 3,
+            "eval_samples": 2,
+            "report_to": [],
+            **training,
+        },
+        "stages": stages or [],
+    }
+
+
+def go(*args, resume=False, **kwargs):
+    config = plain(*args, **kwargs)
+    return run(validate(config), plain=config, resume=resume, progress=False)
+
+
+def rows(out):
+    return [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Lets the word error rate of ASR follow a script, one value for each evaluation of a set."""
+    script = {"eval": [], "guard": []}
+    scored = evaluation.EvaluationCallback._figures
+
+    def figures(self, kind, sample, engine):
+        found = scored(self, kind, sample, engine)
+        return {**found, f"{kind}/asr_wer": script[kind].pop(0)}
+
+    monkeypatch.setattr(evaluation.EvaluationCallback, "_figures", figures)
+    return script
+
+
+BEST = {"eval_steps": 1, "metric_for_best_model": "eval/asr_wer"}
+
+
+def checkpoints(out):
+    return sorted(int(path.name.rpartition("-")[2]) for path in Path(out).glob("checkpoint-*"))
+
+
+def test_each_task_has_its_sample_and_its_figures(corpus, tmp_path):
+    data = {"eval": [str(corpus / "mixed.jsonl"), str(corpus / "asr.jsonl")]}
+    go(corpus, tmp_path / "out", data=data, max_steps=2, eval_steps=2, eval_samples=3)
+    (row,) = [row for row in rows(tmp_path / "out") if "eval/asr_wer" in row]
+    assert {"eval/st_bleu", "eval/mixed/asr_wer", "eval/mixed/st_bleu", "eval/asr/asr_wer"} <= row.keys()
+    lines = (tmp_path / "out" / "evaluations" / "step-2.jsonl").read_text().splitlines()
+    answers = [json.loads(line) for line in lines]
+    assert [answer["task"] for answer in answers].count("asr") == 3
+    assert [answer["task"] for answer in answers].count("st") == 3
+    assert len({answer["key"] for answer in answers}) == 6
+
+
+def examples(task, count):
+    return ListExamples([Example(id=f"{task}-{i}", task=task, text="a") for i in range(count)])
+
+
+def test_a_sample_is_spread_over_datasets_and_over_each_of_them():
+    parts = [
+        OpenedDataset("one/train", "one", "asr", examples("asr", 100)),
+        OpenedDataset("two", "two", "asr", examples("asr", 3)),
+        OpenedDataset("three", "three", None, examples("st", 4)),
+    ]
+    sample = sample_of(parts, 10)
+    assert [sample.tasks.count(task) for task in ("asr", "st")] == [10, 4]
+    assert [sample.datasets.count(name) for name in ("one", "two", "three")] == [7, 3, 4]
+    (_, view), *_ = sample.parts
+    assert [view[i].id for i in range(7)] == [f"asr-{i * 100 // 7}" for i in range(7)]
+    assert view.whole is parts[0].examples
+    assert even([5, 1, 9], 9) == [4, 1, 4]
+    assert even([5, 1], 20) == [5, 1]
+
+
+def test_the_best_checkpoint_is_kept_and_can_be_the_model(corpus, tmp_path, scripted):
+    out = tmp_path / "out"
+    scripted["eval"] += [0.9, 0.4, 0.6, 0.5, 0.45]
+    report = go(corpus, out, max_steps=5, save_steps=1, save_total_limit=1, load_best_model_at_end=True, **BEST)
+    assert checkpoints(out) == [2, 5]
+    assert os.readlink(out / "best") == "checkpoint-2"
+    assert report.best["train"] == {"figure": "eval/asr_wer", "value": 0.4, "step": 2, "checkpoint": "checkpoint-2"}
+    saved = (out / "checkpoint-2" / "model.safetensors").read_bytes()
+    assert (out / "model" / "model.safetensors").read_bytes() == saved
+    assert (out / "checkpoint-5" / "model.safetensors").read_bytes() != saved
+
+
+def test_without_being_asked_the_model_is_the_last(corpus, tmp_path, scripted):
+    out = tmp_path / "out"
+    scripted["eval"] += [0.4, 0.9]
+    go(corpus, out, max_steps=2, save_steps=2, greater_is_better=True, **BEST)
+    # The direction is turned round: the second is the best, which is the last as well.
+    assert checkpoints(out) == [1, 2]
+    assert os.readlink(out / "best") == "checkpoint-2"
+    assert (out / "model/model.safetensors").read_bytes() == (out / "checkpoint-2/model.safetensors").read_bytes()
+
+
+def test_a_stage_ends_early_and_the_next_begins(corpus, tmp_path, scripted):
+    out = tmp_path / "out"
+    stages = [{"name": "one", "max_steps": 9}, {"name": "two", "max_steps": 2}]
+    scripted["eval"] += [0.5, 0.49, 0.6, 0.4, 0.3]
+    patience = {"early_stopping_patience": 2, "early_stopping_threshold": 0.05}
+    report = go(corpus, out, stages=stages, save_steps=100, **patience, **BEST)
+    steps = [(row["stage"], row["step"]) for row in rows(out) if "train/loss" in row]
+    assert steps == [("one", 1), ("one", 2), ("one", 3), ("two", 10), ("two", 11)]
+    assert report.steps == 5
+    assert report.best["one"]["step"] == 2  # better, but by too little to go on for
+    assert report.best["two"]["step"] == 11
+    assert "stage 'one' ends after 3 steps: eval/asr_wer has not improved in 2 evaluations" in report.warnings[0]
+    # It is complete, and nothing is trained again.
+    again = go(corpus, out, stages=stages, save_steps=100, resume=True, **patience, **BEST)
+    assert again.best == report.best
+    assert again.steps == 5
+
+
+def test_what_was_best_and_how_long_nothing_improved_is_resumed(corpus, tmp_path, scripted, monkeypatch):
+    values = [0.9, 0.4, 0.6, 0.5, 0.45, 0.44, 0.43]
+    settings = {"save_steps": 1, "save_total_limit": 1, "early_stopping_patience": 4, **BEST}
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    guard = {"guard": [str(corpus / "asr.jsonl")]}
+    guarded = [0.5, 0.5, 0.5, 0.52, 0.56, 0.6, 0.7]
+    # Before the first step the guard set and the others are evaluated, and no checkpoint can be that.
+    scripted["eval"] += [1.0, *values]
+    scripted["guard"] += guarded
+    report = go(corpus, whole, data=guard, max_steps=9, **settings)
+    assert report.steps == 6
+
+    class KilledError(Exception):
+        pass
+
+    from speechlmm_train.trainer.trainer import SpeechLMMTrainer
+
+    save = SpeechLMMTrainer._save_checkpoint
+
+    def killed(self, *args):
+        save(self, *args)
+        if self.total_step == 3:
+            raise KilledError
+
+    scripted["eval"][:] = [1.0, *values]
+    scripted["guard"][:] = guarded
+    with monkeypatch.context() as patch:
+        patch.setattr(SpeechLMMTrainer, "_save_checkpoint", killed)
+        with pytest.raises(KilledError):
+            go(corpus, torn, data=guard, max_steps=9, **settings)
+    resumed = go(corpus, torn, data=guard, max_steps=9, resume=True, **settings)
+    assert resumed.best == report.best == {"train": {**report.best["train"], "step": 2}}
+    assert resumed.guard == report.guard
+    assert resumed.guard["guard/asr_wer"] == {"first": 0.5, "last": 0.7, "worsened": pytest.approx(0.4)}
+    assert resumed.mixture == report.mixture
+    assert checkpoints(torn) == checkpoints(whole) == [2, 6]
+    assert os.readlink(torn / "best") == "checkpoint-2"
+    names = ("model.safetensors", "config.json")
+    for name in names:
+        assert (torn / "model" / name).read_bytes() == (whole / "model" / name).read_bytes()
+
+
+def test_the_guard_warns_beyond_its_tolerance(corpus, tmp_path, scripted, caplog):
+    out = tmp_path / "out"
+    scripted["eval"] += [0.9, 0.8, 0.7]
+    scripted["guard"] += [0.5, 0.55, 0.56]
+    with caplog.at_level(logging.WARNING):
+        report = go(corpus, out, data={"guard": [str(corpus / "asr.jsonl")]}, max_steps=2, eval_steps=1)
+    first, *_ = rows(out)
+    assert (first["step"], first["guard/asr_wer"], first["eval/asr_wer"]) == (0, 0.5, 0.9)
+    written = [row["warning"] for row in rows(out) if "warning" in row]
+    assert len(written) == 1  # ten per cent are tolerated, twelve are not
+    assert "guard/asr_wer has worsened from 0.5 to 0.56 (by 12.0 %" in written[0]
+    assert written[0] in caplog.text
+    assert report.warnings == [f"step 2: {written[0]}"]
+    assert report.guard["guard/asr_wer"]["worsened"] == pytest.approx(0.12)
+    saved = json.loads((out / "train_report.json").read_text())
+    assert saved["guard"] == report.guard
+    assert saved["warnings"] == report.warnings
+
+
+def test_worse_is_what_the_metric_says():
+    assert worsening(0.5, 0.6, greater=False) == pytest.approx(0.2)
+    assert worsening(40.0, 30.0, greater=True) == pytest.approx(0.25)
+    assert worsening(40.0, 44.0, greater=True) == pytest.approx(-0.1)
+    assert worsening(-0.5, -0.6, greater=True) == pytest.approx(0.2)
+    assert worsening(0.0, 0.3, greater=False) == 0.3
+
+
+def test_a_figure_without_a_value_is_never_the_best():
+    state, rule = RunState(), Rule("eval/st_bleu", greater=True, patience=2)
+    nothing = {"eval/st_bleu": float("nan")}
+    assert state.judge("one", nothing, rule=rule, step=1) == (False, False)
+    assert state.judge("one", {"eval/st_bleu": 0.0}, rule=rule, step=2) == (True, False)
+    assert state.judge("one", nothing, rule=rule, step=3) == (False, False)
+    assert state.judge("one", {}, rule=rule, step=4) == (False, True)
+    assert state.judge("two", {"eval/st_bleu": -1.0}, rule=rule, step=5) == (True, False)
+    assert state.kept == {"checkpoint-2", "checkpoint-5"}
+
+
+def test_a_figure_that_will_not_be_there_is_refused_at_the_start(corpus, tmp_path):
+    message = (
+        r"training.metric_for_best_model: stage 'train' will have no figure 'eval/asr_were'; "
+        r"did you mean 'eval/asr_wer'\? \(it will have: eval/st_bleu, .*eval/asr_wer, eval/asr_cer\)"
+    )
+    with pytest.raises(ConfigError, match=message):
+        go(corpus, tmp_path / "out", max_steps=2, eval_steps=1, metric_for_best_model="eval/asr_were")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"metric_for_best_model": "eval/asr_wer"}, "metric_for_best_model needs evaluations: set eval_steps"),
+        ({"eval_steps": 1, "early_stopping_patience": 2}, "early_stopping_patience needs metric_for_best_model"),
+        ({"eval_steps": 1, "load_best_model_at_end": True}, "load_best_model_at_end needs metric_for_best_model"),
+    ],
+)
+def test_settings_that_need_each_other(corpus, tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        validate(plain(corpus, tmp_path, max_steps=1, **settings))
+
+
+def test_waiting_for_data_and_the_mixture_are_logged(corpus, tmp_path):
+    out = tmp_path / "out"
+    report = go(corpus, out, data={"task_weights": {"asr": 1, "st": 1}}, max_steps=6, logging_steps=3)
+    logged = [row for row in rows(out) if "train/loss" in row]
+    assert [row["step"] for row in logged] == [3, 6]
+    for row in logged:
+        assert 0 <= row["train/data_wait"] <= 1
+        assert row["data/share_asr"] + row["data/share_st"] == pytest.approx(1)
+    # An epoch of three steps holds twelve examples, half of them of each task.
+    assert [row["data/share_asr"] for row in logged] == [0.5, 0.5]
+    table = {row["task"]: row for row in report.mixture["train"]}
+    assert (table["asr"]["examples"], table["st"]["examples"]) == (8, 4)
+    assert (table["asr"]["share"], table["asr"]["asked"]) == (0.5, 0.5)
+    assert (table["asr"]["times"], table["st"]["times"]) == (1.5, 3)
+    assert table["st"]["hours"] == pytest.approx(4 * 0.25 / 3600)
