@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -49,6 +50,44 @@ def test_must_c(made: Any, heard: Any) -> None:
     assert [(e.text, e.source_language) for e in spoken] == [(row[3], "en") for row in expected]
     written = made.examples("must_c", task="mt", languages="all", partitions=["tst-COMMON"])
     assert [(e.source_text, e.text, e.target_language) for e in written] == [(r[3], r[4], "de") for r in expected]
+
+
+def test_a_recording_is_not_read_once_for_each_translation(made: Any) -> None:
+    make_must_c(made, "de", "dev")
+    make_must_c(made, "it", "dev")
+    with pytest.raises(DataError, match=r"the same recordings are in en-de, en-it; name one of them under `languages`"):
+        made.parts("must_c", task="asr", languages=["en"])
+    assert len(made.examples("must_c", task="st", languages=["en"])) == 6
+
+
+def test_segments_in_any_yaml(made: Any) -> None:
+    make_must_c(made, partition="dev")
+    path = made.root / "en-de/data/dev/txt/dev.yaml"
+    lines = path.read_text().splitlines()
+    lines[0] = '- {"wav": "ted_1.wav", "offset": 0.25, "duration": 5e-1, "rW": [2]}'
+    path.write_text("\n".join(lines) + "\n")
+    first, second, _ = made.examples("must_c", task="st", languages=["en-de"])
+    assert (first.media["audio"]["start"], first.media["audio"]["end"], first.speaker) == (0.25, 0.75, None)
+    assert (second.media["audio"]["start"], second.media["audio"]["end"], second.speaker) == (1.0, 1.25, "spk.1")
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({"files": ["../{partition}.yaml"]}, "must lie below the corpus' `path`"),
+        ({"files": ["a\0b"]}, "must lie below the corpus' `path`"),
+        ({"files": []}, "files: "),
+        ({"path": "a\0b"}, "needs the `path` where the corpus was unpacked"),
+        ({"path": "~nobody-of-that-name/x"}, "there is no such user"),
+        ({"texts": {"source": "{folder}/{language}"}}, "`texts` '{folder}/{language}': there is no {language}"),
+        ({"audio": "{folder}/{wave}"}, "there is no {wave}; did you mean 'wav'?"),
+        ({"format": "csv"}, "format"),
+    ],
+)
+def test_a_wrong_field_is_one_line(made: Any, entry: dict[str, Any], expected: str) -> None:
+    make_must_c(made)
+    with pytest.raises(DataError, match=re.escape(expected)):
+        made.parts("must_c", task="asr", languages=["en-de"], **entry)
 
 
 def test_what_is_wrong_with_must_c_is_one_line(made: Any) -> None:

@@ -20,7 +20,7 @@ from speechlmm_core.registry import nearest
 LANGUAGES = ("source_language", "target_language")
 TOLD = ("partition", *LANGUAGES)
 """What a path tells of the part of the corpus; other names are columns only."""
-_FIELD = re.compile(r"\{(\w+)\}")
+_FIELD = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +44,15 @@ class Layout:
     Args:
         templates: Paths with names in braces, and with ``*`` for what does not matter.
         language_names: What folders call a language, by code; where any are given, others are no languages.
+
+    Raises:
+        DataError: A template leaves the corpus' folder.
     """
 
     def __init__(self, templates: Sequence[str], language_names: Mapping[str, str] | None = None) -> None:
+        for template in templates:
+            if "\0" in template or template.startswith(("/", "~")) or ".." in template.split("/"):
+                raise DataError(f"`files` {template!r} must lie below the corpus' `path`")
         self.templates = tuple(templates)
         self.names = dict(language_names or {})
         self.codes = {name: code for code, name in self.names.items()}
@@ -122,7 +128,7 @@ def _escape(template: str) -> str:
 def _reading(template: str) -> re.Pattern[str]:
     seen: set[str] = set()
     parts: list[str] = []
-    for part in re.split(r"(\{\w+\}|\*)", template):
+    for part in re.split(r"(\{[A-Za-z_][A-Za-z0-9_]*\}|\*)", template):
         if part == "*":
             parts.append("[^/]*")
         elif not (match := _FIELD.fullmatch(part)):
@@ -133,3 +139,26 @@ def _reading(template: str) -> re.Pattern[str]:
             seen.add(match[1])
             parts.append(f"(?P<{match[1]}>[^/]+?)")
     return re.compile("".join(parts))
+
+
+def fill(field: str, template: str, values: Mapping[str, object]) -> str:
+    """A template with values in its braces.
+
+    Args:
+        field: The configuration's field that holds it, for messages.
+        template: The template.
+        values: What there is to fill in.
+
+    Raises:
+        DataError: It names something else.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in values:
+            known = ", ".join(values)
+            raise DataError(
+                f"`{field}` {template!r}: there is no {match[0]}{nearest(match[1], list(values))} ({known})"
+            )
+        return str(values[match[1]])
+
+    return _FIELD.sub(value, template)

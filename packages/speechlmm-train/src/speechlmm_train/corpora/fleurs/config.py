@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from speechlmm_core.interfaces.dataset import EVERYTHING, Selection
-from speechlmm_train.corpora.config import LayoutDatasetConfig
+from speechlmm_train.corpora.config import LayoutDatasetConfig, Strings
 from speechlmm_train.corpora.fleurs.reader import read_fleurs
 from speechlmm_train.corpora.layout import Layout
 from speechlmm_train.corpora.rows import Rows
@@ -21,7 +21,7 @@ class FleursDatasetConfig(LayoutDatasetConfig):
     """
 
     type: Literal["fleurs"] = "fleurs"
-    files: tuple[str, ...] = ("{source_language}/{partition}.tsv", "data/{source_language}/{partition}.tsv")
+    files: Strings = ("{source_language}/{partition}.tsv", "data/{source_language}/{partition}.tsv")
     """Templates of the tables."""
     audio: str = "{folder}/audio/{partition}/{file}"
     """Template of a recording's file."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from speechlmm_core.data.faults import Faults
 from speechlmm_core.errors import DataError
 from speechlmm_core.interfaces.dataset import Selection
-from speechlmm_train.corpora.layout import Layout
+from speechlmm_train.corpora.layout import Layout, fill
 from speechlmm_train.corpora.lines import Lines
 from speechlmm_train.corpora.rows import Rows
 
@@ -47,7 +47,7 @@ def read_fleurs(config: FleursDatasetConfig, root: Path, layout: Layout, selecti
             }
         for place, cells in _table(found.path, faults):
             row: dict[str, Any] = {**cells, "id": os.path.splitext(cells["file"])[0]}
-            row["audio"] = config.audio.format(**found.told, folder=found.folder, file=cells["file"])
+            row["audio"] = fill("audio", config.audio, {**found.told, **cells, "folder": found.folder})
             if target is not None:
                 translated = translations[partition].get(cells["sentence"])
                 if translated is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from speechlmm_core.interfaces.dataset import EVERYTHING, Selection
-from speechlmm_train.corpora.config import LayoutDatasetConfig
+from speechlmm_train.corpora.config import LayoutDatasetConfig, Strings
 from speechlmm_train.corpora.lrs2.reader import LRS2Clips
 
 
@@ -18,9 +18,9 @@ class LRS2DatasetConfig(LayoutDatasetConfig):
     """
 
     type: Literal["lrs2"] = "lrs2"
-    files: tuple[str, ...] = ("{partition}.txt", "mvlrs_v1/{partition}.txt")
+    files: Strings = ("{partition}.txt", "mvlrs_v1/{partition}.txt")
     """Templates of the lists of clips."""
-    folders: tuple[str, ...] = ("main", "pretrain")
+    folders: Strings = ("main", "pretrain")
     """Folders of clips beside a list; that of the partition's name where there is one, else the first."""
 
     def records(self, base: Path, selection: Selection = EVERYTHING) -> LRS2Clips:

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from speechlmm_core.interfaces.dataset import EVERYTHING, Selection
-from speechlmm_train.corpora.config import LayoutDatasetConfig
+from speechlmm_train.corpora.config import LayoutDatasetConfig, Strings
 from speechlmm_train.corpora.nxt.reader import read_meetings
 from speechlmm_train.corpora.rows import Rows
 
@@ -24,7 +24,7 @@ class NXTDatasetConfig(LayoutDatasetConfig):
     type: Literal["nxt"] = "nxt"
     rows: Literal["segments", "meetings"] = "segments"
     """What a row is: a segment with words in it, or a meeting with a summary."""
-    files: tuple[str, ...] = ("words/{meeting}.{agent}.words.xml",)
+    files: Strings = ("words/{meeting}.{agent}.words.xml",)
     """Templates of the words' files."""
     segments: str = "segments/{meeting}.{agent}.segments.xml"
     """Template of the segments' files, from the folder where the words' template starts."""
@@ -32,9 +32,9 @@ class NXTDatasetConfig(LayoutDatasetConfig):
     """Attribute of a segment with its start in seconds."""
     end: str = "transcriber_end"
     """Attribute of a segment with its end in seconds."""
-    summaries: tuple[str, ...] = ("abstractive/{meeting}.abssumm.xml",)
+    summaries: Strings = ("abstractive/{meeting}.abssumm.xml",)
     """Templates of the summaries' files, from the same folder; the first that is there is read."""
-    sections: tuple[str, ...] = ("abstract",)
+    sections: Strings = ("abstract",)
     """Parts of a summary that are used (`abstract`, `actions`, `decisions`, `problems`)."""
     participants: str | None = "corpusResources/meetings.xml"
     """File with the channels and global names of each meeting's agents; null where segments name the participant."""

@@ -12,7 +12,7 @@ from speechlmm_core.data.faults import Faults
 from speechlmm_core.errors import DataError
 from speechlmm_core.interfaces.dataset import Selection
 from speechlmm_core.registry import nearest
-from speechlmm_train.corpora.layout import Found
+from speechlmm_train.corpora.layout import Found, fill
 from speechlmm_train.corpora.nxt.words import Segment, join_words, read_segments, read_words
 from speechlmm_train.corpora.rows import Rows
 from speechlmm_train.corpora.xml import read_xml
@@ -74,7 +74,10 @@ class _Reader:
                 self.rows.append(row)
                 self.places.append(place)
             return
-        paths = (os.path.join(top, form.format(root=self.root, meeting=name)) for form in self.config.summaries)
+        paths = (
+            os.path.join(top, fill("summaries", form, {"root": self.root, "meeting": name}))
+            for form in self.config.summaries
+        )
         path = next((path for path in paths if os.path.exists(path)), None)
         if path is None:
             return  # many meetings were never summed up
@@ -82,14 +85,14 @@ class _Reader:
         if summary:
             turns.sort(key=lambda turn: (turn[1]["start"], turn[1]["end"]))
             spoken = "\n".join(f"{row['agent']}: {row['text']}" for _, row in turns)
-            audio = self.config.audio.format(root=self.root, meeting=name, channel="", agent="")
+            audio = fill("audio", self.config.audio, {"root": self.root, "meeting": name})
             self.rows.append({"id": name, "meeting": name, "text": summary, "transcript": spoken, "audio": audio})
             self.places.append(path)
 
     def _turns(self, found: Found, top: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """The segments of one speaker, with their places."""
         meeting, agent = found.told["meeting"], found.told["agent"]
-        path = os.path.join(top, self.config.segments.format(meeting=meeting, agent=agent))
+        path = os.path.join(top, fill("segments", self.config.segments, {"meeting": meeting, "agent": agent}))
         if not os.path.exists(path):
             return  # who says nothing has words (coughs), but no segments
         person = self._person(meeting, agent, top)
@@ -105,7 +108,8 @@ class _Reader:
         spoken = [
             {"word": word.text, "start": word.start, "end": word.end} for word in segment.words if word.end is not None
         ]
-        audio = self.config.audio.format(root=self.root, meeting=meeting, channel=channel, agent=agent)
+        told = {"root": self.root, "meeting": meeting, "agent": agent, **({"channel": channel} if channel else {})}
+        audio = fill("audio", self.config.audio, told)
         return {
             "id": segment.id,
             "meeting": meeting,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from speechlmm_core.interfaces.dataset import EVERYTHING, Selection
-from speechlmm_train.corpora.config import LayoutDatasetConfig
+from speechlmm_train.corpora.config import LayoutDatasetConfig, Strings
 from speechlmm_train.corpora.oasst.reader import OasstThreads, read_threads
 
 
@@ -19,7 +19,7 @@ class OasstDatasetConfig(LayoutDatasetConfig):
     """
 
     type: Literal["oasst"] = "oasst"
-    files: tuple[str, ...] = (
+    files: Strings = (
         "*oasst*_{partition}.trees.jsonl.gz",
         "*oasst*_{partition}.trees.jsonl",
     )

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from speechlmm_core.interfaces.dataset import EVERYTHING, Selection
-from speechlmm_train.corpora.config import LayoutDatasetConfig
+from speechlmm_train.corpora.config import LayoutDatasetConfig, Strings
 from speechlmm_train.corpora.parallel_text.reader import ParallelText
 
 
@@ -21,7 +21,7 @@ class ParallelTextDatasetConfig(LayoutDatasetConfig):
     """
 
     type: Literal["parallel_text"] = "parallel_text"
-    files: tuple[str, ...] = ("*.{source_language}-{target_language}.{source_language}",)
+    files: Strings = ("*.{source_language}-{target_language}.{source_language}",)
     """Templates of the files of sentences, or of the tables."""
     translations: str = "{stem}.{target_language}"
     """Template of the file of translations; `{stem}` is the path of the sentences without its last suffix."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from speechlmm_core.errors import DataError
-from speechlmm_train.corpora.layout import LANGUAGES, TOLD, Found
+from speechlmm_train.corpora.layout import LANGUAGES, TOLD, Found, fill
 from speechlmm_train.corpora.lines import AlignedLines
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ class ParallelText:
         columns = {"source": [found.path for found in files]}
         if not config.table:
             columns["target"] = [
-                config.translations.format(**found.told, stem=os.path.splitext(found.path)[0]) for found in files
+                fill("translations", config.translations, {**found.told, "stem": os.path.splitext(found.path)[0]})
+                for found in files
             ]
         self._lines = AlignedLines(columns)
         self.columns: Sequence[str] = (

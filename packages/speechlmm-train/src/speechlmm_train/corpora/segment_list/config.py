@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from speechlmm_core.errors import DataError
 from speechlmm_core.interfaces.dataset import EVERYTHING, Selection
-from speechlmm_train.corpora.config import LayoutDatasetConfig
+from speechlmm_train.corpora.config import LayoutDatasetConfig, Strings
+from speechlmm_train.corpora.layout import Found
 from speechlmm_train.corpora.segment_list.reader import SegmentList
 
 
@@ -20,7 +23,7 @@ class SegmentListDatasetConfig(LayoutDatasetConfig):
     """
 
     type: Literal["segment_list"] = "segment_list"
-    files: tuple[str, ...] = ("{source_language}-{target_language}/data/{partition}/txt/{partition}.yaml",)
+    files: Strings = ("{source_language}-{target_language}/data/{partition}/txt/{partition}.yaml",)
     """Templates of the lists of segments."""
     format: Literal["yaml", "columns"] = "yaml"
     """How a segment is written: a mapping of `wav`, `offset`, `duration` and `speaker_id` a line, or the columns
@@ -44,4 +47,22 @@ class SegmentListDatasetConfig(LayoutDatasetConfig):
             DataError: There are none, or lists and texts do not correspond.
         """
         root = self.root(base)
-        return SegmentList(self, str(root), self.layout().find(root, selection))
+        lists = self.layout().find(root, selection)
+        if "target" in self.texts and "target" not in self.columns.values():
+            self._refuse_repeats(lists)
+        return SegmentList(self, str(root), lists)
+
+    def _refuse_repeats(self, lists: Sequence[Found]) -> None:
+        """Makes sure that no recording is read once for each language that it is translated into.
+
+        Raises:
+            DataError: Lists of several target languages would be read, of which none is used.
+        """
+        targets: dict[tuple[str | None, str | None], list[str]] = {}
+        for found in lists:
+            key = found.told.get("partition"), found.told.get("source_language")
+            targets.setdefault(key, []).append(found.told.get("target_language", ""))
+        for (_, source), several in targets.items():
+            if len(several) > 1:
+                pairs = ", ".join(f"{source}-{target}" for target in several)
+                raise DataError(f"the same recordings are in {pairs}; name one of them under `languages`")

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from speechlmm_core.interfaces.dataset import EVERYTHING, Selection
-from speechlmm_train.corpora.config import LayoutDatasetConfig
+from speechlmm_train.corpora.config import LayoutDatasetConfig, Strings
 from speechlmm_train.corpora.rows import Rows
 from speechlmm_train.corpora.slurp.reader import read_slurp
 
@@ -22,7 +22,7 @@ class SlurpDatasetConfig(LayoutDatasetConfig):
     """
 
     type: Literal["slurp"] = "slurp"
-    files: tuple[str, ...] = ("dataset/slurp/{partition}.jsonl",)
+    files: Strings = ("dataset/slurp/{partition}.jsonl",)
     """Templates of the annotations."""
     metadata: str = "dataset/slurp/metadata.json"
     """File with the speakers of the recordings; without it they are unknown."""

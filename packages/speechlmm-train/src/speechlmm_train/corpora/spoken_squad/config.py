@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from speechlmm_core.interfaces.dataset import EVERYTHING, Selection
-from speechlmm_train.corpora.config import LayoutDatasetConfig
+from speechlmm_train.corpora.config import LayoutDatasetConfig, Strings
 from speechlmm_train.corpora.rows import Rows
 from speechlmm_train.corpora.spoken_squad.reader import read_spoken_squad
 
@@ -22,7 +22,7 @@ class SpokenSQuADDatasetConfig(LayoutDatasetConfig):
     """
 
     type: Literal["spoken_squad"] = "spoken_squad"
-    files: tuple[str, ...] = ("spoken_{partition}-v1.1.json",)
+    files: Strings = ("spoken_{partition}-v1.1.json",)
     """Templates of the questions' files."""
     audio_folders: dict[str, tuple[str, ...]] = Field(
         default={

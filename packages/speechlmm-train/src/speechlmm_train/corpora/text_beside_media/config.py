@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from speechlmm_core.interfaces.dataset import EVERYTHING, Selection
-from speechlmm_train.corpora.config import LayoutDatasetConfig
+from speechlmm_train.corpora.config import LayoutDatasetConfig, Strings
 from speechlmm_train.corpora.text_beside_media.reader import TextBesideMedia
 
 
@@ -18,13 +20,13 @@ class TextBesideMediaDatasetConfig(LayoutDatasetConfig):
     """
 
     type: Literal["text_beside_media"] = "text_beside_media"
-    files: tuple[str, ...] = ("{partition}/*/*/*.normalized.txt",)
+    files: Strings = ("{partition}/*/*/*.normalized.txt",)
     """Templates of the text files."""
     extension: str = ".wav"
     """Extension of the recordings."""
     id_parts: tuple[str, ...] = ()
     """Names of the columns that a name's parts become."""
-    id_separator: str = "_"
+    id_separator: Annotated[str, Field(min_length=1)] = "_"
     """What stands between the parts of a name."""
 
     def records(self, base: Path, selection: Selection = EVERYTHING) -> TextBesideMedia:

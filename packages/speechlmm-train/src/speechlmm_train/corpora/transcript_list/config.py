@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from speechlmm_core.interfaces.dataset import EVERYTHING, Selection
-from speechlmm_train.corpora.config import LayoutDatasetConfig
+from speechlmm_train.corpora.config import LayoutDatasetConfig, Strings
 from speechlmm_train.corpora.transcript_list.reader import TranscriptList
 
 
@@ -18,17 +20,17 @@ class TranscriptListDatasetConfig(LayoutDatasetConfig):
     """
 
     type: Literal["transcript_list"] = "transcript_list"
-    files: tuple[str, ...] = ("{partition}/*/*/*.trans.txt",)
+    files: Strings = ("{partition}/*/*/*.trans.txt",)
     """Templates of the lists."""
-    separator: str = " "
+    separator: Annotated[str, Field(min_length=1)] = " "
     """What stands between name and transcript."""
     id_parts: tuple[str, ...] = ()
     """Names of the columns that a name's parts become."""
-    id_separator: str = "-"
+    id_separator: Annotated[str, Field(min_length=1)] = "-"
     """What stands between the parts of a name."""
     audio: str = "{folder}/{id}"
     """Template of an utterance's audio file without its extension."""
-    extensions: tuple[str, ...] = (".flac", ".wav", ".opus", ".ogg", ".mp3")
+    extensions: Strings = (".flac", ".wav", ".opus", ".ogg", ".mp3")
     """Extensions of audio files; the first that the first utterance of a list has is the list's."""
 
     def records(self, base: Path, selection: Selection = EVERYTHING) -> TranscriptList:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from speechlmm_core.data.faults import Faults
 from speechlmm_core.errors import DataError
-from speechlmm_train.corpora.layout import TOLD, Found
+from speechlmm_train.corpora.layout import TOLD, Found, fill
 from speechlmm_train.corpora.lines import Lines
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class TranscriptList:
         self._lines = Lines([found.path for found in lists])
         self.columns: Sequence[str] = ("id", "text", "folder", "audio", *config.id_parts, *lists[0].told)
         self._extensions: dict[int, str] = {}
+        fill("audio", config.audio, dict.fromkeys(self.columns, ""))
         self._check()
 
     def _check(self) -> None:
@@ -52,7 +53,7 @@ class TranscriptList:
         """An utterance."""
         found = self.lists[self._lines.file(index)]
         row = {**found.told, "folder": found.folder, **self._split(self._lines.line(index))}
-        stem = self.config.audio.format(**row)
+        stem = fill("audio", self.config.audio, row)
         return {**row, "audio": stem + self._extension(self._lines.file(index), stem)}
 
     def place(self, index: int) -> str:
