@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
+from speechlmm_core.errors import SpeechLMMError
 from speechlmm_core.model.describe import describe, meta_model
 from speechlmm_core.model.speechlmm import SpeechLMM
+from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.config import RunConfig
 from speechlmm_train.stage_config import ResolvedStage
 from speechlmm_train.trainer.arguments import can_flash
 from speechlmm_train.trainer.checks import check_stage
+from speechlmm_train.trainer.mixture import table
+from speechlmm_train.trainer.stage_data import open_stages
 
 _HEAD = ("COMPONENT", "CLASS", "SOURCE", "PARAMETERS", "TRAINABLE", "DTYPE", "BYTES", "ATTENTION")
 
@@ -68,6 +73,28 @@ def stage_lines(config: RunConfig) -> Iterator[str]:
     for stage in config.resolved_stages():
         check_stage(model, stage, max_steps=stage.max_steps or 1, world_size=world_size)
         yield f"stage {stage.name}: {_steps(config, stage)}, {_trained(stage)} ({_share(model)}), {_size(stage)}"
+
+
+def mixture_lines(config: RunConfig, base: Path) -> Iterator[str]:
+    """A table for each stage of the datasets and tasks in its first epoch; a line that says why where there is none.
+
+    Args:
+        config: The run.
+        base: Folder where relative paths start.
+    """
+    if not any(stage.data.train or stage.data.data_config_path for stage in config.resolved_stages()):
+        return
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        processor = SpeechLMMProcessor.from_config(config.model)
+        stages = open_stages(config, processor, base=base, world_size=world_size)
+    except SpeechLMMError as exc:
+        yield f"the mixture is not shown: {str(exc).splitlines()[0]}"
+        return
+    for stage in stages:
+        epoch = stage.plan.epoch_steps()
+        yield f"stage {stage.settings.name}: {stage.settings.data.mixing} mixing, an epoch takes {epoch:,.1f} steps"
+        yield from table(stage.mixture.rows())
 
 
 def _steps(config: RunConfig, stage: ResolvedStage) -> str:

@@ -21,13 +21,13 @@ def plan(
     overwrite: bool,
     progress: bool,
 ) -> None:
-    """Check what `run` would train, with the same arguments, and show the model; no weight is loaded."""
+    """Check what `run` would train, with the same arguments, and show the model and its data; no weight is loaded."""
     from speechlmm_core.errors import ConfigError
     from speechlmm_train.compose import compose_config, to_yaml
 
     composed = compose_config(config_name, overrides, config_dir=config_dir, imports=imports)
 
-    from speechlmm_train.plan_table import component_table, stage_lines
+    from speechlmm_train.plan_table import component_table, mixture_lines, stage_lines
     from speechlmm_train.trainer.output_folder import OutputFolder
 
     folder = OutputFolder(composed.config.training.output_dir)
@@ -42,7 +42,9 @@ def plan(
         folder.check_same(composed.plain)
     click.echo(to_yaml({key: value for key, value in composed.plain.items() if value}))
     # Made before it is printed, so that a plan is shown whole or not at all.
-    for line in [*component_table(composed.config), "", *stage_lines(composed.config)]:
+    lines = [*component_table(composed.config), "", *stage_lines(composed.config)]
+    mixture = list(mixture_lines(composed.config, Path.cwd()))
+    for line in [*lines, *(["", *mixture] if mixture else [])]:
         click.echo(line)
     if occupied is not None:
         click.echo(f"note: {occupied}", err=True)

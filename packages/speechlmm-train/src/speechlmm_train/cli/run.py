@@ -34,6 +34,16 @@ def run(
 
     prepare_process()
     from speechlmm_train.run import run as train
+    from speechlmm_train.trainer.mixture import table
 
     report = train(composed.config, plain=composed.plain, resume=resume, overwrite=overwrite, progress=progress)
+    for stage, rows in report.mixture.items():
+        if len(rows) > 1:
+            click.echo(f"stage {stage} was trained on")
+            for line in table(rows):
+                click.echo(line)
+    for name, guard in report.guard.items():
+        if guard["worsened"] > composed.config.training.guard_tolerance:
+            first, last = guard["first"], guard["last"]
+            click.echo(f"note: {name} has worsened from {first:.4g} to {last:.4g}", err=True)
     click.echo(f"trained {report.steps} steps in {report.seconds:.0f} s; the model is in {report.model_path}")
