@@ -41,6 +41,7 @@ class LineTable:
         told: What the file's name tells.
         media_root: Folder where relative paths start.
         faults: Where faults go.
+        limit: How many rows are taken at most.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class LineTable:
         told: Mapping[str, str],
         media_root: str,
         faults: Faults,
+        limit: int | None = None,
     ) -> None:
         self.path, self.dialect, self.shown = path, dialect, shown
         self._where, self._parts, self._told, self._root = where, parts, told, media_root
@@ -65,6 +67,8 @@ class LineTable:
         with path.open("rb") as file:
             self._stamp = _stamp(file.fileno())
             for number, start, end, make in self._rows(file, skip_first, faults):
+                if limit is not None and len(self._starts) >= limit:
+                    break
                 self._scan(number, start, end, make, faults)
 
     def _scan(

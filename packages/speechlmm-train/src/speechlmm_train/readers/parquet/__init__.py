@@ -1,0 +1,1 @@
+"""The `parquet` dataset: Parquet and Arrow files, saved datasets, and the Hugging Face hub."""
