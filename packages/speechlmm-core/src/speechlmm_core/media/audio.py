@@ -35,6 +35,8 @@ __all__ = [
 
 MAX_DURATION_S = 2 * 3600.0
 """Longest audio that is loaded unless the caller says otherwise; two hours at 16 kHz are 460 MB."""
+LOUDEST = 1e9
+"""Full scale is 1; larger samples are damaged, or integers that were stored as floats."""
 
 
 def load_audio_item(item: Mapping[str, Any], sampling_rate: int) -> Medium:
@@ -159,9 +161,8 @@ def _collect(blocks: Iterable[Block], length: int, rate: int, to_rate: int, *, n
     resampler = soxr.ResampleStream(rate, to_rate, 1, dtype="float32", quality="HQ") if rate != to_rate else None
     read = written = 0
     for block in blocks:
-        if not np.isfinite(block).all():
-            at = (read + int(np.argmin(np.isfinite(block)))) / rate
-            raise MediaError(f"{name}: the sample at {at:.3f} s is not a finite number; mend or leave out this audio")
+        if not max(block.max(initial=0), -block.min(initial=0)) < LOUDEST:
+            _refuse(block, read, rate, name)
         read += len(block)
         ready = resampler.resample_chunk(block) if resampler else block
         out[written : written + len(ready)] = ready[: len(out) - written]
@@ -176,6 +177,18 @@ def _collect(blocks: Iterable[Block], length: int, rate: int, to_rate: int, *, n
         ready = resampler.resample_chunk(np.zeros(-(-rate // to_rate) + 1, np.float32), last=True)
         out[written : written + len(ready)] = ready[: len(out) - written]
     return out
+
+
+def _refuse(block: Block, read: int, rate: int, name: str) -> None:
+    """Says which sample of a block cannot be used.
+
+    Raises:
+        MediaError: Always.
+    """
+    usable = np.abs(block) < LOUDEST
+    at = int(np.argmin(usable))
+    what = "not a finite number" if not np.isfinite(block[at]) else f"{block[at]:.3g}, where full scale is 1"
+    raise MediaError(f"{name}: the sample at {(read + at) / rate:.3f} s is {what}; mend or leave out this audio")
 
 
 def _medium(values: Block, sampling_rate: int) -> Medium:

@@ -9,7 +9,7 @@ import soundfile
 from speechlmm_core.errors import MediaError
 from speechlmm_core.media.container import sniff
 from speechlmm_core.media.pyav_reader import PyAVReader
-from speechlmm_core.media.reader import AudioInfo, AudioReader
+from speechlmm_core.media.reader import MAX_CHANNELS, MAX_RATE, MIN_RATE, AudioInfo, AudioReader
 from speechlmm_core.media.soundfile_reader import UNKNOWN_LENGTH, SoundFileReader
 from speechlmm_core.media.source import MediaSource, as_source
 
@@ -41,7 +41,14 @@ def open_audio(path: MediaSource) -> AudioReader:
         reader = _open(path)
     except OSError as exc:
         raise MediaError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
-    if reader.info.num_samples <= 0:
+    info = reader.info
+    if not MIN_RATE <= info.sampling_rate <= MAX_RATE or info.num_channels > MAX_CHANNELS:
+        reader.close()
+        raise MediaError(
+            f"{path}: damaged: its header says {info.sampling_rate} samples a second and {info.num_channels} channels; "
+            f"expected {MIN_RATE} to {MAX_RATE} and at most {MAX_CHANNELS}; copy or download it again"
+        )
+    if info.num_samples <= 0:
         reader.close()
         raise MediaError(f"{path}: the file holds no audio samples; leave it out or record it again")
     return reader

@@ -18,7 +18,7 @@ import numpy as np
 
 from speechlmm_core.errors import MediaError
 from speechlmm_core.media.container import mp3_has_length
-from speechlmm_core.media.reader import PREROLL_S, AudioInfo, Block
+from speechlmm_core.media.reader import PREROLL_S, AudioInfo, Block, average
 from speechlmm_core.media.source import MediaSource
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ class PyAVReader:
             container.close()
             raise MediaError(f"{self.path}: holds no audio; give an audio file, or a video that has a sound track")
         stream = container.streams.audio[0]
-        if not stream.rate or not stream.channels:
+        # Where FFmpeg knows no decoder, the stream has no such properties.
+        if not getattr(stream, "rate", 0) or not getattr(stream, "channels", 0):
             container.close()
             raise _unreadable(self.path, "no audio could be recognised in it")
         return container, stream
@@ -168,7 +169,7 @@ def _mono(frame: AudioFrame) -> Block:
         values = (values.astype(np.float32) - 128) / 128
     elif values.dtype.kind == "i":
         values = values.astype(np.float32) / -float(np.iinfo(values.dtype).min)
-    return values.mean(axis=0, dtype=np.float32)  # (L,)
+    return average(values, axis=0)  # (L,)
 
 
 def _unreadable(path: MediaSource, reason: object) -> MediaError:

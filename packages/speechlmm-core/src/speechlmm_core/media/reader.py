@@ -20,6 +20,12 @@ may borrow bits from some thirty before them, 0.8 s."""
 Block = np.ndarray[Any, np.dtype[np.float32]]
 
 
+MIN_RATE, MAX_RATE = 1000, 1_000_000
+"""Samples a second that audio may have; other numbers come from damaged headers."""
+MAX_CHANNELS = 256
+"""Likewise for channels."""
+
+
 @dataclass(frozen=True)
 class AudioInfo:
     """Properties of an audio file, at its own sampling rate."""
@@ -54,3 +60,9 @@ class AudioReader(Protocol):
     def close(self) -> None:
         """Closes the file."""
         ...
+
+
+def average(values: np.ndarray[Any, Any], *, axis: int) -> Block:
+    """The mean over the channels; of numbers that are none or too large, no number either, without a warning."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return values.mean(axis=axis, dtype=np.float32)

@@ -8,7 +8,7 @@ import numpy as np
 import soundfile
 
 from speechlmm_core.errors import MediaError
-from speechlmm_core.media.reader import BLOCK_SAMPLES, PREROLL_S, AudioInfo, Block
+from speechlmm_core.media.reader import BLOCK_SAMPLES, PREROLL_S, AudioInfo, Block, average
 from speechlmm_core.media.source import MediaSource
 
 UNKNOWN_LENGTH = 1 << 62
@@ -34,16 +34,17 @@ class SoundFileReader:
         """
         preroll = int(PREROLL_S * self.info.sampling_rate) if self._file.format == "OGG" else 0
         position = max(0, first - preroll)
+        size = max(1, min(BLOCK_SAMPLES, 8 * BLOCK_SAMPLES // self.info.num_channels))
         try:
             self._file.seek(position)
             while position < last:
-                read = self._file.read(min(BLOCK_SAMPLES, last - position), dtype="float32", always_2d=True)  # (L, C)
+                read = self._file.read(min(size, last - position), dtype="float32", always_2d=True)  # (L, C)
                 block = np.asarray(read, np.float32)
                 skip = max(0, first - position)
                 position += len(block)
                 if not len(block):
                     return
-                mono: Block = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)  # (L,)
+                mono: Block = block[:, 0] if block.shape[1] == 1 else average(block, axis=1)  # (L,)
                 if skip < len(mono):
                     yield mono[skip:]
         except soundfile.LibsndfileError as exc:
