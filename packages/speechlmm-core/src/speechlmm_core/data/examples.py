@@ -135,6 +135,15 @@ class ConcatExamples(Examples):
         part, at = self.find(index)
         return part.chat(at, draw=draw, with_answer=with_answer)
 
+    def shown_first(self) -> list[Example]:
+        """Examples of which some may be shown before another, of any of the datasets."""
+        return [example for part in self.parts for example in part.shown_first()]
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """Files that say which examples there are."""
+        return tuple(dict.fromkeys(path for part in self.parts for path in part.sources))
+
     def find(self, index: int) -> tuple[Examples, int]:
         """The dataset that an example belongs to, and its number there."""
         number = bisect_right(self._ends, index)

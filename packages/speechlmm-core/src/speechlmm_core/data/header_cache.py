@@ -83,6 +83,10 @@ class HeaderCache:
                 self._used[key] = header
                 self._new |= is_new
 
+    def give(self, known: Mapping[MediaSource, Header]) -> None:
+        """Gets headers ready for `length` that are known already, beside those that were read last."""
+        self._block.update(known)
+
     def count(self, items: Sequence[tuple[EncoderConfig, Mapping[str, Any]]], pool: Executor) -> None:
         """Gets the lengths of media that are no audio ready for `num_samples`: kept ones, or from their encoders."""
         keyed = {key: (encoder, item) for encoder, item in items if (key := _item_key(encoder, item)) is not None}

@@ -15,61 +15,30 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from speechlmm_core.chat.messages import Message
-from speechlmm_core.config import InputConfig, ModelConfig
 from speechlmm_core.data.chats import chat_of, draws_of, longest_of, task_for
 from speechlmm_core.data.example import Example
 from speechlmm_core.data.examples import ConcatExamples, Examples, ListExamples, place_of
 from speechlmm_core.data.faults import Faults
-from speechlmm_core.data.header_cache import HeaderCache, cache_folder
+from speechlmm_core.data.header_cache import Header, HeaderCache, cache_folder
+from speechlmm_core.data.index.sizes import Kind, Lengths, Sizer, StoredSizes, kind_of, tokenizer_text
+from speechlmm_core.data.index.views import known_headers, shown_headers, unchecked, view_texts
 from speechlmm_core.errors import DataError, MediaError, SpeechLMMError
 from speechlmm_core.interfaces.encoder import EncoderConfig
-from speechlmm_core.media.source import file_source, item_name
+from speechlmm_core.media.source import MediaSource, file_source, item_name
 
 logger = logging.getLogger(__name__)
 
 BLOCK = 4096
 THREADS = 8
-SIZES = 3
+SIZES = 4
 """How sizes are counted; another number leaves those aside that are stored."""
-
-_Kind = tuple[str, str | None, str | None, bool, bool, tuple[int, ...]]
-
-
-class Sizer(Protocol):
-    """What of the processor is needed here."""
-
-    config: ModelConfig
-    inputs: dict[str, InputConfig]
-    tokenizer: Any
-
-    def sizes(
-        self, messages: Sequence[Message], num_samples: Sequence[int], *, with_answer: bool = True
-    ) -> tuple[int, int]:
-        """Positions and encoder frames of a conversation."""
-        ...
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """What the examples of a dataset take."""
-
-    positions: NDArray[np.int64]
-    """(N,) positions in the language model, with the longest wording of the prompt."""
-    frames: NDArray[np.int64]
-    """(N,) encoder output frames."""
-    seconds: NDArray[np.float64]
-    """(N,) seconds of media."""
-
-    def __len__(self) -> int:
-        return len(self.positions)
 
 
 def measure(
@@ -93,11 +62,17 @@ def measure(
             listed.
     """
     faults = Faults()
-    parts = examples.parts if isinstance(examples, ConcatExamples) else [examples]
     measured: list[Lengths] = []
-    for part in parts:
+    for part in _parts(examples):
+        stored = StoredSizes.of(part, processor, max_length, cache=cache or cache_folder())
         try:
-            measured.append(_Measurement(part, processor, cache or cache_folder(), max_length).run())
+            found = None if stored is None else stored.load()
+            if found is None:
+                with unchecked(part):
+                    found = _Measurement(part, processor, cache or cache_folder(), max_length).run()
+                if stored is not None:
+                    stored.save(found)
+            measured.append(found)
         except DataError as exc:
             faults.extend(exc)
     faults.raise_if_any()
@@ -117,12 +92,13 @@ class _Measurement:
         max_length: Callable[[str, int], int] | None,
     ) -> None:
         self.examples, self.processor, self.max_length = examples, processor, max_length
-        source = getattr(examples, "path", None)
-        self.source = Path(source).absolute() if source is not None else None
+        sources = examples.sources if isinstance(examples, Examples) else ()
+        self.sources = [Path(path).absolute() for path in sources if Path(path).is_file()]
         self.folder = folder
-        self.headers = HeaderCache.open(folder, str(self.source) if self.source else None)
+        self.headers = HeaderCache.open(folder, "\0".join(map(str, self.sources)) or None)
+        self.given: dict[MediaSource, Header] = {}
         self.faults = Faults()
-        self.longest: dict[_Kind, int] = {}
+        self.longest: dict[Kind, int] = {}
 
     def run(self) -> Lengths:
         count = len(self.examples)
@@ -136,7 +112,7 @@ class _Measurement:
                 sizes = np.load(stored, allow_pickle=False)
                 if sizes.shape == (2, count) and sizes.dtype == np.int64:
                     return Lengths(sizes[0], sizes[1], lengths.seconds)
-            except (OSError, ValueError) as exc:
+            except (OSError, ValueError, EOFError) as exc:
                 logger.info("cannot read %s: %s", stored, exc)
         for index in range(count):
             try:
@@ -154,10 +130,12 @@ class _Measurement:
         pool = self.examples.shown_first() if isinstance(self.examples, Examples) else []
         if not pool:
             return
-        count = task_for(pool[0]).num_shots
-        shown = _Measurement(ListExamples(pool), self.processor, self.folder, self.max_length).run()
-        lengths.positions[:] += np.sort(shown.positions)[-count:].sum()
-        lengths.frames[:] += np.sort(shown.frames)[-count:].sum()
+        count = max(task_for(one).num_shots for one in pool)
+        shown = _Measurement(ListExamples(pool), self.processor, self.folder, self.max_length)
+        shown.given = shown_headers(self.examples)
+        found = shown.run()
+        lengths.positions[:] += np.sort(found.positions)[-count:].sum()
+        lengths.frames[:] += np.sort(found.frames)[-count:].sum()
 
     def num_samples(self, seconds: NDArray[np.float64]) -> list[tuple[int, ...]]:
         """Samples of each example's media at their encoders' rates."""
@@ -166,8 +144,10 @@ class _Measurement:
             for start in range(0, len(self.examples), BLOCK):
                 indices = range(start, min(start + BLOCK, len(self.examples)))
                 chats = [self.media(index) for index in indices]
+                known = {**self.given, **known_headers(self.examples, indices)}
                 found_in = {file_source(item) for items, _ in chats for item in items if self.is_audio(item)}
-                self.headers.read(sorted((one for one in found_in if one), key=str), pool)
+                self.headers.read(sorted((one for one in found_in if one and one not in known), key=str), pool)
+                self.headers.give(known)
                 others = [(self.encoder(i), i) for items, _ in chats for i in items if not self.is_audio(i)]
                 self.headers.count(others, pool)
                 for index, (items, num_own) in zip(indices, chats, strict=True):
@@ -176,7 +156,7 @@ class _Measurement:
                         try:
                             count = self.length(item)
                             seconds[index] += count / self.encoder(item).sampling_rate if at < num_own else 0.0
-                            samples.append(self.max_length(item["type"], count) if self.max_length else count)
+                            samples.append(self.augmented(item, count))
                         except SpeechLMMError as exc:
                             self.faults.add(place_of(self.examples, index), str(exc), order=index)
                     found.append(tuple(samples))
@@ -225,12 +205,26 @@ class _Measurement:
             raise MediaError(f"{item_name(item)}: {seconds:.3f} s are too short, the model makes no frame of them")
         return samples
 
+    def augmented(self, item: Mapping[str, Any], num_samples: int) -> int:
+        """The most samples that augmentation may make of a medium.
+
+        Raises:
+            MediaError: That is more than the encoder takes.
+        """
+        most = num_samples if self.max_length is None else self.max_length(item["type"], num_samples)
+        if most > num_samples:
+            try:
+                self.encoder(item).check_length(most)
+            except MediaError as exc:
+                raise MediaError(f"{item_name(item)}: as long as augmentation may make it: {exc}") from exc
+        return max(most, num_samples)
+
     def size(self, example: Example, num_samples: tuple[int, ...]) -> tuple[int, int]:
         """Positions and frames with the longest wording of the example's prompt."""
         numbers = draws_of(example)
         if not numbers:
             return self.size_of_longest(example, num_samples)
-        kind = _kind(example)
+        kind = kind_of(example)
         if kind not in self.longest:
             sizes = [self.processor.sizes(chat_of(example, draw=number), num_samples)[0] for number in numbers]
             self.longest[kind] = numbers[int(np.argmax(sizes))]
@@ -249,36 +243,32 @@ class _Measurement:
 
     def stored_sizes(self, num_samples: list[tuple[int, ...]]) -> Path | None:
         """Where the sizes are kept: named after everything that they depend on."""
-        if self.source is None:
+        if not self.sources:
             return None
-        status = self.source.stat()
+        states = [(str(path), status.st_size, status.st_mtime_ns) for path in self.sources if (status := path.stat())]
         pool = self.examples.shown_first() if isinstance(self.examples, Examples) else []
-        kinds = {_kind(example): example for example in self.examples}
+        kinds = {kind_of(example): example for example in self.examples}
         digest = hashlib.blake2b(digest_size=16)
         for part in (
-            f"{SIZES}\0{self.source}\0{status.st_size}\0{status.st_mtime_ns}",
+            f"{SIZES}\0{states}",
+            *view_texts(self.examples),
             json.dumps(num_samples),
             self.processor.config.model_dump_json(),
             # Chats of each kind hold every wording and option that sizes depend on.
             *(repr([chat_of(one, draw=number) for number in draws_of(one)]) for one in [*kinds.values(), *pool]),
             *sorted(map(repr, kinds)),
             *(task_for(one).model_dump_json() for one in kinds.values()),
-            _tokenizer_text(self.processor.tokenizer),
+            tokenizer_text(self.processor.tokenizer),
         ):
             digest.update(part.encode() + b"\0")
         return self.folder / f"sizes-{digest.hexdigest()}.npy"
 
 
-def _kind(example: Example) -> _Kind:
-    """What decides which wordings an example may get, and so which of them is the longest."""
-    return (
-        example.task,
-        example.source_language,
-        example.target_language,
-        bool((example.instruction or "").strip()),
-        bool((example.source_text or "").strip()),
-        tuple(draws_of(example)),
-    )
+def _parts(examples: Sequence[Example]) -> list[Sequence[Example]]:
+    """The datasets of a sequence, however they are put together."""
+    if isinstance(examples, ConcatExamples):
+        return [one for part in examples.parts for one in _parts(part)]
+    return [examples]
 
 
 def _chats(example: Example) -> list[list[Message]]:
@@ -288,9 +278,3 @@ def _chats(example: Example) -> list[list[Message]]:
 
 def _media(chat: Sequence[Message]) -> list[dict[str, Any]]:
     return [item for message in chat for item in message.media]
-
-
-def _tokenizer_text(tokenizer: Any) -> str:
-    """Everything that decides how text becomes tokens."""
-    backend = tokenizer.tokenizer.backend_tokenizer
-    return f"{tokenizer.template}\0{backend.to_str()}"
