@@ -20,7 +20,11 @@ from speechlmm_train.cli.options import debug_option
     help="fast: headers and hashes; full: decodes all media as well.",
 )
 @click.option("--index-dir", type=click.Path(path_type=Path), help="Where to write.  [default: X.index for X.yaml]")
-@click.option("--jobs", type=click.IntRange(1, 1024), help="Processes that read media.  [default: all cores]")
+@click.option(
+    "--jobs",
+    type=click.IntRange(0, 1024),
+    help="Processes that read media; 0: this one alone.  [default: all cores]",
+)
 @click.option("--redo", is_flag=True, help="Read everything again, whatever is known.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many rows of each part.")
 @click.option("--max-duration", type=click.FloatRange(min=0, min_open=True), help="Seconds of media at most.")
@@ -74,7 +78,7 @@ def prepare(
         spec,
         index_dir=index_dir or index_dir_of(spec),
         settings=Settings(check, max_duration, max_words_per_minute, max_characters_per_second),
-        jobs=jobs or len(os.sched_getaffinity(0)),
+        jobs=len(os.sched_getaffinity(0)) if jobs is None else jobs,
         redo=redo,
         limit=limit,
         progress=progress,

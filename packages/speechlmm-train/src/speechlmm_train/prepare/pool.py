@@ -20,7 +20,7 @@ class MediaPool:
     """Processes that read media; a context manager.
 
     Args:
-        jobs: Number of processes.
+        jobs: Number of processes; 0 to read in this one, where a decoder's crash ends everything.
     """
 
     def __init__(self, jobs: int) -> None:
@@ -35,6 +35,9 @@ class MediaPool:
 
     def run(self, chunks: Iterable[Sequence[Medium]]) -> Iterator[list[Measured]]:
         """Reads chunks of media, and yields what was found as it is found; in no particular order."""
+        if not self.jobs:
+            yield from map(measure_all, chunks)
+            return
         waiting: dict[Future[list[Measured]], Sequence[Medium]] = {}
         left = iter(chunks)
         more = True

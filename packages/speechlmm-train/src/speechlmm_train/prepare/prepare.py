@@ -48,7 +48,7 @@ def prepare(
         spec_path: The specification.
         index_dir: Where the index and the report are written.
         settings: What is checked.
-        jobs: Processes that read media.
+        jobs: Processes that read media; 0 to read them in this one.
         redo: Whether everything is read again, whatever is known.
         limit: How many rows of each part are prepared; None for all.
         progress: Whether bars are shown.
