@@ -64,12 +64,13 @@ class ChatSession:
     def ask_task(self) -> Pieces:
         """Asks the task's question about the file; otherwise as `ask`."""
         assert self.task is not None
-        assert self._waiting is not None
-        item = {key: value for key, value in self._waiting.items() if key != "type"}
-        return self._answer([*self.history, *self.task.messages({self._waiting["type"]: item})])
+        return self._answer([*self.history, *self.task.messages(self._media())])
 
     def ask(self, text: str) -> Pieces:
         """Asks a question; the answer comes piece by piece.
+
+        A task about texts (`mt`, `tsum`) puts the text into its own words, and one that answers questions about a file
+        (`sqa`) does so with the question.
 
         Closing the iterator stops the answer. What was said until then stays in the conversation; if nothing was,
         the question is taken back.
@@ -77,9 +78,18 @@ class ChatSession:
         Raises:
             SpeechLMMError: The message cannot be used; the conversation stays as it was.
         """
+        if self.task is not None and self._waiting is None and self.task.takes_text:
+            return self._answer(self.task.messages({}, self.task.example_of(text)))  # each text stands by itself
+        if self.task is not None and self._waiting is not None and self.task.takes_question:
+            return self._answer([*self.history, *self.task.asking(text).messages(self._media())])
         content: list[dict[str, Any]] = [] if self._waiting is None else [self._waiting]
         content.append({"type": "text", "text": text})
         return self._answer([*self.history, Message(role="user", content=content)])
+
+    def _media(self) -> dict[str, dict[str, Any]]:
+        """The file that waits, by the model's input."""
+        assert self._waiting is not None
+        return {self._waiting["type"]: {key: value for key, value in self._waiting.items() if key != "type"}}
 
     def _answer(self, messages: list[Message]) -> Pieces:
         said = ""

@@ -25,6 +25,7 @@ def chat(
     task: str | None,
     source_language: str | None,
     target_language: str | None,
+    question: str | None,
     audio: Path | None,
     video: Path | None,
     temperature: float,
@@ -35,7 +36,8 @@ def chat(
 
     An empty message ends the chat, <reset> clears its history and media, and audio:/path/to/file (or
     video:/path/to/file) at the end of a message clears the history and loads that file. With --task, a file without a
-    question is asked the task's. Reads from a pipe, too; the exit code is then 1 if a message could not be answered.
+    question is asked the task's, and a task about texts (mt, tsum) takes each message as one.
+    Reads from a pipe, too; the exit code is then 1 if a message could not be answered.
     """
     from speechlmm_core.inference.options import GenerationOptions
     from speechlmm_serve.chat.line import read_path
@@ -45,7 +47,9 @@ def chat(
 
     if audio is not None and video is not None:
         raise ConfigError("give either --audio or --video to start with, not both")
-    prompt = TaskPrompt.of(task, source_language, target_language) if task else None
+    if question is not None and not task:
+        raise ConfigError("--question goes with --task sqa")
+    prompt = TaskPrompt.of(task, source_language, target_language, question) if task else None
     if prompt is not None:
         prompt.check()
     engine = load_engine(model_path, **place)

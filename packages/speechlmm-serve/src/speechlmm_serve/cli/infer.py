@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from speechlmm_core.errors import ConfigError
 from speechlmm_serve.cli.options import load_engine, model_options, task_options
+
+if TYPE_CHECKING:
+    from speechlmm_serve.infer.inputs import Inputs
+    from speechlmm_serve.task_prompt import TaskPrompt
 
 
 def _batch_size(ctx: click.Context, param: click.Parameter, value: str) -> int | Literal["auto"]:
@@ -20,14 +24,29 @@ def _batch_size(ctx: click.Context, param: click.Parameter, value: str) -> int |
     return int(value)
 
 
-def _source(audios: Path | None, videos: Path | None) -> tuple[str, Path]:
-    """Which modality is asked for, and where its files are."""
-    if audios is not None and videos is None:
-        return "audio", audios
-    if videos is not None and audios is None:
-        return "video", videos
-    found = "both" if audios is not None else "neither"
-    raise ConfigError(f"expected --audios-file-path or --videos-file-path, got {found}; a manifest may name both")
+def _source(audios: Path | None, videos: Path | None, texts: Path | None) -> tuple[str, Path]:
+    """What is asked about (audio, video, text), and where it is."""
+    given = [(kind, path) for kind, path in (("audio", audios), ("video", videos), ("text", texts)) if path is not None]
+    if len(given) == 1:
+        return given[0]
+    found = ("both" if len(given) == 2 else "all") if given else "neither"
+    raise ConfigError(
+        f"expected --audios-file-path or --videos-file-path, got {found}; a manifest may name both "
+        "(--texts-file-path instead is for tasks about texts)"
+    )
+
+
+def _inputs(kind: str, path: Path, model_path: Path, prompt: TaskPrompt) -> Inputs:
+    """What the task is run on."""
+    from speechlmm_core.checkpoint.load import read_model_config, resolve_model_path
+    from speechlmm_serve.infer.inputs import find_inputs
+    from speechlmm_serve.infer.texts import TextInputs
+    from speechlmm_serve.task_prompt import media_input
+
+    config = read_model_config(resolve_model_path(model_path))
+    if kind == "text":
+        return TextInputs(path, prompt)
+    return find_inputs(path, media_input(config, kind), kind)
 
 
 @click.command()
@@ -43,6 +62,11 @@ def _source(audios: Path | None, videos: Path | None) -> tuple[str, Path]:
     type=click.Path(path_type=Path),
     help="The same of video files, for a model that takes video.",
 )
+@click.option(
+    "--texts-file-path",
+    type=click.Path(path_type=Path),
+    help="Texts for tasks that work on them (mt, tsum, …): one a line, a folder of .txt files, or a .jsonl manifest.",
+)
 @click.option("--output", type=click.Path(path_type=Path), help="JSONL file to write; standard output if not given.")
 @click.option("--batch-size", default="auto", show_default=True, callback=_batch_size, help="A number, or auto.")
 @click.option("--resume", is_flag=True, help="Keep the lines of --output that succeeded, and run the rest.")
@@ -56,8 +80,10 @@ def infer(
     task: str,
     source_language: str | None,
     target_language: str | None,
+    question: str | None,
     audios_file_path: Path | None,
     videos_file_path: Path | None,
+    texts_file_path: Path | None,
     output: Path | None,
     batch_size: int | Literal["auto"],
     resume: bool,
@@ -67,25 +93,22 @@ def infer(
     progress: bool,
     **place: Any,
 ) -> int:
-    """Run a task over audio or video files, a list or a manifest.
+    """Run a task over audio or video files, texts, a list or a manifest.
 
     Writes one JSON object a line for each input, in input order: path, text, duration, error, and more. A file that
     cannot be used is a line with its error; the others go on, and the exit code is 1.
     """
-    from speechlmm_core.checkpoint.load import read_model_config, resolve_model_path
     from speechlmm_core.inference.options import GenerationOptions
-    from speechlmm_serve.infer.inputs import find_inputs
     from speechlmm_serve.infer.output import check_output
     from speechlmm_serve.infer.run import run_inference
-    from speechlmm_serve.task_prompt import TaskPrompt, media_input
+    from speechlmm_serve.task_prompt import TaskPrompt
 
     # Everything that can be wrong with the call is looked at before a weight is loaded.
     output = None if output is None else output.expanduser()
     check_output(output, resume=resume, overwrite=overwrite)
-    prompt = TaskPrompt.of(task, source_language, target_language)
-    modality, path = _source(audios_file_path, videos_file_path)
-    name = media_input(read_model_config(resolve_model_path(model_path)), modality)
-    inputs = find_inputs(path, name, modality)
+    prompt = TaskPrompt.of(task, source_language, target_language, question)
+    kind, path = _source(audios_file_path, videos_file_path, texts_file_path)
+    inputs = _inputs(kind, path, model_path, prompt)
     inputs.check(prompt)
     engine = load_engine(model_path, **place)
     failed = run_inference(

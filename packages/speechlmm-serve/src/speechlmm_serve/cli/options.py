@@ -33,13 +33,16 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def task_options(*, default: str | None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Adds the options that name a task and its languages."""
+    """Adds the options that name a task, its languages and its question."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         for option in (
+            click.option("--question", help="What is asked about each file, with --task sqa."),
             click.option("--target-language", help="Language of the answer (de, fr, …), where the task needs it."),
             click.option("--source-language", help="Language that is spoken."),
-            click.option("--task", default=default, show_default=default is not None, help="Task: asr, st, …"),
+            click.option(
+                "--task", default=default, show_default=default is not None, help="Task: asr, st, sqa, ssum, mt, …"
+            ),
         ):
             function = option(function)
         return function

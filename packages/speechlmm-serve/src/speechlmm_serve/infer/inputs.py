@@ -40,7 +40,7 @@ class Input:
     @property
     def key(self) -> str:
         """Tells inputs apart when an output is resumed."""
-        item = next(iter(self.media.values()))
+        item = next(iter(self.media.values()), {})
         part = "".join(f"#{name}={item[name]}" for name in ("start", "end") if name in item)
         return f"{self.path}{part}{f'#{self.example.id}' if self.example else ''}"
 
@@ -85,7 +85,7 @@ class FileInputs:
 
     def check(self, prompt: TaskPrompt) -> None:
         """Tries a task out."""
-        prompt.check()
+        prompt.check(names=(self.name,))
 
 
 class ManifestInputs:
@@ -124,14 +124,15 @@ class ManifestInputs:
 
     def check(self, prompt: TaskPrompt) -> None:
         """Tries a task out on every line."""
-        known: dict[tuple[str | None, str | None, bool], str | None] = {}
+        known: dict[tuple[Any, ...], str | None] = {}
         faults = Faults()
         for number in range(len(self.examples)):
             example = self.examples[number]
-            kind = (example.source_language, example.target_language, example.messages is None)
+            media = tuple(self._media(example) or ())
+            kind = (example.source_language, example.target_language, example.messages is None, media)
             if kind not in known:
                 try:
-                    known[kind] = prompt.check(example)
+                    known[kind] = prompt.check(example, names=media)
                 except ConfigError as exc:
                     known[kind] = str(exc)
             if known[kind] is not None:

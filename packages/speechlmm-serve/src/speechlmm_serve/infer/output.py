@@ -15,7 +15,7 @@ from speechlmm_core.checkpoint.atomic import atomic_write
 from speechlmm_core.errors import ConfigError, DataError
 
 PARTIAL = ".partial"
-ABOUT = ("task", "source_language", "target_language")
+ABOUT = ("task", "source_language", "target_language", "question")
 """Keys that must be the same in a line for it to be kept."""
 
 

@@ -65,8 +65,8 @@ def run_inference(
 
 def about(prompt: TaskPrompt) -> dict[str, Any]:
     """What of the call stands on every line."""
-    languages = {"source_language": prompt.source_language, "target_language": prompt.target_language}
-    return {"task": prompt.task.type, **{name: code for name, code in languages.items() if code is not None}}
+    given = {name: getattr(prompt, name) for name in ("source_language", "target_language", "question")}
+    return {"task": prompt.task.type, **{name: value for name, value in given.items() if value is not None}}
 
 
 def _request(one: Input, prompt: TaskPrompt) -> Request:
