@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,11 @@ class MadeCorpus:
         found: list[Example] = []
         for part in self.parts(preset, **entry).values():
             assert not part.dropped
-            found += [part.examples[i] for i in range(len(part.examples))]
+            elsewhere = pickle.loads(pickle.dumps(part.examples))  # as workers get it
+            assert list(elsewhere) == list(part.examples)
+            assert elsewhere.whole.sources
+            assert all(path.is_file() for path in elsewhere.whole.sources)
+            found += elsewhere
         return found
 
 

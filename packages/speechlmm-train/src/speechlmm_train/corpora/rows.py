@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -21,6 +22,8 @@ class Rows:
     """Folder where relative paths of media start."""
     told: Sequence[Mapping[str, str]] = field(default_factory=tuple)
     """What each row's file tells; empty for nothing."""
+    sources: Sequence[Path] = field(default_factory=tuple)
+    """Files that say which rows there are."""
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -36,10 +36,12 @@ def read_fleurs(config: FleursDatasetConfig, root: Path, layout: Layout, selecti
     places: list[str] = []
     told: list[Mapping[str, str]] = []
     translations: dict[str, dict[str, tuple[str, str]]] = {}
+    sources = [Path(found.path) for found in spoken]
     for found in spoken:
         partition = found.told["partition"]
         if target is not None and partition not in translations:
             beside = layout.find(root, Selection(partition=partition, source_language=target))
+            sources += [Path(file.path) for file in beside]
             translations[partition] = {
                 cells["sentence"]: (cells["text"], cells["raw_text"])
                 for file in beside
@@ -59,7 +61,8 @@ def read_fleurs(config: FleursDatasetConfig, root: Path, layout: Layout, selecti
     faults.raise_if_any()
     if not rows:
         raise DataError(f"{str(root)!r}: no sentence of {selection.source_language!r} was read in {target!r} too")
-    return Rows((*COLUMNS, *(TRANSLATED if target is not None else ())), rows, places, str(root), told)
+    columns = (*COLUMNS, *(TRANSLATED if target is not None else ()))
+    return Rows(columns, rows, places, str(root), told, sources)
 
 
 def _table(path: str, faults: Faults) -> list[tuple[str, dict[str, str]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speechlmm_core.errors import DataError
@@ -60,6 +61,11 @@ class LRS2Clips:
     def constants(self, index: int) -> Mapping[str, str]:
         """What the list's path tells."""
         return {k: v for k, v in self.lists[self._lines.file(index)].told.items() if k in TOLD}
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """Files that say which clips there are."""
+        return tuple(Path(found.path) for found in self.lists)
 
 
 def _parse(path: str) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def read_meetings(config: NXTDatasetConfig, root: Path, selection: Selection) ->
         raise DataError(f"the {len(meetings)} meetings of {wanted or 'the corpus'!r} in {str(root)!r} have no {kind}")
     columns = SEGMENT_COLUMNS if config.rows == "segments" else MEETING_COLUMNS
     told = [{} if wanted is None else {"partition": wanted}] * len(reader.rows)
-    return Rows(columns, reader.rows, reader.places, str(root), told)
+    return Rows(columns, reader.rows, reader.places, str(root), told, reader.sources)
 
 
 class _Reader:
@@ -64,6 +64,7 @@ class _Reader:
         self.config, self.root = config, root
         self.rows: list[Mapping[str, Any]] = []
         self.places: list[str] = []
+        self.sources: list[Path] = []
         self._participants: dict[tuple[str, str], dict[str, str]] | None = None
 
     def meeting(self, name: str, files: list[Found]) -> None:
@@ -81,6 +82,7 @@ class _Reader:
         path = next((path for path in paths if os.path.exists(path)), None)
         if path is None:
             return  # many meetings were never summed up
+        self.sources.append(Path(path))
         summary = _summary(path, self.config.sections)
         if summary:
             turns.sort(key=lambda turn: (turn[1]["start"], turn[1]["end"]))
@@ -95,6 +97,7 @@ class _Reader:
         path = os.path.join(top, fill("segments", self.config.segments, {"meeting": meeting, "agent": agent}))
         if not os.path.exists(path):
             return  # who says nothing has words (coughs), but no segments
+        self.sources += [Path(found.path), Path(path)]
         person = self._person(meeting, agent, top)
         words = read_words(found.path)
         for segment in read_segments(path, words, start=self.config.start, end=self.config.end):

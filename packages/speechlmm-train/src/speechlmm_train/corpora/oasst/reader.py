@@ -73,6 +73,11 @@ class OasstThreads:
         """What the file's path tells."""
         return self.told[index]
 
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """Files that say which threads there are."""
+        return tuple(Path(path) for path in dict.fromkeys(place.rpartition(":")[0] for place in self.places))
+
 
 def read_threads(config: OasstDatasetConfig, root: Path, files: Sequence[Found]) -> OasstThreads:
     """Reads the threads of some files.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speechlmm_core.errors import DataError
@@ -84,3 +85,8 @@ class ParallelText:
         if self.turned and told.keys() >= set(LANGUAGES):
             told["source_language"], told["target_language"] = told["target_language"], told["source_language"]
         return told
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """Files that say which pairs there are."""
+        return tuple(Path(path) for lines in self._lines.lines.values() for path in lines.paths)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -73,6 +74,11 @@ class SegmentList:
     def constants(self, index: int) -> Mapping[str, str]:
         """What the list's path tells."""
         return {k: v for k, v in self.lists[self._lines.file(index)].told.items() if k in TOLD}
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """Files that say which segments there are."""
+        return tuple(Path(path) for lines in self._lines.lines.values() for path in lines.paths)
 
     def _yaml(self, line: str) -> dict[str, Any]:
         """A segment as MuST-C writes it: a list's item with a mapping on one line."""

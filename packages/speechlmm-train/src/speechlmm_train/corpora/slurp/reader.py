@@ -58,7 +58,9 @@ def read_slurp(config: SlurpDatasetConfig, root: Path, files: Sequence[Found]) -
         raise DataError(
             f"{', '.join(found.path for found in files)}: no recordings of microphone {config.microphone!r}"
         )
-    return Rows(COLUMNS, rows, places, str(root), told)
+    sources = [Path(found.path) for found in files]
+    metadata = root / config.metadata
+    return Rows(COLUMNS, rows, places, str(root), told, [*sources, metadata] if metadata.exists() else sources)
 
 
 def _recordings(line: str, folder: str, speakers: Mapping[str, str], microphone: str) -> Iterator[dict[str, Any]]:

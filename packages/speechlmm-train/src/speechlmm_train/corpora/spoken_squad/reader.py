@@ -45,7 +45,7 @@ def read_spoken_squad(config: SpokenSQuADDatasetConfig, root: Path, files: Seque
                 places.append(f"{place}, question {row['id']}")
                 told.append(found.told)
     faults.raise_if_any()
-    return Rows(COLUMNS, rows, places, str(root), told)
+    return Rows(COLUMNS, rows, places, str(root), told, [Path(found.path) for found in files])
 
 
 def _recordings(config: SpokenSQuADDatasetConfig, root: Path, partition: str) -> dict[tuple[int, int], list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speechlmm_core.errors import DataError
@@ -64,3 +65,8 @@ class TextBesideMedia:
     def constants(self, index: int) -> Mapping[str, str]:
         """What the path tells."""
         return {name: value for name, value in self.texts[index].told.items() if name in TOLD}
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """Files that say which recordings there are."""
+        return tuple(Path(found.path) for found in self.texts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speechlmm_core.data.faults import Faults
@@ -67,6 +68,11 @@ class TranscriptList:
     def constants(self, index: int) -> Mapping[str, str]:
         """What the list's path tells."""
         return {k: v for k, v in self.lists[self._lines.file(index)].told.items() if k in TOLD}
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """Files that say which utterances there are."""
+        return tuple(Path(found.path) for found in self.lists)
 
     def _split(self, line: str) -> dict[str, str]:
         name, separator, text = line.strip().partition(self.config.separator)
