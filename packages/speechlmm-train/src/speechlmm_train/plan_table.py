@@ -89,7 +89,7 @@ def mixture_lines(config: RunConfig, base: Path) -> Iterator[str]:
         processor = SpeechLMMProcessor.from_config(config.model)
         stages = open_stages(config, processor, base=base, world_size=world_size)
     except SpeechLMMError as exc:
-        yield f"the mixture is not shown: {str(exc).splitlines()[0]}"
+        yield f"the mixture is not shown: {'; '.join(str(exc).splitlines()[:2])}"
         return
     for stage in stages:
         epoch = stage.plan.epoch_steps()

@@ -181,7 +181,7 @@ class _Run:
             ended = rule is not None and self.state.ends(settings.name, rule.patience)
             if index < at.stage or at.step >= stage.max_steps or ended:
                 if index == at.stage:
-                    self._take_best(stage)
+                    self._take_best(stage, at.total_step)
                 return
         self.state.stopped.pop(settings.name, None)
         here = self.checkpoint if at is not None and at.stage == index else None
@@ -193,15 +193,17 @@ class _Run:
             warnings.filterwarnings("ignore", message=".*pin_memory.*")  # no GPU: nothing to pin, and nothing lost
             trainer.train(resume_from_checkpoint=str(here.path) if here else None)
         self.reporter.step(settings.name, stage.max_steps - trainer.state.global_step)
-        self._take_best(stage)
+        self._take_best(stage, trainer.total_step)
 
-    def _take_best(self, stage: StageData) -> None:
+    def _take_best(self, stage: StageData, last_step: int) -> None:
         """Goes on from the stage's best checkpoint, where that is asked for and is not the last."""
         name, best = stage.settings.name, self.state.best.get(stage.settings.name)
         if not stage.settings.training.load_best_model_at_end:
             return
         if best is None:
             logger.warning("stage %r was never evaluated, so that its last weights are its best", name)
+            return
+        if best.step == last_step:
             return
         logger.info("stage %r: the best weights are those of %s", name, best.checkpoint)
         restore(self.model, self.folder.path / best.checkpoint)

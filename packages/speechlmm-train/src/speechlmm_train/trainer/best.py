@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 STATE = "evaluation_state.json"
@@ -68,6 +68,11 @@ class RunState:
     def write(self, folder: Path) -> None:
         """Writes the state into a checkpoint."""
         (folder / STATE).write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    def take(self, other: RunState) -> None:
+        """Becomes what another rank remembers."""
+        for one in fields(self):
+            setattr(self, one.name, getattr(other, one.name))
 
     @property
     def kept(self) -> set[str]:

@@ -49,7 +49,7 @@ class EvaluationCallback(TrainerCallback):
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Evaluates what later evaluations of the guard set are compared with."""
-        if GUARD not in self.plan.samples or (self.state.guard and self.state.guarded == self.plan.guarded):
+        if GUARD not in self.plan.samples or self.state.guarded == self.plan.guarded:
             return
         self.state.guard, self.state.guarded = {}, self.plan.guarded
         self._together(lambda: self._evaluate(self.plan.samples if not self.trainer.state.global_step else (GUARD,)))
@@ -136,20 +136,22 @@ class EvaluationCallback(TrainerCallback):
         """Does something on the first rank and tells the others what came of it, also if it failed."""
         if self.trainer.args.world_size == 1:
             return work()
-        outcome: list[Any] = [None, None]
+        outcome: list[Any] = [None, None, None]
         failure: Exception | None = None
         if self.trainer.is_world_process_zero():
             try:
-                outcome[0] = work()
+                outcome = [work(), None, self.state]
             except Exception as exc:
                 failure = exc
-                outcome = [None, f"the evaluation on the first rank failed: {exc}"]
+                outcome[1] = f"the evaluation on the first rank failed: {exc}"
         broadcast_object_list(outcome)
         if failure is not None:
             raise failure
-        if outcome[1] is not None:
-            raise SpeechLMMError(outcome[1])
-        return outcome[0]
+        result, fault, state = outcome
+        if fault is not None:
+            raise SpeechLMMError(fault)
+        self.state.take(state)
+        return result
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from speechlmm_core.data.example import Example
 from speechlmm_core.data.examples import ConcatExamples
 from speechlmm_core.data.faults import Faults
-from speechlmm_core.data.lengths import Lengths, measure
+from speechlmm_core.data.index.sizes import Lengths
+from speechlmm_core.data.lengths import measure
 from speechlmm_core.errors import ConfigError, DataError
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.augment.augmenter import Augmenter
