@@ -143,6 +143,25 @@ def test_wrong_locators_are_explained(folder: Path, keys: dict[str, Any], messag
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["two.wav", "two.flac", "two.mp3"])
+def test_one_channel_of_several(tmp_path: Path, name: str) -> None:
+    samples = np.random.default_rng(0).normal(0, 0.1, (20_000, 2)).astype(np.float32)
+    soundfile.write(tmp_path / name, samples, 16_000)
+    values, _ = soundfile.read(tmp_path / name, dtype="float32")  # (L, 2)
+    tolerance = 1e-3 if name.endswith("mp3") else 0.0
+    item = {"path": str(tmp_path / name)}
+    for channel in (0, 1):
+        found = load_audio_item({**item, "channel": channel}, 16_000).values
+        np.testing.assert_allclose(found, values[:, channel], atol=tolerance)
+        piece = load_audio_item({"bytes": (tmp_path / name).read_bytes(), "channel": channel, "start": 0.5}, 16_000)
+        np.testing.assert_allclose(piece.values, values[8000:, channel], atol=tolerance)
+    np.testing.assert_allclose(load_audio_item(item, 16_000).values, values.mean(1), atol=tolerance + 1e-7)
+    with pytest.raises(MediaError, match=r"there is no channel 2, as the audio has 2, from 0 on"):
+        load_audio_item({**item, "channel": 2}, 16_000)
+    with pytest.raises(MediaError, match="`channel` must be a whole number"):
+        load_audio_item({"bytes": b"x", "channel": -1}, 16_000)
+
+
 def test_a_cell_may_name_a_file(tmp_path: Path, folder: Path) -> None:
     pa = pytest.importorskip("pyarrow")
     pq = pytest.importorskip("pyarrow.parquet")

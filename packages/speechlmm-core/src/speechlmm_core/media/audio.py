@@ -44,8 +44,9 @@ def load_audio_item(item: Mapping[str, Any], sampling_rate: int) -> Medium:
 
     Args:
         item: ``{"type": "audio", "path": ..., "start"?: ..., "end"?: ...}``, with ``offset`` and ``size`` (bytes) or
-            ``row`` and ``column`` for a part of the file, or ``bytes`` for ``path``; or ``{"type": "audio", "array":
-            ..., "sampling_rate": ...}`` with (L,) or (C, L) samples (floats, or integers in their full range).
+            ``row`` and ``column`` for a part of the file, ``bytes`` for ``path``, and ``channel`` (from 0) for one of
+            several; or ``{"type": "audio", "array": ..., "sampling_rate": ...}`` with (L,) or (C, L) samples, floats or
+            integers in their full range.
         sampling_rate: Rate of the result in Hz.
 
     Returns:

@@ -48,6 +48,9 @@ def open_audio(path: MediaSource) -> AudioReader:
             f"{path}: damaged: its header says {info.sampling_rate} samples a second and {info.num_channels} channels; "
             f"expected {MIN_RATE} to {MAX_RATE} and at most {MAX_CHANNELS}; copy or download it again"
         )
+    if path.channel is not None and path.channel >= info.num_channels:
+        reader.close()
+        raise MediaError(f"{path}: there is no channel {path.channel}, as the audio has {info.num_channels}, from 0 on")
     if info.num_samples <= 0:
         reader.close()
         raise MediaError(f"{path}: the file holds no audio samples; leave it out or record it again")

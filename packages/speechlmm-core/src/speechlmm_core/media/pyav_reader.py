@@ -110,7 +110,7 @@ class PyAVReader:
                 count = min(frame.samples, last - position)
                 position += frame.samples
                 if begin < count:
-                    yield _mono(frame)[begin:count]
+                    yield _mono(frame, self.path.channel)[begin:count]
                 if position >= last:
                     return
         except (av.error.FFmpegError, UnicodeError) as exc:
@@ -160,11 +160,13 @@ class PyAVReader:
         self._container.close()
 
 
-def _mono(frame: AudioFrame) -> Block:
+def _mono(frame: AudioFrame, channel: int | None) -> Block:
     values: np.ndarray[Any, Any] = frame.to_ndarray()  # (C, L) where planar, (1, L * C) where interleaved
     channels = frame.layout.nb_channels
     if not frame.format.is_planar:
         values = values.reshape(-1, channels).T  # (C, L)
+    if channel is not None:
+        values = values[channel : channel + 1]  # (1, L)
     if values.dtype.kind == "u":
         values = (values.astype(np.float32) - 128) / 128
     elif values.dtype.kind == "i":

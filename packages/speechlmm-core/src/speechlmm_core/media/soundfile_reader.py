@@ -44,7 +44,7 @@ class SoundFileReader:
                 position += len(block)
                 if not len(block):
                     return
-                mono: Block = block[:, 0] if block.shape[1] == 1 else average(block, axis=1)  # (L,)
+                mono = self._mono(block)
                 if skip < len(mono):
                     yield mono[skip:]
         except soundfile.LibsndfileError as exc:
@@ -52,6 +52,10 @@ class SoundFileReader:
                 f"{self.path}: truncated or damaged: decoding failed near {position / self.info.sampling_rate:.1f} s "
                 f"of {self.info.duration_s:.1f} s ({exc.error_string.rstrip('.')}); copy or download it again"
             ) from exc
+
+    def _mono(self, block: Block) -> Block:
+        channel = 0 if block.shape[1] == 1 else self.path.channel
+        return average(block, axis=1) if channel is None else block[:, channel]  # (L, C) -> (L,)
 
     def close(self) -> None:
         """Closes the file."""

@@ -17,6 +17,8 @@ from speechlmm_core.media.part_file import PartFile
 
 LOCATOR_KEYS = ("path", "offset", "size", "row", "column", "member", "bytes")
 """Keys of a content item that tell where its data are."""
+PART_KEYS = frozenset({"offset", "size", "row", "column", "channel"})
+"""Those of them that name a part, and the channel of audio that is meant."""
 SHOWN = 200
 """Characters of a member's name that messages show."""
 
@@ -39,6 +41,8 @@ class MediaSource:
     """What the part is called in its file, for messages."""
     data: bytes | None = field(default=None, repr=False)
     """Bytes in memory."""
+    channel: int | None = None
+    """The channel of audio that is meant, from 0; None for the average of all."""
 
     @property
     def whole(self) -> bool:
@@ -179,22 +183,23 @@ def item_source(item: Mapping[str, Any], kind: str = "audio") -> MediaSource | N
     if named == ["bytes"]:
         if not isinstance(item["bytes"], bytes | bytearray | memoryview):
             raise MediaError(f"expected the `bytes` of {kind} to be those of a file, got {item['bytes']!r:.80}")
-        return MediaSource(data=bytes(item["bytes"]), member=member)
+        return MediaSource(data=bytes(item["bytes"]), member=member, channel=_channel(item))
     path = item["path"]
     if not isinstance(path, str | Path) or not str(path):
         raise MediaError(f"expected the `path` of {kind} to be a file's path, got {path!r:.80}")
     whole = as_source(path)
-    if not item.keys() & {"offset", "size", "row", "column"}:
+    if not item.keys() & PART_KEYS:
         return whole
     if slip := locator_fault(item):
         raise MediaError(f"{whole}: {slip}")
-    return MediaSource(whole.path, *(item.get(key) for key in ("offset", "size", "row", "column")), member=member)
+    places = (item.get(key) for key in ("offset", "size", "row", "column"))
+    return MediaSource(whole.path, *places, member=member, channel=item.get("channel"))
 
 
 def locator_fault(item: Mapping[str, Any]) -> str | None:
     """What is wrong with the keys of a content item that name a part of its file; None where nothing is."""
     offset, size, row, column = (item.get(key) for key in ("offset", "size", "row", "column"))
-    for key, value in (("offset", offset), ("size", size), ("row", row)):
+    for key, value in (("offset", offset), ("size", size), ("row", row), ("channel", item.get("channel"))):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63):
             return f"`{key}` must be a whole number, 0 or more, got {value!r:.80}"
     if column is not None and (not isinstance(column, str) or not column):
@@ -224,6 +229,12 @@ def item_name(item: Mapping[str, Any]) -> str:
     except MediaError:
         return str(item.get("path", f"in-memory {item.get('type', 'medium')}"))
     return f"in-memory {item.get('type', 'audio')}" if source is None else str(source)
+
+
+def _channel(item: Mapping[str, Any]) -> int | None:
+    if slip := locator_fault(item):
+        raise MediaError(slip)
+    return item.get("channel")
 
 
 def _plain(name: str) -> str:

@@ -18,7 +18,7 @@ from speechlmm_core.data.columns import ColumnMap
 from speechlmm_core.data.example import Example
 from speechlmm_core.data.near_miss import mistyped
 from speechlmm_core.errors import DataError
-from speechlmm_core.media.source import locator_fault
+from speechlmm_core.media.source import PART_KEYS, locator_fault
 
 SHORT_INPUTS = ("audio", "video")
 """Inputs that a line may name by a key of its own; others stand under `media`."""
@@ -27,8 +27,7 @@ LINE_KEYS = (
     *("text", "messages", "media", "task", "language", "source_language", "target_language"),
     *("transcript", "source_text", "instruction", "speaker", "quality", "fields", "duration", "id"),
 )
-MEDIUM_KEYS = ("type", "path", "transcript", "start", "end", "offset", "size", "row", "column", "member")
-PART_KEYS = frozenset(("offset", "size", "row", "column"))
+MEDIUM_KEYS = ("type", "path", "transcript", "start", "end", "offset", "size", "row", "column", "member", "channel")
 TEXT_KEYS = ("type", "text")
 MESSAGE_KEYS = ("role", "content")
 LANGUAGES = ("language", "source_language", "target_language")
