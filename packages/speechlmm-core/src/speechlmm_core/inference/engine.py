@@ -18,6 +18,7 @@ from torch import Tensor
 from speechlmm_core.chat.messages import Message
 from speechlmm_core.errors import ConfigError, DataError, SpeechLMMError
 from speechlmm_core.inference.options import GenerationOptions, Request, Result
+from speechlmm_core.inference.shrinking import generate_shrinking
 from speechlmm_core.inference.sizing import Size, batches, measure
 from speechlmm_core.inference.streaming import stream_text
 from speechlmm_core.model.speechlmm import SpeechLMM
@@ -203,7 +204,10 @@ class InferenceEngine:
         }
 
     def _generate(self, samples: Sequence[ProcessedSample], options: GenerationOptions) -> list[Answer]:
-        ids = self.model.generate(self._batch(samples), **self._kwargs(options, samples))  # (B, N)
+        kwargs = self._kwargs(options, samples)
+        if len(samples) > 1 and options.is_greedy:
+            kwargs["custom_generate"] = generate_shrinking
+        ids = self.model.generate(self._batch(samples), **kwargs)  # (B, N)
         return [self._decode(row) for row in ids.tolist()]
 
     def _decode(self, ids: Sequence[int]) -> Answer:

@@ -28,6 +28,11 @@ class GenerationOptions(BaseModel):
     num_beams: Annotated[int, Field(ge=1)] = 1
     """Beams of a beam search; 1 for none. Streaming takes one."""
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is taken at every step."""
+        return self.temperature == 0 and self.num_beams == 1
+
     def kwargs(self) -> dict[str, Any]:
         """The options as transformers' `generate` names them."""
         options: dict[str, Any] = {

@@ -12,9 +12,9 @@ from speechlmm_core.chat.messages import Message
 from speechlmm_core.errors import DataError
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 
-AUTO_ROWS = {"cpu": 32, "cuda": 256}
+AUTO_ROWS = {"cpu": 64, "cuda": 256}
 """Rows of an automatic batch at most, by device."""
-AUTO_POSITIONS = {"cpu": 4096, "cuda": 65536}
+AUTO_POSITIONS = {"cpu": 8192, "cuda": 65536}
 """Padded positions of an automatic batch."""
 AUTO_FRAMES = {"cpu": 16384, "cuda": 262144}
 """Padded encoder frames of an automatic batch."""

@@ -39,6 +39,10 @@ class TextOnly(LogitsProcessor):
         self.processors = processors
         self.text = text
 
+    def select(self, rows: Tensor) -> None:
+        """Goes on with some of the batch's rows alone."""
+        self.text = self.text[rows]
+
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """(B, V) scores after the processors; B may be a multiple of the prompt's rows (beams)."""
         prompt = self.text.shape[1]
