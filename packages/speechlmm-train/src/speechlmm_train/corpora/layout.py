@@ -68,30 +68,49 @@ class Layout:
             raise DataError(self._missing(root, selection))
         return found
 
-    def values(self, root: Path, name: str, selection: Selection = EVERYTHING) -> list[str]:
-        """What stands in a brace over all files, sorted: the partitions that are there."""
-        return sorted({found.told[name] for found in self.search(root, selection) if name in found.told})
+    def values(self, root: Path, name: str) -> list[str]:
+        """What stands in a brace over all files, sorted: the partitions that are there.
+
+        Of each folder that the brace leads to, one file is looked for: a partition may have a hundred thousand.
+        """
+        found: set[str] = set()
+        for template in self.templates:
+            if f"{{{name}}}" not in template:
+                continue
+            parts = template.split("/")
+            depth = next(at for at, part in enumerate(parts, 1) if f"{{{name}}}" in part)
+            reading = _reading(template, {})
+            for head in glob.glob(self._pattern("/".join(parts[:depth]), {}), root_dir=root):
+                rest = self._pattern("/".join(["", *parts[depth:]]), {}) if depth < len(parts) else ""
+                for path in glob.iglob(glob.escape(head) + rest, root_dir=root):
+                    told = reading.fullmatch(path)
+                    if told and (codes := self._codes(told.groupdict())) is not None:
+                        found.add(codes[name])
+                        break
+        return sorted(found)
 
     def search(self, root: Path, selection: Selection = EVERYTHING) -> list[Found]:
         """The files of a part of the corpus, in order of their paths; empty where there are none."""
-        wanted = {name: value for name in TOLD if (value := getattr(selection, name)) is not None}
+        wanted: dict[str, str] = {}
+        for name in TOLD:
+            value: str | None = getattr(selection, name)
+            if value is not None:
+                wanted[name] = self.names.get(value, value) if name in LANGUAGES else value
         found: dict[str, Found] = {}
         shared: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}  # one for all files of a folder
         for template in self.templates:
-            pattern = _FIELD.sub(lambda match: self._glob(match[1], wanted), _escape(template))
-            reading = _reading(template)
-            for name in glob.glob(pattern, root_dir=root):
+            reading = _reading(template, wanted)
+            for name in glob.glob(self._pattern(template, wanted), root_dir=root):
                 told = reading.fullmatch(name)
                 if told and (codes := self._codes(told.groupdict())) is not None:
                     path = os.path.join(root, name)
                     found.setdefault(path, Found(path, shared.setdefault(tuple(codes.items()), codes)))
         return [found[path] for path in sorted(found)]
 
-    def _glob(self, name: str, wanted: Mapping[str, str]) -> str:
-        value = wanted.get(name)
-        if value is None:
-            return "*"
-        return glob.escape(self.names.get(value, value) if name in LANGUAGES else value)
+    def _pattern(self, template: str, wanted: Mapping[str, str]) -> str:
+        """A template for `glob`; brackets in it mean themselves."""
+        plain = template.replace("[", "[[]")
+        return _FIELD.sub(lambda match: glob.escape(wanted[match[1]]) if match[1] in wanted else "*", plain)
 
     def _codes(self, told: Mapping[str, str]) -> dict[str, str] | None:
         """What a path tells, with languages as codes; None where a name of a language is none."""
@@ -106,13 +125,12 @@ class Layout:
     def _missing(self, root: Path, selection: Selection) -> str:
         if not root.is_dir():
             return f"there is no folder {str(root)!r}; set `path` to where the corpus was unpacked"
-        everything = self.search(root, EVERYTHING)
         expected = " or ".join(self.templates)
-        if not everything:
+        if not self.search(root):
             return f"{str(root)!r} holds no {expected}; set `path` to where the corpus was unpacked"
         for name in TOLD:
             value = getattr(selection, name)
-            there = sorted({found.told[name] for found in everything if name in found.told})
+            there = self.values(root, name)
             if value is not None and there and value not in there:
                 kind = name.replace("_", " ")
                 return f"{str(root)!r} has no {kind} {value!r}{nearest(value, there)} (there are: {', '.join(there)})"
@@ -120,12 +138,8 @@ class Layout:
         return f"{str(root)!r} has no {expected} for {', '.join(asked)} together"
 
 
-def _escape(template: str) -> str:
-    """A template whose brackets mean themselves to `glob`, while its stars stay stars."""
-    return template.replace("[", "[[]")
-
-
-def _reading(template: str) -> re.Pattern[str]:
+def _reading(template: str, wanted: Mapping[str, str]) -> re.Pattern[str]:
+    """A template as an expression, whose groups are what the braces stand for."""
     seen: set[str] = set()
     parts: list[str] = []
     for part in re.split(r"(\{[A-Za-z_][A-Za-z0-9_]*\}|\*)", template):
@@ -137,7 +151,8 @@ def _reading(template: str) -> re.Pattern[str]:
             parts.append(f"(?P={match[1]})")
         else:
             seen.add(match[1])
-            parts.append(f"(?P<{match[1]}>[^/]+?)")
+            value = wanted.get(match[1])
+            parts.append(f"(?P<{match[1]}>{'[^/]+?' if value is None else re.escape(value)})")
     return re.compile("".join(parts))
 
 

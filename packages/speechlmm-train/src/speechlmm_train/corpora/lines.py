@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 
 from speechlmm_core.errors import DataError
 
+KEPT_BYTES = 1 << 16
+"""The last file that was read stays in memory up to this size: corpora have thousands of small lists."""
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -28,6 +30,7 @@ class Lines:
         self._starts = array("Q")
         self._numbers = array("I")
         self._firsts: list[int] = []
+        self._kept: tuple[int, bytes] | None = None
         for path in self.paths:
             self._firsts.append(len(self._starts))
             try:
@@ -50,13 +53,20 @@ class Lines:
         Raises:
             DataError: The file is gone, or the line is not UTF-8.
         """
-        try:
-            with open(self.path(index), "rb") as file:
-                file.seek(self._starts[index])
-                line = file.readline()
-        except OSError as exc:
-            raise DataError(unreadable(self.path(index), exc)) from exc
-        return self._decoded(index, line)
+        number, start = self.file(index), self._starts[index]
+        kept = self._kept
+        if kept is None or kept[0] != number:
+            try:
+                with open(self.paths[number], "rb") as file:
+                    if file.seek(0, os.SEEK_END) > KEPT_BYTES:
+                        file.seek(start)
+                        return self._decoded(index, file.readline())
+                    file.seek(0)
+                    kept = self._kept = number, file.read()
+            except OSError as exc:
+                raise DataError(unreadable(self.paths[number], exc)) from exc
+        end = kept[1].find(b"\n", start) + 1
+        return self._decoded(index, kept[1][start : end or None])
 
     def path(self, index: int) -> str:
         """The file of a line."""
