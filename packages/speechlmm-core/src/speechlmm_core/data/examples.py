@@ -107,6 +107,11 @@ class SubsetExamples(Examples):
         """Examples that may be shown before another."""
         return self.whole.shown_first()
 
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """Files that say which examples there are."""
+        return self.whole.sources
+
 
 class ConcatExamples(Examples):
     """Several datasets, one after the other."""

@@ -11,7 +11,8 @@ from speechlmm_train.cli.options import debug_option
 
 
 @click.command()
-@click.argument("spec", type=click.Path(path_type=Path))
+@click.argument("spec")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
     "--check",
     type=click.Choice(["fast", "full"]),
@@ -42,11 +43,16 @@ from speechlmm_train.cli.options import debug_option
     show_default=True,
     help="Characters that are spoken in a second at most.",
 )
+@click.option("--model-path", type=click.Path(path_type=Path), help="Count sizes for this model as well.")
+@click.option("--config-name", help="Count sizes for the model of this configuration, with the overrides, as well.")
+@click.option("--config-dir", type=click.Path(path_type=Path), help="Folder of your own configurations.")
+@click.option("--import", "imports", type=click.Path(path_type=Path), multiple=True, help="Your own Python file.")
 @click.option("--progress/--no-progress", default=True, help="Show a progress bar.")
 @debug_option
 def prepare(
     *,
-    spec: Path,
+    spec: str,
+    overrides: tuple[str, ...],
     check: Literal["fast", "full"],
     index_dir: Path | None,
     jobs: int | None,
@@ -55,13 +61,22 @@ def prepare(
     max_duration: float | None,
     max_words_per_minute: float,
     max_characters_per_second: float,
+    model_path: Path | None,
+    config_name: str | None,
+    config_dir: Path | None,
+    imports: tuple[Path, ...],
     progress: bool,
 ) -> int:
     """Read every file of a dataset specification once, and write an index of what was found.
 
+    SPEC is a path, or a name below conf/datasets.
+
     Training and evaluation then open the corpora without reading them. Rows that cannot be used are put into
     quarantine, with the reason; sets for evaluation lose only what cannot be loaded. A preparation that was interrupted
     goes on where it was, and a further one reads only what is new.
+
+    With --model-path, or --config-name and the KEY=VALUEs that `run` takes, what the examples take of that model is
+    counted as well, so that training starts at once.
 
     The exit code is 1 if a whole dataset is in quarantine.
     """
@@ -70,15 +85,21 @@ def prepare(
     from rich.console import Console
 
     from speechlmm_core.data.index.layout import index_dir_of
+    from speechlmm_train.compose import import_file
     from speechlmm_train.prepare.prepare import prepare as prepare_spec
     from speechlmm_train.prepare.report import QUARANTINE, REPORT, table
     from speechlmm_train.prepare.settings import Settings
+    from speechlmm_train.spec_path import find_spec
 
+    for file in imports:
+        import_file(file)
+    path = find_spec(spec, Path(), config_dir)
+    jobs = len(os.sched_getaffinity(0)) if jobs is None else jobs
     report = prepare_spec(
-        spec,
-        index_dir=index_dir or index_dir_of(spec),
+        path,
+        index_dir=index_dir or index_dir_of(path),
         settings=Settings(check, max_duration, max_words_per_minute, max_characters_per_second),
-        jobs=len(os.sched_getaffinity(0)) if jobs is None else jobs,
+        jobs=jobs,
         redo=redo,
         limit=limit,
         progress=progress,
@@ -89,4 +110,14 @@ def prepare(
         click.echo(f"why: {report.index_dir / REPORT}, each row: {report.index_dir / QUARANTINE}")
     for name in report.empty_datasets:
         click.echo(f"error: {name}: all of its rows are in quarantine", err=True)
-    return 1 if report.empty_datasets else 0
+    if report.empty_datasets:
+        return 1
+    if model_path is not None or config_name is not None or overrides:
+        from speechlmm_train.prepare.progress import Progress
+        from speechlmm_train.prepare.sizes import count_sizes, targets_of
+
+        targets = targets_of(model_path, config_name, overrides, config_dir=config_dir)
+        with Progress(shown=progress) as bars:
+            counted = count_sizes(path, targets, index_dir=report.index_dir, jobs=jobs, progress=bars.counting)
+        click.echo(f"sizes of {counted:,} examples counted")
+    return 0

@@ -80,7 +80,7 @@ class MediaPool:
         for _ in range(2):
             if self._pool is None:
                 context = multiprocessing.get_context("spawn")
-                self._pool = ProcessPoolExecutor(self.jobs, mp_context=context, initializer=_start)
+                self._pool = ProcessPoolExecutor(self.jobs, mp_context=context, initializer=follow_parent)
             try:
                 return self._pool.submit(measure_all, chunk)
             except BrokenProcessPool:  # by another chunk, which is noticed where its result is fetched
@@ -95,7 +95,7 @@ class MediaPool:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _start() -> None:
+def follow_parent() -> None:
     """Ctrl-C is the parent's to handle; and a parent that was killed takes its processes with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

@@ -35,6 +35,16 @@ class Progress:
         with tqdm(total=count, desc=f"list {name}", unit="rows", unit_scale=True, leave=False) as bar:
             yield bar.update
 
+    def counting(self, name: str, count: int) -> Callable[[int], object]:
+        """Starts a bar for the sizes of a dataset's examples; returns what is told how many were counted."""
+        self.__exit__()
+        if not self.shown:
+            return lambda _: None
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=count, desc=f"count {name}", unit="examples", unit_scale=True)
+        return self._bar.update
+
     def reading(self, count: int) -> Callable[[int, float], None]:
         """Starts the bar for media; returns what is told how many were read, and how many hours they are."""
         self._started = time.monotonic()

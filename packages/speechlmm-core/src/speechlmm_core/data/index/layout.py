@@ -91,7 +91,7 @@ def index_dir_of(spec_path: Path) -> Path:
 def part_digest(reader: DatasetConfig, base: Path, selection: Selection) -> str:
     """What decides which examples a part has, short: the reader, where its paths start, and what is selected."""
     chosen = (selection.partition, selection.source_language, selection.target_language, selection.task)
-    text = "\0".join([type(reader).__qualname__, reader.model_dump_json(), str(base.absolute()), repr(chosen)])
+    text = "\0".join([type(reader).__qualname__, reader.model_dump_json(), str(base.resolve()), repr(chosen)])
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
