@@ -137,3 +137,20 @@ def test_views_show_the_examples_of_the_dataset_that_one_belongs_to():
     view = SubsetExamples(whole, [10, 3])
     assert shown(view.chat(0)) == ["answer 50"]
     assert shown(view.chat(1)) == shown(whole.chat(3)) == shown(dataset(10, num_few_shots=1).chat(3))
+
+
+def test_paths_of_prompts_start_at_the_specification(tmp_path):
+    import json
+
+    from speechlmm_core.data.spec.file import read_spec
+    from speechlmm_core.data.spec.open import open_spec
+
+    (tmp_path / "a.wav").write_bytes(b"RIFF")
+    (tmp_path / "m.jsonl").write_text(json.dumps({"audio": "a.wav", "text": "x", "language": "pl"}) + "\n")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "pl.yaml").write_text("- Zapisz nagranie.\n")
+    spec = tmp_path / "spec.yaml"
+    options = "{prompt_languages: source, prompts_path: mine}"
+    spec.write_text(f"datasets:\n- {{type: jsonl, path: m.jsonl, task: ASR, task_options: {options}}}\n")
+    (opened,) = open_spec(read_spec(spec), base=tmp_path)
+    assert asked(opened.examples.chat(0)) == "Zapisz nagranie."

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from speechlmm_core.registry import ComponentConfig, Registry
 
@@ -29,6 +30,10 @@ class TaskConfig(ComponentConfig, ABC):
     @abstractmethod
     def metrics(self) -> tuple[str, ...]:
         """Names of the metrics that score the task; the first one is its headline."""
+
+    def rooted(self, base: Path) -> Self:
+        """The same task, with relative paths among its options starting at ``base``: a specification's folder."""
+        return self
 
     @property
     def needs(self) -> tuple[str, ...]:

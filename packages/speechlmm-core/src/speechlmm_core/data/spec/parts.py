@@ -41,6 +41,8 @@ def parts_of(spec: DatasetSpec, base: Path, destinations: Collection[Destination
     Raises:
         DataError: A partition does not exist, or none can be told to be for what the dataset is used for.
     """
+    if spec.task is not None:
+        spec = spec.model_copy(update={"task": spec.task.rooted(base)})
     whole = spec.whole
     there = _there(spec, base)
     if spec.partitions:

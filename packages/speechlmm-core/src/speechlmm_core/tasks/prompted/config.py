@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator
 
@@ -51,6 +52,8 @@ class PromptedTaskConfig(TaskConfig):
 
     fields: ClassVar[tuple[str, ...]] = ()
     """What every wording holds in braces."""
+    paths: ClassVar[tuple[str, ...]] = ("prompts_path",)
+    """Options that are paths."""
 
     @field_validator("prompt_languages")
     @classmethod
@@ -59,6 +62,13 @@ class PromptedTaskConfig(TaskConfig):
             if code not in OF_THE_EXAMPLE and language_code(code) is None:
                 raise ValueError(f"{unknown_language(code)}, or one of: source, target")
         return tuple(code if code in OF_THE_EXAMPLE else language_code(code) or code for code in value)
+
+    def rooted(self, base: Path) -> Self:
+        """The same task, with relative paths among its options starting at ``base``."""
+        given = {name: getattr(self, name) for name in self.paths if getattr(self, name) is not None}
+        if not given:
+            return self
+        return self.model_copy(update={name: str(base / Path(path).expanduser()) for name, path in given.items()})
 
     @property
     def num_shots(self) -> int:

@@ -24,6 +24,7 @@ class SQATaskConfig(SpeechTaskConfig):
     """Your own wordings for spoken questions, as `prompts_path` gives those for written ones."""
 
     fields: ClassVar[tuple[str, ...]] = ("question",)
+    paths: ClassVar[tuple[str, ...]] = ("prompts_path", "spoken_prompts_path")
 
     @property
     def metrics(self) -> tuple[str, ...]:
