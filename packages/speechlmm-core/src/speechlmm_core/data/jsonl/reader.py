@@ -58,8 +58,9 @@ class JsonlExamples(Examples):
                 self._stamp = _stamp(file.fileno())
                 self._size = self._stamp[0]
                 scan.run(self._lines(file))
-        except OSError as exc:
-            reason = "it does not exist" if isinstance(exc, FileNotFoundError) else exc.strerror or str(exc)
+        except (OSError, ValueError) as exc:
+            said = getattr(exc, "strerror", None) or exc
+            reason = "it does not exist" if isinstance(exc, FileNotFoundError) else said
             raise DataError(f"cannot read the manifest {str(path)!r}: {reason}") from exc
         scan.faults.raise_if_any()
         if not self._starts:

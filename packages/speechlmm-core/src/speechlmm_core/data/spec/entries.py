@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from speechlmm_core.data.spec.config import DatasetSpec, Destination, Languages, PartitionSpec
 from speechlmm_core.data.spec.entry_faults import SpecFaults, key_fault, shown
-from speechlmm_core.data.spec.environment import resolve_environment
+from speechlmm_core.data.spec.environment import check_characters, resolve_environment
 from speechlmm_core.data.spec.language_codes import EXPECTED, parse_languages
 from speechlmm_core.data.spec.partition_names import for_list, for_preset, spelt
 from speechlmm_core.data.spec.presets import find_preset, lay_over, plain_name, preset_files, read_preset
@@ -85,6 +85,7 @@ def _resolved(value: Any, place: str, faults: SpecFaults) -> Any:
     """A copy with environment variables filled in and its keys as text."""
     if isinstance(value, str):
         try:
+            check_characters(value)
             return resolve_environment(value)
         except ValueError as exc:
             faults.add(place, str(exc))
@@ -178,7 +179,7 @@ def _preset_name(fields: dict[str, Any], place: str, faults: SpecFaults) -> tupl
         hint = key_fault("type", fields, (*SELECTORS, *COMMON))
         faults.add(place, hint or f"expected a `type` (a reader) or a `preset`, got {shown(kind)}")
         return None
-    if kind in datasets.names():
+    if kind in datasets.loaded or kind in datasets.names():
         return None, fields
     selector = _selector(kind)
     if selector is None:
@@ -309,7 +310,7 @@ def _task(task: Any, options: Any, place: str, faults: SpecFaults) -> TaskConfig
         faults.add(f"{place}.task", f"expected a task's name, or a mapping with its `type`, got {shown(task)}")
         return None
     try:
-        found = task_name(name)
+        found = name if name in tasks.loaded else task_name(name)
         cls = tasks.get(found)
     except (ConfigError, ComponentLoadError) as exc:
         faults.add(f"{place}.task", str(exc))

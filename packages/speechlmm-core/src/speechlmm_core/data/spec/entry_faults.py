@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from speechlmm_core.registry import nearest
 
 B = TypeVar("B", bound=BaseModel)
 SHOWN = 80
+_LONG = re.compile(r"\S{200,}")
 
 
 class SpecFaults:
@@ -26,7 +28,7 @@ class SpecFaults:
 
     def add(self, place: str, message: str) -> None:
         """Notes a fault at a path (`datasets[2].partitions.dev.amount`)."""
-        self.lines.append(f"{place}: {' '.join(message.split())}")
+        self.lines.append(f"{_shortened(place)}: {_shortened(' '.join(message.split()))}")
 
     def validated(self, cls: type[B], values: Mapping[str, Any], place: str) -> B | None:
         """A model made of values; None where they do not fit, which is noted."""
@@ -47,6 +49,11 @@ def shown(value: Any) -> str:
     except (ValueError, RecursionError):  # a number of thousands of digits
         return f"a very large {type(value).__name__}"
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+def _shortened(text: str) -> str:
+    """A text in which no word is longer than a line."""
+    return _LONG.sub(lambda word: f"{word[0][:SHOWN]}…", text).encode("utf-8", "backslashreplace").decode()
 
 
 def key_fault(wanted: str, keys: Iterable[str], known: Iterable[str]) -> str | None:

@@ -18,6 +18,16 @@ def resolve_environment(text: str) -> str:
     return _CALL.sub(_value, text)
 
 
+def check_characters(text: str) -> None:
+    """Makes sure that a text can be a name or a path.
+
+    Raises:
+        ValueError: It holds a null character, or half of one (a lone surrogate).
+    """
+    if "\0" in text or any("\ud800" <= one <= "\udfff" for one in text):
+        raise ValueError(f"expected text, got a null character or half of one in {text[:80]!r}")
+
+
 def _value(match: re.Match[str]) -> str:
     inner = _INNER.fullmatch(match[1])
     if inner is None or (inner[2] is not None and not match[1].startswith("oc.env:")):

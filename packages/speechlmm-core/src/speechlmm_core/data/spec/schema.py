@@ -14,7 +14,16 @@ from speechlmm_core.interfaces.task import tasks
 
 ENTRY_REFERENCE = "#/$defs/dataset_entry"
 Entries = Annotated[
-    list[Any] | None, WithJsonSchema({"type": ["array", "null"], "items": {"x-registry": ENTRY_REFERENCE}})
+    list[Any] | None,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "array", "items": {"x-registry": ENTRY_REFERENCE}},
+                {"x-registry": ENTRY_REFERENCE},
+                {"type": "null"},
+            ]
+        }
+    ),
 ]
 
 

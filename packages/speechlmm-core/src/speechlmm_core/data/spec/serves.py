@@ -36,8 +36,8 @@ def _given(need: str, spec: DatasetSpec, provides: Collection[str]) -> bool:
         return True
     if need == "media":
         return any(field in ("audio", "video") or field.startswith("media.") for field in provides)
-    if need in ("audio", "video"):
-        return f"media.{need}" in provides
+    if need.startswith("media."):
+        return need.removeprefix("media.") in provides
     if need in _LANGUAGES:
         side = need.removesuffix("_language")
         named = spec.languages is not None and all(getattr(one, side) is not None for one in spec.languages)
