@@ -14,7 +14,7 @@ from transformers import TrainerControl
 from speechlmm_core.data.example import Example
 from speechlmm_core.data.examples import ListExamples
 from speechlmm_core.data.spec.opened import OpenedDataset
-from speechlmm_core.errors import ConfigError, SpeechLMMError
+from speechlmm_core.errors import ConfigError, DataError, SpeechLMMError
 from speechlmm_train.compose import validate
 from speechlmm_train.plan_table import mixture_lines
 from speechlmm_train.run import run
@@ -96,13 +96,13 @@ def rows(out):
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Lets the word error rate of ASR follow a script, one value for each evaluation of a set."""
+    """Evaluates, and reports in place of the figures a word error rate from a script."""
     script = {"eval": [], "guard": []}
     scored = evaluation.EvaluationCallback._figures
 
     def figures(self, kind, sample, engine):
-        found = scored(self, kind, sample, engine)
-        return {**found, f"{kind}/asr_wer": script[kind].pop(0)}
+        assert f"{kind}/asr_wer" in scored(self, kind, sample, engine)
+        return {f"{kind}/asr_wer": script[kind].pop(0)}
 
     monkeypatch.setattr(evaluation.EvaluationCallback, "_figures", figures)
     return script
@@ -222,6 +222,12 @@ def test_what_was_best_and_how_long_nothing_improved_is_resumed(corpus, tmp_path
     assert resumed.guard == report.guard
     assert resumed.guard["guard/asr_wer"] == {"first": 0.5, "last": 0.7, "worsened": pytest.approx(0.4)}
     assert resumed.mixture == report.mixture
+    assert [warning.split()[:3] for warning in resumed.warnings] == [
+        ["step", "3:", "guard/asr_wer"],
+        ["step", "4:", "guard/asr_wer"],
+        ["step", "4:", "stage"],
+    ]
+    assert resumed.warnings == report.warnings
     assert checkpoints(torn) == checkpoints(whole) == [2, 4]
     assert os.readlink(torn / "best") == "checkpoint-2"
     names = ("model.safetensors", "config.json")
@@ -265,6 +271,19 @@ def test_a_figure_without_a_value_is_never_the_best():
     assert state.judge("one", {}, rule=rule, step=4) == (False, True)
     assert state.judge("two", {"eval/st_bleu": -1.0}, rule=rule, step=5) == (True, False)
     assert state.kept == {"checkpoint-2", "checkpoint-5"}
+
+
+def test_a_metric_without_a_number_does_not_end_a_training(corpus, tmp_path, monkeypatch):
+    def fails(predictions):
+        raise DataError("metric 'wer' has no number (NaN) for the prediction 'a'")
+
+    monkeypatch.setattr(evaluation, "score", fails)
+    report = go(corpus, tmp_path / "out", max_steps=1, **BEST)
+    assert report.steps == 1
+    assert [warning.partition(":")[0] for warning in report.warnings] == ["step 1"] * 2
+    assert "no number (NaN) for the prediction 'a'" in report.warnings[0]
+    assert "eval/asr_wer has no value" in report.warnings[1]
+    assert not report.best
 
 
 def test_a_figure_that_will_not_be_there_is_refused_at_the_start(corpus, tmp_path):

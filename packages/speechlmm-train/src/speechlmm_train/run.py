@@ -54,7 +54,7 @@ class RunReport:
     guard: dict[str, Any] = field(default_factory=dict)
     """First and last figures of the guard set, and by which share each has worsened."""
     warnings: list[str] = field(default_factory=list)
-    """What the evaluations of this process warned of."""
+    """What evaluations warned of."""
     mixture: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """What each stage was trained on, by dataset and task."""
 
@@ -108,12 +108,13 @@ def run(
     folder.prepare(overwrite=overwrite)
     folder.write_config(written)
     done_steps = checkpoint.progress.total_step if checkpoint else 0
-    folder.cut_metrics(done_steps)
+    folder.cut_metrics(done_steps if checkpoint else -1)  # without a checkpoint, step 0 is evaluated again
     state = RunState.read(checkpoint.path) if checkpoint else RunState()
     if checkpoint is not None:
         folder.point_to_best(list(state.best.values())[-1].checkpoint if state.best else None)
     sinks = open_sinks(list(config.training.report_to), folder.path, first_step=done_steps, config=written)
     reporter = Reporter(sinks, total_steps=total, first_step=done_steps, progress=progress)
+    reporter.warnings += folder.warnings()
     try:
         whole = _Run(config, stages, model, processor, folder, reporter, checkpoint, state)
         for index in range(len(stages)):

@@ -11,11 +11,11 @@ from speechlmm_core.data.faults import Faults
 from speechlmm_core.data.index.open import index_dir_of
 from speechlmm_core.data.spec.config import Destination
 from speechlmm_core.data.spec.file import read_spec
+from speechlmm_core.data.spec.find import find_spec
 from speechlmm_core.data.spec.open import open_spec
 from speechlmm_core.data.spec.opened import OpenedDataset
 from speechlmm_core.errors import DataError
 from speechlmm_train.data_config import DataConfig
-from speechlmm_train.spec_path import find_spec
 
 WANTED: tuple[Destination, ...] = ("train", "eval", "guard")
 """What a training opens; a test set is left alone."""

@@ -238,6 +238,13 @@ class OutputFolder:
             lines = file.read_text(encoding="utf-8").splitlines()
             write_text(file, "".join(f"{line}\n" for line in lines if _step_of(line) <= total_step))
 
+    def warnings(self) -> list[str]:
+        """What the run has warned of so far, with the steps."""
+        file = self.path / METRICS
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        rows = [json.loads(line) for line in lines if '"warning"' in line]
+        return [f"step {row['step']}: {row['warning']}" for row in rows if "warning" in row]
+
     def report(self) -> dict[str, Any] | None:
         """What a finished run reported, or None."""
         file = self.path / REPORT

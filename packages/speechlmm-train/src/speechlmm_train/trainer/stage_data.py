@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from speechlmm_train.stage_config import ResolvedStage
 from speechlmm_train.trainer.evaluation_plan import EvaluationPlan, plan_evaluation
 from speechlmm_train.trainer.mixture import Mixture, groups_of
 from speechlmm_train.trainer.open_sets import OpenedSets, in_a_row, open_sets
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,7 @@ def _plan(
     indices = _within(stage, own.lengths)
     training, data = stage.training, stage.data
     positions = own.lengths.positions[indices]
+    _warn_of_the_empty(stage, own, indices)
     mix = Mix.of(
         own.groups,
         own.members[indices],
@@ -163,6 +167,13 @@ def _plan(
     mixture = Mixture(plan, own.lengths.seconds[indices])
     evaluation = plan_evaluation(stage, own.sets)
     return StageData(stage, processor, own.train, indices, plan, mixture, evaluation, steps, ranks, own.augment)
+
+
+def _warn_of_the_empty(stage: ResolvedStage, own: _Opened, indices: NDArray[np.int64]) -> None:
+    counts = np.bincount(own.members[indices], minlength=len(own.groups))
+    for group in [group for group, count in zip(own.groups, counts, strict=True) if not count]:
+        name = f"{group.dataset} ({group.task})"
+        logger.warning("stage %r: no example of %s has a duration that takes part in training", stage.name, name)
 
 
 def _within(stage: ResolvedStage, lengths: Lengths) -> NDArray[np.int64]:
