@@ -141,6 +141,10 @@ class LineTable:
         except (OSError, RowError, IndexError) as exc:
             raise DataError(f"{exc}; has the table been changed?") from exc
 
+    def number(self, index: int) -> int:
+        """The line of a row, from 1."""
+        return self._numbers[index]
+
     def place(self, index: int) -> str:
         """File and line of a row."""
         return f"{self.shown}:{self._numbers[index]}"

@@ -1,0 +1,1 @@
+"""The `lhotse` dataset: cuts, recordings with supervisions, and Shar."""
