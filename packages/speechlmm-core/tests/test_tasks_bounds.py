@@ -65,16 +65,17 @@ def test_cutting_keeps_the_words_in_order(times, sizes, is_heard):
 
 
 def test_spans_vary_with_the_draw_and_hold_five_to_fifteen_words(recording):
-    words = [{"text": f"w{n}", "start": n / 10, "end": n / 10 + 0.09} for n in range(90)]
-    one = spoken(recording, 1, "interleaved", fields={"words": words})
+    words = [{"word": f"w{n}", "start": 1 + n / 10, "end": 1 + n / 10 + 0.09} for n in range(90)]
+    item = {"type": "audio", "path": recording, "start": 1.02, "end": 9.93}
+    one = Example(id="1", task="interleaved", media={"audio": item}, fields={"words": words})
     seen = set()
     for number in range(1, 300):
         (message,) = chat_of(one, draw=number)
         seen |= {len(item["transcript"].split()) for item in message.media}
         for item in message.media:
             first, last = (int(word[1:]) for word in item["transcript"].split()[:: len(item["transcript"].split()) - 1])
-            assert item["start"] == pytest.approx(0.1 + first / 10)
-            assert item["end"] == pytest.approx(min(0.1 + last / 10 + 0.09, one.media["audio"]["end"]))
+            assert item["start"] == pytest.approx(max(1.02, 1 + first / 10))  # the file's time, within the medium
+            assert item["end"] == pytest.approx(min(9.93, 1 + last / 10 + 0.09))
     assert seen == set(range(5, 16))
 
 

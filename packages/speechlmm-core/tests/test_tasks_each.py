@@ -228,6 +228,14 @@ def test_words_that_are_wrong_are_said(words, named):
         chat_of(one)
 
 
+def test_words_outside_of_their_medium_are_said():
+    for item in ({**AUDIO, "start": 7.5}, {**AUDIO, "end": 0.4}):
+        one = Example(id="1", task="interleaved", media={"audio": item}, fields={"words": WORDS})
+        assert "outside of the medium" in (get_task("interleaved").check(one) or "")
+    partly = Example(id="1", task="interleaved", media={"audio": {**AUDIO, "start": 0.2}}, fields={"words": WORDS})
+    assert get_task("interleaved").check(partly) is None
+
+
 def test_interleaved_text_needs_one_medium():
     one = Example(id="1", task="interleaved", media={}, fields={"words": WORDS})
     assert "needs one medium" in (get_task("interleaved").check(one) or "")

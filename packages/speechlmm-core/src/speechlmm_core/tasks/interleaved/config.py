@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count
+from math import inf
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -26,9 +27,9 @@ NumWords = Annotated[int, Field(ge=1)]
 class InterleavedTaskConfig(TaskConfig):
     """Next-token prediction over a text in which spans of words are replaced by their audio.
 
-    The words and their times are `fields.words`, `{text, start, end}` in seconds from where the example's medium
-    starts. Spans are drawn for each example; no chat template stands around them, and all that is text is learnt.
-    Where the model is asked, it goes on after the last span that is heard.
+    The words and their times are `fields.words`, `{text, start, end}` (`word` for `text` will do) in seconds of the
+    medium's file, as the medium's own `start` and `end` are. Spans are drawn for each example; no chat template stands
+    around them, and all that is text is learnt. Where the model is asked, it goes on after the last span that is heard.
     """
 
     type: Literal["interleaved"] = "interleaved"
@@ -62,7 +63,16 @@ class InterleavedTaskConfig(TaskConfig):
         if len(example.media) != 1:
             return f"task {self.type!r} needs one medium (`audio`), got {', '.join(example.media) or 'none'}"
         words = words_of(example.fields.get("words"))
-        return f"task {self.type!r}: {words}" if isinstance(words, str) else None
+        if isinstance(words, str):
+            return f"task {self.type!r}: {words}"
+        begin, end = _bounds(next(iter(example.media.values())))
+        outside = next((word for word in words if word.start >= end or word.end <= begin), None)
+        if outside is not None:
+            return (
+                f"task {self.type!r}: `fields.words` has {outside.text!r} at {outside.start:g} s, outside of the medium "
+                f"({begin:g} to {end:g} s); expected seconds of the medium's file"
+            )
+        return None
 
     def messages(
         self, example: Example, *, draw: int = 0, with_answer: bool = True, shots: Sequence[Example] = ()
@@ -123,17 +133,21 @@ class InterleavedTaskConfig(TaskConfig):
 
     def _message(self, example: Example, spans: Sequence[Span]) -> Message:
         ((name, medium),) = example.media.items()
-        begin, end = medium.get("start", 0.0), medium.get("end")
+        begin, end = _bounds(medium)
         content: Content = []
         for number, span in enumerate(spans):
             if not span.is_heard:
                 content.append({"type": "text", "text": f"{' ' if number else ''}{span.text}"})
                 continue
-            first, last = round(begin + span.words[0].start, 6), round(begin + span.words[-1].end, 6)
-            item = {key: value for key, value in medium.items() if key != "transcript"}
-            last = last if end is None else min(last, end)
-            content.append({**item, "type": name, "start": first, "end": last, "transcript": span.text})
+            first, last = max(begin, span.words[0].start), min(span.words[-1].end, end)
+            content.append({**medium, "type": name, "start": first, "end": last, "transcript": span.text})
         return Message(role="text", content=content)
+
+
+def _bounds(medium: Mapping[str, Any]) -> tuple[float, float]:
+    """Where a medium starts and ends in its file, in seconds."""
+    start, end = medium.get("start"), medium.get("end")
+    return float(start or 0.0), inf if end is None else float(end)
 
 
 def _halves(spans: list[Span]) -> tuple[list[Span], list[Span]]:

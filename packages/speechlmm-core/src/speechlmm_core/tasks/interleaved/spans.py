@@ -10,7 +10,7 @@ from typing import Any, cast
 
 @dataclass(frozen=True)
 class Word:
-    """A word and when it is said, in seconds from where the audio starts."""
+    """A word and when it is said, in seconds of the file."""
 
     text: str
     start: float
@@ -37,7 +37,7 @@ def words_of(value: Any) -> list[Word] | str:
     found: list[Word] = []
     for number, one in enumerate(cast("Sequence[Any]", value)):
         given = cast("Mapping[str, Any]", one) if isinstance(one, Mapping) else {}
-        text, start, end = given.get("text"), _time(given.get("start")), _time(given.get("end"))
+        text, start, end = given.get("text", given.get("word")), _time(given.get("start")), _time(given.get("end"))
         if not isinstance(text, str) or start is None or end is None:
             return f"`fields.words[{number}]` must be {{text, start, end}} with times in seconds, got {one!r:.80}"
         if not text.strip():
