@@ -1,4 +1,4 @@
-"""Damaged audio is loaded where the damage is harmless, and is one error line otherwise: no crash, hang or gigabytes."""
+"""Damaged audio is loaded where the damage is harmless, and else is one error line: no crash, hang or gigabytes."""
 
 import json
 import os

@@ -7,6 +7,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("speechlmm_train.cli.plan:plan", "Check a configuration and show the model it makes."),
     "download": ("speechlmm_train.cli.download:download", "Fetch the base checkpoints that components need."),
     "prepare": ("speechlmm_train.cli.prepare:prepare", "Check corpora and index them, so that runs start at once."),
+    "inspect": ("speechlmm_train.cli.inspect:inspect", "Show samples as the model will see them."),
     "evaluate": ("speechlmm_train.cli.evaluate:evaluate", "Score a trained model on datasets."),
     "score": ("speechlmm_train.cli.score:score", "Score an evaluation's predictions again."),
     "compare": ("speechlmm_train.cli.compare:compare", "Compare the predictions of two models."),

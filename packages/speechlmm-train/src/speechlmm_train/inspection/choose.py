@@ -1,0 +1,137 @@
+"""What is inspected: the datasets that the command line names, the model, and which examples. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from speechlmm_core.data.draw import permutation
+from speechlmm_core.data.spec.config import Destination
+from speechlmm_core.data.spec.file import named_apart
+from speechlmm_core.data.spec.open import open_spec
+from speechlmm_core.data.spec.opened import OpenedDataset
+from speechlmm_core.errors import ConfigError, DataError
+from speechlmm_core.registry import nearest
+from speechlmm_train.compose import Composed, compose_config, import_file
+from speechlmm_train.evaluate.data import DataSource, of_manifests, of_run, of_specification
+
+OVERRIDE = re.compile(r"[+~]{0,2}[\w./@:-]+=|~[\w./@:-]+$")
+"""What a KEY=VALUE looks like."""
+MANIFESTS = (".jsonl", ".json")
+
+
+@dataclass(frozen=True)
+class Named:
+    """What the command line names."""
+
+    source: DataSource
+    composed: Composed | None
+    """The configuration, where there are overrides."""
+
+
+def name(
+    what: Sequence[str], *, config_name: str, config_dir: Path | None, imports: Sequence[Path], index_dir: Path | None
+) -> Named:
+    """Tells manifests, a specification and overrides apart.
+
+    Args:
+        what: The arguments.
+        config_name: The configuration that overrides are for.
+        config_dir: The user's folder of configurations.
+        imports: The user's own Python files.
+        index_dir: What `prepare` wrote.
+
+    Raises:
+        ConfigError: Nothing is named, or two things at once; or the configuration is wrong.
+        DataError: There is no such specification, or it is wrong.
+    """
+    overrides = [one for one in what if OVERRIDE.match(one) and not Path(one).exists()]
+    files = [one for one in what if one not in overrides]
+    manifests = [one for one in files if one.endswith(MANIFESTS)]
+    if not what or (manifests and manifests != files) or (not manifests and len(files) > 1):
+        got = f"got {', '.join(map(repr, files))}" if files else "got nothing"
+        raise ConfigError(f"expected one dataset specification, or manifests, or the KEY=VALUEs of a run; {got}")
+    composed = None
+    if overrides:
+        given = [*overrides, *(_filled(files, bool(manifests), overrides) if files else ())]
+        composed = compose_config(config_name, given, config_dir=config_dir, imports=imports)
+    else:
+        for path in imports:
+            import_file(path)
+    if manifests:
+        source = of_manifests([Path(one) for one in manifests])
+    elif files:
+        source = of_specification(files[0], config_dir=config_dir, index_dir=index_dir)
+    else:
+        source = of_run(config_name, overrides, config_dir=config_dir)
+    return Named(source, composed)
+
+
+def _filled(files: Sequence[str], are_manifests: bool, overrides: Sequence[str]) -> list[str]:
+    """What a run's configuration must have and the command line need not say where files name the data."""
+    quoted = ", ".join(_quote(one) for one in files)
+    data = [f"data.train=[{quoted}]"] if are_manifests else ["data.train=[]", f"data.data_config_path={quoted}"]
+    training = ["training.output_dir=inspection", "training.max_steps=1"]
+    return data + [one for one in training if not any(given.startswith(one.split("=")[0] + "=") for given in overrides)]
+
+
+def _quote(text: str) -> str:
+    """A string as Hydra's grammar quotes it."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def open_named(source: DataSource, names: Sequence[str], split: Destination | None) -> list[OpenedDataset]:
+    """Opens the datasets.
+
+    Args:
+        source: What is named.
+        names: Entries to which it is limited; empty for all.
+        split: What they are for; None for all.
+
+    Raises:
+        ConfigError: There is no dataset of such a name.
+        DataError: The data are wrong, or there are none for this.
+    """
+    specs = named_apart(source.datasets)
+    for one in names:
+        known = [spec.name for spec in specs]
+        if one not in known:
+            raise ConfigError(
+                f"--dataset {one!r}: {source.label} has none of that name{nearest(one, known)} "
+                f"(it has: {', '.join(known)})"
+            )
+    specs = [spec for spec in specs if not names or spec.name in names]
+    wanted: set[Destination] | None = None if split is None else {split}
+    opened = open_spec(specs, base=source.base, destinations=wanted, index_dir=source.index_dir)
+    if not opened:
+        raise DataError(f"{source.label} names nothing{f' with the destination {split!r}' if split else ''} to show")
+    return opened
+
+
+def pick(dataset: OpenedDataset, count: int, index: int | None, seed: int) -> list[int]:
+    """Numbers of the examples to show: the one asked for, or some at random, always the same.
+
+    Raises:
+        ConfigError: There is no example of that number.
+    """
+    total = len(dataset.examples)
+    if index is not None:
+        if not -total <= index < total:
+            raise ConfigError(f"--index {index}: {dataset.name} has {total} examples, numbered from 0")
+        return [index % total]
+    return sorted(int(number) for number in permutation(seed, 0, total, "inspection")[:count])
+
+
+def inputs_of(datasets: Sequence[OpenedDataset], picked: Sequence[Sequence[int]]) -> list[str]:
+    """Inputs that the chats of some examples name, in order of appearance."""
+    found: dict[str, None] = {}
+    for dataset, indices in zip(datasets, picked, strict=True):
+        for index in indices:
+            try:
+                messages = dataset.examples.chat(index)
+            except DataError:
+                continue  # comes up when the sample is made
+            found.update(dict.fromkeys(item["type"] for message in messages for item in message.media))
+    return list(found)
