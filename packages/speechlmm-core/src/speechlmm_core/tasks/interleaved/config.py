@@ -69,8 +69,8 @@ class InterleavedTaskConfig(TaskConfig):
         outside = next((word for word in words if word.start >= end or word.end <= begin), None)
         if outside is not None:
             return (
-                f"task {self.type!r}: `fields.words` has {outside.text!r} at {outside.start:g} s, outside of the medium "
-                f"({begin:g} to {end:g} s); expected seconds of the medium's file"
+                f"task {self.type!r} needs `fields.words` within the medium, in seconds of its file, got "
+                f"{outside.text!r} at {outside.start:g} s for a medium from {begin:g} to {end:g} s"
             )
         return None
 

@@ -39,11 +39,11 @@ def words_of(value: Any) -> list[Word] | str:
         given = cast("Mapping[str, Any]", one) if isinstance(one, Mapping) else {}
         text, start, end = given.get("text", given.get("word")), _time(given.get("start")), _time(given.get("end"))
         if not isinstance(text, str) or start is None or end is None:
-            return f"`fields.words[{number}]` must be {{text, start, end}} with times in seconds, got {one!r:.80}"
+            return f"`fields.words` must hold {{text, start, end}} with times in seconds, got {one!r:.80} as number {number}"
         if not text.strip():
             continue
         if end < start or (found and start < found[-1].start):
-            return f"`fields.words[{number}]` is not in order of time: {one!r:.80}"
+            return f"`fields.words` must be in order of time, got {one!r:.80} as number {number}"
         found.append(Word(" ".join(text.split()), start, end))
     return found or "`fields.words` holds no word"
 
