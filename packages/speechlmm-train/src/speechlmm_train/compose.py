@@ -13,7 +13,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -33,7 +33,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from speechlmm_core.errors import ConfigError
+from speechlmm_core.data.spec.find import find_spec
+from speechlmm_core.errors import ConfigError, DataError
 from speechlmm_core.registry import describe, nearest
 from speechlmm_core.wiring import refuse_speech_output, wire
 from speechlmm_train.config import RunConfig
@@ -183,7 +184,20 @@ def compose_config(
     for path in imports:
         import_file(path)
     plain = compose_plain(config_name, overrides, config_dir=config_dir)
+    if config_dir is not None:
+        _find_specs(plain, config_dir)
     return Composed(plain, validate(plain))
+
+
+def _find_specs(plain: dict[str, Any], config_dir: Path) -> None:
+    """Spells out specifications that lie in the user's folder and not below the working one."""
+    for section in (plain, *(one for one in plain.get("stages") or () if isinstance(one, dict))):
+        data = section.get("data")
+        if isinstance(data, dict) and isinstance(name := data.get("data_config_path"), str):
+            with suppress(DataError):  # what is nowhere is reported when the data are opened
+                path = find_spec(name, Path.cwd(), config_dir)
+                if path.is_relative_to(config_dir):
+                    data["data_config_path"] = str(path.absolute())
 
 
 def validate(plain: dict[str, Any]) -> RunConfig:

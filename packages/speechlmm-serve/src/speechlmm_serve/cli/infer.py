@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
+from click.core import ParameterSource
 
 from speechlmm_core.errors import ConfigError
 from speechlmm_serve.cli.options import load_engine, model_options, task_options
@@ -49,6 +50,20 @@ def _inputs(kind: str, path: Path, model_path: Path, prompt: TaskPrompt) -> Inpu
     return find_inputs(path, media_input(config, kind), kind)
 
 
+def _refuse_beside_specification() -> None:
+    """Refuses options that a specification decides.
+
+    Raises:
+        ConfigError: One is given.
+    """
+    names = ("audios_file_path", "videos_file_path", "texts_file_path", "task", "source_language", "target_language")
+    context = click.get_current_context()
+    for name in (*names, "question"):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option}: the specification says that; leave it out, or leave out --dataset-config")
+
+
 @click.command()
 @model_options
 @task_options(default="asr")
@@ -67,6 +82,16 @@ def _inputs(kind: str, path: Path, model_path: Path, prompt: TaskPrompt) -> Inpu
     type=click.Path(path_type=Path),
     help="Texts for tasks that work on them (mt, tsum, …): one a line, a folder of .txt files, or a .jsonl manifest.",
 )
+@click.option(
+    "--dataset-config",
+    help="A dataset specification (a path, or a name below conf/datasets), which brings its tasks along.",
+)
+@click.option("--dataset", "dataset_names", multiple=True, help="Only this dataset of it; may be given several times.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "eval", "test", "guard"]),
+    help="What its partitions are for.  [default: test, or eval where there is no test set]",
+)
 @click.option("--output", type=click.Path(path_type=Path), help="JSONL file to write; standard output if not given.")
 @click.option("--batch-size", default="auto", show_default=True, callback=_batch_size, help="A number, or auto.")
 @click.option("--resume", is_flag=True, help="Keep the lines of --output that succeeded, and run the rest.")
@@ -84,6 +109,9 @@ def infer(
     audios_file_path: Path | None,
     videos_file_path: Path | None,
     texts_file_path: Path | None,
+    dataset_config: str | None,
+    dataset_names: tuple[str, ...],
+    split: Literal["train", "eval", "test", "guard"] | None,
     output: Path | None,
     batch_size: int | Literal["auto"],
     resume: bool,
@@ -93,7 +121,7 @@ def infer(
     progress: bool,
     **place: Any,
 ) -> int:
-    """Run a task over audio or video files, texts, a list or a manifest.
+    """Run a task over audio or video files, texts, a list, a manifest, or what a dataset specification names.
 
     Writes one JSON object a line for each input, in input order: path, text, duration, error, and more. A file that
     cannot be used is a line with its error; the others go on, and the exit code is 1.
@@ -101,15 +129,22 @@ def infer(
     from speechlmm_core.inference.options import GenerationOptions
     from speechlmm_serve.infer.output import check_output
     from speechlmm_serve.infer.run import run_inference
+    from speechlmm_serve.infer.spec_inputs import open_inputs
     from speechlmm_serve.task_prompt import TaskPrompt
 
     # Everything that can be wrong with the call is looked at before a weight is loaded.
     output = None if output is None else output.expanduser()
     check_output(output, resume=resume, overwrite=overwrite)
-    prompt = TaskPrompt.of(task, source_language, target_language, question)
-    kind, path = _source(audios_file_path, videos_file_path, texts_file_path)
-    inputs = _inputs(kind, path, model_path, prompt)
-    inputs.check(prompt)
+    if dataset_config is not None:
+        _refuse_beside_specification()
+        prompt, inputs = None, open_inputs(dataset_config, split=split, datasets=dataset_names)
+    else:
+        if dataset_names or split:
+            raise ConfigError("--dataset and --split choose from a specification; name one with --dataset-config")
+        prompt = TaskPrompt.of(task, source_language, target_language, question)
+        kind, path = _source(audios_file_path, videos_file_path, texts_file_path)
+        inputs = _inputs(kind, path, model_path, prompt)
+        inputs.check(prompt)
     engine = load_engine(model_path, **place)
     failed = run_inference(
         engine,

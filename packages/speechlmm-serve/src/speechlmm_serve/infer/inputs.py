@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from speechlmm_core.chat.messages import Message
 from speechlmm_core.data.example import Example
 from speechlmm_core.data.faults import Faults
 from speechlmm_core.errors import ConfigError, DataError
@@ -36,10 +37,20 @@ class Input:
     """Content items by the model's inputs."""
     example: Example | None = None
     """What a manifest says about it."""
+    name: str | None = None
+    """Its key, where it is no file of the user's."""
+    dataset: str | None = None
+    """The dataset that it belongs to, in a specification."""
+    chat: tuple[Message, ...] | None = None
+    """The conversation up to the answer, where the call's task does not make it."""
+    error: str | None = None
+    """Why it cannot be asked about."""
 
     @property
     def key(self) -> str:
         """Tells inputs apart when an output is resumed."""
+        if self.name is not None:
+            return self.name
         item = next(iter(self.media.values()), {})
         part = "".join(f"#{name}={item[name]}" for name in ("start", "end") if name in item)
         return f"{self.path}{part}{f'#{self.example.id}' if self.example else ''}"

@@ -51,12 +51,12 @@ def check_output(path: Path | None, *, resume: bool, overwrite: bool) -> None:
         raise ConfigError(f"--output {str(path)!r} cannot be written: no permission")
 
 
-def read_done(path: Path, about: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def read_done(path: Path, about: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
     """The lines that succeeded in earlier runs, by key. What they left in two files is put together in one.
 
     Args:
         path: The output.
-        about: The task and its languages.
+        about: The task and its languages; None where each line has those of its dataset.
 
     Raises:
         DataError: The file holds something else, or lines of another task.
@@ -72,7 +72,7 @@ def read_done(path: Path, about: Mapping[str, Any]) -> dict[str, dict[str, Any]]
     return {key: record for key, record in records.items() if record["error"] is None}
 
 
-def _read(file: Path, about: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _read(file: Path, about: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
     if not file.is_file():
         return {}
     records: dict[str, dict[str, Any]] = {}
@@ -88,7 +88,8 @@ def _read(file: Path, about: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             if number == len(lines):  # torn when the earlier run was killed
                 continue
             raise DataError(f"{file}:{number} is not a line of an output of `infer`: {exc}") from exc
-        if other != {name: about.get(name) for name in ABOUT}:
+        wanted = other if about is None else {name: about.get(name) for name in ABOUT}
+        if other != wanted or ("dataset" in record) != (about is None):
             said = ", ".join(f"{name} {value!r}" for name, value in other.items() if value is not None)
             raise DataError(f"{file}:{number} is of another call ({said}); give another --output, or --overwrite")
         records[key] = record

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def run_inference(
     engine: InferenceEngine,
     inputs: Inputs,
-    prompt: TaskPrompt,
+    prompt: TaskPrompt | None,
     *,
     options: GenerationOptions,
     batch_size: int | Literal["auto"] = "auto",
@@ -34,7 +34,7 @@ def run_inference(
     Args:
         engine: The model.
         inputs: What to run on.
-        prompt: The task.
+        prompt: The task; None where the inputs bring theirs along.
         options: How to generate.
         batch_size: Rows of a batch, or `auto`.
         output: File for the lines; standard output if None.
@@ -47,8 +47,10 @@ def run_inference(
     Raises:
         DataError: What is to be resumed is no output of `infer`, or is of another task.
     """
-    done = read_done(output, about(prompt)) if output is not None and resume else {}
-    todo = (_request(one, prompt) for one in inputs if one.key not in done)
+    done: dict[str, dict[str, Any]] = {}
+    if output is not None and resume:
+        done = read_done(output, None if prompt is None else about(prompt))
+    todo = (_request(one, prompt) for one in inputs if one.key not in done and one.error is None)
     results = engine.run(todo, options=options, batch_size=batch_size)
     failed = 0
     with (
@@ -69,25 +71,37 @@ def about(prompt: TaskPrompt) -> dict[str, Any]:
     return {"task": prompt.task.type, **{name: value for name, value in given.items() if value is not None}}
 
 
-def _request(one: Input, prompt: TaskPrompt) -> Request:
+def about_example(one: Input) -> dict[str, Any]:
+    """What of an input's dataset stands on its line."""
+    example = one.example
+    names = ("task", "source_language", "target_language")
+    given = {} if example is None else {name: getattr(example, name) for name in names}
+    return {"dataset": one.dataset, **{name: value for name, value in given.items() if value is not None}}
+
+
+def _request(one: Input, prompt: TaskPrompt | None) -> Request:
     from speechlmm_core.inference.options import Request
 
+    if one.chat is not None or prompt is None:
+        return Request(list(one.chat or ()), one.key)
     return Request(prompt.messages(one.media, one.example), one.key)
 
 
 def _records(
-    inputs: Inputs, done: Mapping[str, dict[str, Any]], results: Iterator[Result], prompt: TaskPrompt
+    inputs: Inputs, done: Mapping[str, dict[str, Any]], results: Iterator[Result], prompt: TaskPrompt | None
 ) -> Iterator[dict[str, Any]]:
+    from speechlmm_core.inference.options import Result
+
     for one in inputs:
         key = one.key
         if key in done:
             yield done[key]
             continue
-        result = next(results)
+        result = Result(key, None, error=one.error) if one.error is not None else next(results)
         assert result.id == key
         example = one.example
         yield {
-            "path": one.path,
+            "path": one.path or None,
             "text": result.text,
             "duration": None if result.duration is None else round(result.duration, 4),
             "error": result.error,
@@ -95,6 +109,6 @@ def _records(
             "complete": result.complete if result.error is None else None,
             **({"id": example.id} if example and example.id else {}),
             **({"reference": example.text} if example and example.text is not None else {}),
-            **about(prompt),
+            **(about_example(one) if prompt is None else about(prompt)),
             "key": key,
         }

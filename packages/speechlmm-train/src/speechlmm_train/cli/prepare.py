@@ -85,11 +85,11 @@ def prepare(
     from rich.console import Console
 
     from speechlmm_core.data.index.layout import index_dir_of
+    from speechlmm_core.data.spec.find import find_spec
     from speechlmm_train.compose import import_file
     from speechlmm_train.prepare.prepare import prepare as prepare_spec
     from speechlmm_train.prepare.report import QUARANTINE, REPORT, table
     from speechlmm_train.prepare.settings import Settings
-    from speechlmm_train.spec_path import find_spec
 
     for file in imports:
         import_file(file)

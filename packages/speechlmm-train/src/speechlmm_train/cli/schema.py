@@ -17,25 +17,27 @@ from speechlmm_train.cli.options import debug_option
 )
 @click.option(
     "--section",
-    type=click.Choice(["run", "model"]),
+    type=click.Choice(["run", "model", "data"]),
     default="run",
     show_default=True,
-    help="What the files to check hold: all of a run's configuration, or a model's alone.",
+    help="What the files to check hold: all of a run's configuration, a model's alone, or a dataset specification.",
 )
 @debug_option
 def schema(*, output: Path | None, section: str) -> None:
-    """Write the JSON schema of a run's configuration.
+    """Write the JSON schema of a run's configuration, or of a dataset specification.
 
     An editor with a YAML language server completes and checks a file that begins with
     `# yaml-language-server: $schema=.schemas/run.json`.
     """
     from speechlmm_core.config import ModelConfig
+    from speechlmm_core.data.spec.schema import SpecFile
     from speechlmm_core.errors import ConfigError
     from speechlmm_core.schema import write_schema
     from speechlmm_train.config import RunConfig
 
     output = output or Path(f".schemas/{section}.json")
+    root = {"run": RunConfig, "model": ModelConfig, "data": SpecFile}[section]
     try:
-        click.echo(f"wrote {write_schema(output, ModelConfig if section == 'model' else RunConfig)}")
+        click.echo(f"wrote {write_schema(output, root)}")
     except OSError as exc:
         raise ConfigError(f"--output {str(output)!r} cannot be written: {exc.strerror}") from exc

@@ -10,13 +10,13 @@ from speechlmm_core.data.index.open import index_dir_of
 from speechlmm_core.data.spec.config import DatasetSpec, Destination
 from speechlmm_core.data.spec.entries import dataset_spec
 from speechlmm_core.data.spec.file import named_apart, read_spec
+from speechlmm_core.data.spec.find import find_spec
 from speechlmm_core.data.spec.open import open_spec
 from speechlmm_core.data.spec.opened import OpenedDataset
 from speechlmm_core.data.spec.parts import parts_of
 from speechlmm_core.errors import ConfigError, DataError
 from speechlmm_core.registry import nearest
 from speechlmm_train.compose import compose_config
-from speechlmm_train.spec_path import find_spec
 
 PREFERRED: tuple[Destination, ...] = ("test", "eval")
 """What is evaluated on unless the user says otherwise: the first of which there is something."""
@@ -72,7 +72,8 @@ class DataSource:
 
 def of_manifests(paths: Sequence[Path]) -> DataSource:
     """JSONL manifests, all of each."""
-    return DataSource([dataset_spec(path) for path in paths], Path.cwd(), "the command line", whole=True)
+    specs = [dataset_spec(path).model_copy(update={"name": path.stem}) for path in paths]
+    return DataSource(specs, Path.cwd(), "the command line", whole=True)
 
 
 def of_specification(name: str, *, config_dir: Path | None = None, index_dir: Path | None = None) -> DataSource:
