@@ -99,24 +99,27 @@ class InferenceEngine:
         options: GenerationOptions | None = None,
         batch_size: int | Literal["auto"] = "auto",
         window: int = 256,
+        ordered: bool = True,
     ) -> Iterator[Result]:
-        """Answers many requests, in their order; what is wrong with one is its result, and the others go on.
+        """Answers many requests; what is wrong with one is its result, and the others go on.
 
         Args:
             requests: Any number; they are read one window at a time, and their media one batch ahead.
             options: How to generate; greedy by default.
             batch_size: Rows of a batch, or `auto` for as many as budgets of positions and frames allow.
             window: Requests that are sorted by length together.
+            ordered: Whether results come in input order; otherwise as soon as they are there, longest requests first.
 
         Yields:
-            One result per request, in input order, as soon as all before it are there.
+            One result per request, in input order as soon as all before it are there.
         """
         options = options or GenerationOptions()
         iterator = iter(requests)
         pool = ThreadPoolExecutor(NUM_LOADERS, thread_name_prefix="speechlmm-load")
         try:
             while chunk := list(islice(iterator, window)):
-                yield from self._run_window(chunk, options, batch_size, pool)
+                found = self._run_window(chunk, options, batch_size, pool)
+                yield from in_order(found) if ordered else (result for _, result in found)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -126,27 +129,20 @@ class InferenceEngine:
         options: GenerationOptions,
         batch_size: int | Literal["auto"],
         pool: ThreadPoolExecutor,
-    ) -> Iterator[Result]:
-        results: dict[int, Result] = {}
+    ) -> Iterator[tuple[int, Result]]:
+        """Results with the numbers of their requests, as they come."""
         sizes: list[tuple[int, Size]] = []
         for i, size in enumerate(pool.map(lambda request: _guarded(self._measure, request), requests)):
             if isinstance(size, Result):
-                results[i] = size
+                yield i, size
             else:
                 sizes.append((i, size))
         alone_from = None if self.max_positions is None else self.max_positions - options.max_new_tokens
         plan = batches(sizes, batch_size, device=self.model.device.type, alone_from=alone_from)
-        flushed = 0
         for loaded in self._loaded(list(plan), requests, pool):
             samples = {i: one for i, one in loaded.items() if not isinstance(one, Result)}
-            results |= {i: one for i, one in loaded.items() if isinstance(one, Result)}
-            results |= self._results(requests, samples, options)
-            while flushed in results:
-                yield results.pop(flushed)
-                flushed += 1
-        while flushed in results:
-            yield results.pop(flushed)
-            flushed += 1
+            yield from ((i, one) for i, one in loaded.items() if isinstance(one, Result))
+            yield from self._results(requests, samples, options).items()
 
     def _loaded(
         self, plan: Sequence[Sequence[int]], requests: Sequence[Request], pool: ThreadPoolExecutor
@@ -228,6 +224,17 @@ class InferenceEngine:
     def _batch(self, samples: Sequence[ProcessedSample]) -> dict[str, Any]:
         batch = self.processor.collate(samples, packed=False, padding_side="left")
         return to_device(batch, self.model.device)
+
+
+def in_order(numbered: Iterable[tuple[int, Found]]) -> Iterator[Found]:
+    """What comes with numbers from 0 on, in their order, as soon as all before it are there."""
+    waiting: dict[int, Found] = {}
+    due = 0
+    for number, found in numbered:
+        waiting[number] = found
+        while due in waiting:
+            yield waiting.pop(due)
+            due += 1
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -83,8 +83,10 @@ def predict(
     options: GenerationOptions | None = None,
     batch_size: int | Literal["auto"] = "auto",
     done: Collection[str] = (),
+    ordered: bool = True,
+    asked: list[str] | None = None,
 ) -> Iterator[Prediction]:
-    """Answers examples, in their order, as soon as all before them are answered.
+    """Answers examples.
 
     The prompts are the first of each task's wordings, so that every call asks the same.
 
@@ -95,28 +97,39 @@ def predict(
         options: How to generate; greedy by default.
         batch_size: Rows of a batch, or `auto`.
         done: Keys of those that are left out.
+        ordered: Whether predictions come in the examples' order; otherwise as soon as they are there.
+        asked: Takes the keys of all examples, in their order.
 
     Yields:
         One prediction per example; what is wrong with it is its `error`.
     """
-    pending: deque[Prediction] = deque()
+    pending: dict[str, Prediction] = {}
+    faulty: deque[tuple[int, Prediction]] = deque()
+    count = 0
 
     def requests() -> Iterator[Request]:
+        nonlocal count
         for question, messages in questions(as_examples(examples), dataset):
+            if asked is not None:
+                asked.append(question.key)
             if question.key in done:
                 continue
-            pending.append(question)
-            if messages is not None:
+            if messages is None:
+                faulty.append((count, question))
+            else:
+                count += 1
+                pending[question.key] = question
                 yield Request(messages, question.key)
 
     before = time.perf_counter()
-    results = engine.run(requests(), options=options, batch_size=batch_size)
+    results = engine.run(requests(), options=options, batch_size=batch_size, ordered=ordered)
+    given = 0
     with closing(results):  # pyright: ignore[reportArgumentType]  # a generator
         for result in results:
-            while pending[0].error is not None:
-                yield pending.popleft()
-            question = pending.popleft()
-            assert result.id == question.key
+            while faulty and (not ordered or faulty[0][0] <= given):
+                yield faulty.popleft()[1]
+            question = pending.pop(result.id)
+            given += 1
             now = time.perf_counter()
             answer = {
                 "text": result.text,
@@ -128,4 +141,4 @@ def predict(
             }
             before = now
             yield question.model_copy(update=answer)
-    yield from pending
+    yield from (question for _, question in faulty)

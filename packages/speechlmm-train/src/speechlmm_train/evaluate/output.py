@@ -6,7 +6,7 @@ Imports no torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -143,11 +143,6 @@ def check_questions(kept: Mapping[str, Prediction], asked: Prediction, path: Pat
             f"{str(path)!r}: {asked.key!r} was made from other data (its {differs!r} is not the same); replace the "
             "predictions with --overwrite, or choose --output-dir"
         )
-
-
-def in_order(predictions: Mapping[str, Prediction], keys: Sequence[str]) -> list[Prediction]:
-    """Predictions in the order of the examples."""
-    return [predictions[key] for key in keys]
 
 
 def _differing(name: str, before: Any, now: Any) -> str:

@@ -19,7 +19,7 @@ from speechlmm_core.inference.engine import InferenceEngine
 from speechlmm_core.inference.options import GenerationOptions
 from speechlmm_train.evaluate.evaluate import predict
 from speechlmm_train.evaluate.metric_choice import MetricChoice
-from speechlmm_train.evaluate.output import EvaluationFolder, check_questions, in_order, model_fingerprint
+from speechlmm_train.evaluate.output import EvaluationFolder, check_questions, model_fingerprint
 from speechlmm_train.evaluate.prediction import Prediction, write_predictions
 from speechlmm_train.evaluate.questions import questions
 from speechlmm_train.evaluate.report_files import write_reports
@@ -71,8 +71,9 @@ def evaluate_datasets(run: EvaluationRun, open_data: Callable[[], Sequence[Opene
     for name, examples in datasets.items():
         _check(name, examples, run.choice)
     kept = folder.open(_about(run, checkpoint, datasets), resume=run.resume)
-    keys = _keys(datasets, kept, folder.predictions) if kept else []
-    found = {key: kept[key] for key in keys if key in kept}
+    keys = _keys(datasets, kept, folder.predictions) if kept else None
+    found = {key: kept[key] for key in keys or () if key in kept}
+    asked: list[str] = []
     total = sum(map(len, datasets.values()))
     if len(found) < total:
         engine = InferenceEngine.from_pretrained(str(run.model_path), device=device, dtype=run.dtype)
@@ -81,15 +82,21 @@ def evaluate_datasets(run: EvaluationRun, open_data: Callable[[], Sequence[Opene
             for name, examples in datasets.items():
                 bar.set_description(name)
                 for prediction in predict(
-                    engine, examples, dataset=name, options=run.options, batch_size=run.batch_size, done=kept.keys()
+                    engine,
+                    examples,
+                    dataset=name,
+                    options=run.options,
+                    batch_size=run.batch_size,
+                    done=kept.keys(),
+                    ordered=False,
+                    asked=asked,
                 ):
                     file.write(prediction.line)
                     file.flush()
                     found[prediction.key] = prediction
                     bar.update()
-    predictions = in_order(found, keys or list(found))
-    if keys:
-        write_predictions(folder.predictions, predictions)  # they went on at the end
+    predictions = [found[key] for key in keys or asked]
+    write_predictions(folder.predictions, predictions)  # they came as they were ready
     report = report_on(predictions, run.choice)
     write_reports(folder, report, predictions, run.choice, worst=run.worst, title=str(run.model_path))
     return report
