@@ -415,3 +415,28 @@ def test_refusals(chats):
         chat.encode_chat([Message(role="system", content="s"), Message(role="assistant", content="a")])
     with pytest.raises(ConfigError, match=r"'llama_3' needs '<\|start_header_id\|>'.* lacks"):
         ChatTokenizer(chat.tokenizer, read_template("llama_3"), "llama_3")
+
+
+@pytest.mark.parametrize("last_only", [False, True])
+def test_answers_of_a_conversation_are_learnt_to_the_letter_in_every_layout(name, chats, last_only):
+    chat = chats[name]
+    answers = ["turn it on", "it's the 12th", "", "user: <s> [INST] é☃"]
+    messages = []
+    for number, answer in enumerate(answers):
+        media = [{"type": "audio", "path": "a.wav"}, text("and "), {"type": "video", "path": "b.mp4"}]
+        messages.append(Message(role="user", content=[*media[: 3 * (number % 2)], text("Please <|im_end|> do.")]))
+        last = number == len(answers) - 1
+        messages.append(Message(role="assistant", content=answer, supervised=last or not last_only))
+    runs, before = [], False
+    for piece in chat.encode_chat(messages):
+        if isinstance(piece, MediaPiece):
+            before = False
+            continue
+        for token, supervised in zip(piece.ids, piece.supervised, strict=True):
+            if supervised:
+                runs = [*runs[:-1], [*runs[-1], token]] if before else [*runs, [token]]
+            before = supervised
+    wanted = answers[-1:] if last_only else answers
+    assert [chat.decode(run).strip() for run in runs] == wanted
+    assert all(run[-1] in chat.stop_token_ids for run in runs)
+    assert not any(set(run[:-1]) & set(chat.stop_token_ids) for run in runs)

@@ -39,7 +39,9 @@ def words_of(value: Any) -> list[Word] | str:
         given = cast("Mapping[str, Any]", one) if isinstance(one, Mapping) else {}
         text, start, end = given.get("text", given.get("word")), _time(given.get("start")), _time(given.get("end"))
         if not isinstance(text, str) or start is None or end is None:
-            return f"`fields.words` must hold {{text, start, end}} with times in seconds, got {one!r:.80} as number {number}"
+            return (
+                f"`fields.words` must hold {{text, start, end}}, times in seconds, got {one!r:.80} as number {number}"
+            )
         if not text.strip():
             continue
         if end < start or (found and start < found[-1].start):
