@@ -1,0 +1,1 @@
+"""The `audiofolder` dataset: files in folders, with a table or texts beside them."""
