@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -65,17 +64,21 @@ def test_it_takes_mixed_precision_on_a_gpu(training, possible, tmp_path, gpu):
     assert not can_flash(config.training)
 
 
-@pytest.mark.parametrize("bf16", [True, False])
-def test_evaluation_computes_in_what_training_does(bf16, tmp_path, monkeypatch):
+@pytest.mark.parametrize("flash", [True, False])
+def test_evaluation_is_in_full_precision_where_attention_can_run_in_it(flash, tmp_path, monkeypatch):
     messages = [{"role": "user", "content": "Say"}, {"role": "assistant", "content": "it"}]
     (tmp_path / "data.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
     seen = []
 
-    def evaluate(*args, **kwargs):
-        seen.append(torch.is_autocast_enabled("cpu"))
-        return SimpleNamespace(scores={})
+    def predict(engine, *args, **kwargs):
+        # Training lays autocast over `forward`; in an evaluation it must not be what is called.
+        seen.append((torch.is_autocast_enabled("cpu"), "forward" in vars(engine.model)))
+        return [None]
 
-    monkeypatch.setattr(evaluation, "evaluate", evaluate)
-    config = configure(tmp_path, bf16=bf16, use_cpu=True, eval_steps=1)
+    monkeypatch.setattr(evaluation, "predict", predict)
+    monkeypatch.setattr(evaluation, "write_predictions", lambda path, predictions: None)
+    monkeypatch.setattr(evaluation, "score", lambda predictions: {})
+    monkeypatch.setattr(evaluation, "attention_of", lambda component: "flash_attention_2" if flash else "sdpa")
+    config = configure(tmp_path, bf16=True, use_cpu=True, eval_steps=1)
     run(validate(config), plain=config, progress=False)
-    assert seen == [bf16]
+    assert seen == [(flash, False)]

@@ -392,7 +392,7 @@ def test_plan_shows_the_mixture(corpus, tmp_path):
         corpus, tmp_path / "out", max_steps=2, data={"mixing": "alternating", "task_weights": {"asr": 3, "st": 1}}
     )
     lines = list(mixture_lines(validate(config), Path.cwd()))
-    assert lines[0] == "stage train: alternating mixing, an epoch takes 4.0 steps"
+    assert lines[0] == "data of train: alternating mixing, an epoch takes 4.0 steps"
     cells = [line.split() for line in lines[1:]]
     assert cells[0] == ["DATASET", "TASK", "EXAMPLES", "HOURS", "ASKED", "SHARE", "OF", "POSITIONS", "TIMES"]
     asr, st = sorted(cells[1:3], key=lambda row: row[1])

@@ -93,7 +93,7 @@ def mixture_lines(config: RunConfig, base: Path) -> Iterator[str]:
         return
     for stage in stages:
         epoch = stage.plan.epoch_steps()
-        yield f"stage {stage.settings.name}: {stage.settings.data.mixing} mixing, an epoch takes {epoch:,.1f} steps"
+        yield f"data of {stage.settings.name}: {stage.settings.data.mixing} mixing, an epoch takes {epoch:,.1f} steps"
         yield from table(stage.mixture.rows())
 
 

@@ -14,11 +14,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from speechlmm_core.errors import DataError, SpeechLMMError
 from speechlmm_core.inference.engine import InferenceEngine
 from speechlmm_core.inference.options import GenerationOptions
+from speechlmm_core.model.describe import attention_of
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_train.evaluate.evaluate import predict
 from speechlmm_train.evaluate.prediction import Prediction, write_predictions
 from speechlmm_train.evaluate.score import score
-from speechlmm_train.trainer.arguments import can_flash
 from speechlmm_train.trainer.best import RunState, worsening
 from speechlmm_train.trainer.evaluation_plan import EVAL, GUARD, EvaluationPlan
 from speechlmm_train.trainer.sample import Sample
@@ -130,7 +130,9 @@ class EvaluationCallback(TrainerCallback):
 
     def _precision(self) -> Any:
         # Attention that runs in half precision alone needs autocast; all else answers as the saved model will.
-        return self.trainer.accelerator.autocast() if can_flash(self.training) else nullcontext()
+        assert isinstance(self.trainer.model, SpeechLMM)
+        used = " ".join(attention_of(component) for component in self.trainer.model.components().values())
+        return self.trainer.accelerator.autocast() if "flash_attention" in used else nullcontext()
 
     def _together(self, work: Callable[[], Any]) -> Any:
         """Does something on the first rank and tells the others what came of it, also if it failed."""
