@@ -73,7 +73,7 @@ except SystemExit as exc:
         (["run", "--config-name", "pretran"], "did you mean 'pretrain'?"),
         (["run", "training.max_steps"], "is not an override"),
         (["plan", "model/text_decodr=x"], "unknown group 'model/text_decodr'"),
-        (["evaluate", "--model-path", "x"], "MANIFESTS"),
+        (["evaluate", "--model-path", "x"], "expected what to evaluate on in one way"),
         (["evaluate", "--model-path", "x", "--batch-size", "y", "z"], "expected a number from 1 on or 'auto', got 'y'"),
         (["evaluate", "--model-path", "x", "--batch-size", "0", "z"], "expected a number from 1 on or 'auto', got '0'"),
         (["demo", "--output-dir", "/dev/null/x", "--no-progress"], "--output-dir '/dev/null/x' cannot be written to"),
