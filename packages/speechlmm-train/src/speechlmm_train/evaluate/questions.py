@@ -49,8 +49,8 @@ def questions(examples: Examples, dataset: str) -> Iterator[tuple[Prediction, li
 def question_of(example: Example, messages: Sequence[Message], *, key: str, dataset: str, name: str) -> Prediction:
     """The prediction of an example, without its answer."""
     task = task_for(example)
-    asked = next((message for message in reversed(messages) if message.role == "user"), None)
-    with_media = next((m.media for m in reversed(messages) if m.role == "user" and m.media), [])
+    asked = next((message for message in reversed(messages) if message.role in ("user", "text")), None)
+    with_media = next((m.media for m in reversed(messages) if m.role in ("user", "text") and m.media), [])
     texts = [] if asked is None else [item["text"] for item in asked.content if item["type"] == "text"]
     return Prediction(
         key=key,

@@ -96,7 +96,7 @@ class View:
         numbers = [draw(self.seed, epoch, offset + index) for epoch in range(self.epochs)] if trains else [0]
         chats = [dataset.examples.chat(index, draw=number) for number in numbers]
         chat = chats[0]
-        answered = bool(chat) and chat[-1].role == "assistant"
+        answered = bool(chat) and chat[-1].role in ("assistant", "text")
         transform = None
         if self.augmenter is not None and trains:
             transform = self.augmenter(draw(self.seed, 0, offset + index, "augmentation"))
