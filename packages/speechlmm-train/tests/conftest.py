@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pickle
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import soundfile as sf
@@ -40,6 +42,8 @@ class MadeCorpus:
         samples = 0.1 * np.sin(np.arange(round(seconds * rate)) * 0.05)
         if path.suffix == ".opus":
             sf.write(path, samples, rate, format="OGG", subtype="OPUS")
+        elif path.suffix == ".m4a":
+            write_aac(path, samples, rate)
         else:
             sf.write(path, samples, rate)
         return path
@@ -62,6 +66,18 @@ class MadeCorpus:
             assert all(path.is_file() for path in elsewhere.whole.sources)
             found += elsewhere
         return found
+
+
+def write_aac(path: Path, samples: np.ndarray, rate: int) -> None:
+    """Writes samples as AAC."""
+    with av.open(str(path), "w", format="ipod") as file:
+        stream = file.add_stream("aac", rate=rate, layout="mono")
+        for start in range(0, len(samples), 1024):
+            block = samples[None, start : start + 1024].astype(np.float32)
+            frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
 
 
 @pytest.fixture

@@ -113,6 +113,8 @@ def test_mls(made: Any, heard: Any) -> None:
         "de",
     )
     assert heard(example) == 4_000
+    (plain,) = made.examples("mls", task="ntp", partitions=["train"], languages=["de"])
+    assert (plain.text, dict(plain.media)) == ("ich werde gehen", {})
     everything = made.examples("MLS", task="asr", languages="all")
     assert [(e.id, e.source_language) for e in everything] == [
         ("252_1643_000001", "de"),

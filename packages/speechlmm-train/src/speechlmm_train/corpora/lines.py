@@ -37,7 +37,7 @@ class Lines:
                 with open(path, "rb") as file:
                     start = 0
                     for number, line in enumerate(file, 1):
-                        if keep_empty or line.strip():
+                        if keep_empty or (line if start else line.removeprefix(_BOM)).strip():
                             self._starts.append(start)
                             self._numbers.append(number)
                         start += len(line)

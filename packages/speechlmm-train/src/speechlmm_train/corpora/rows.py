@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,16 @@ class Rows:
     """What each row's file tells; empty for nothing."""
     sources: Sequence[Path] = field(default_factory=tuple)
     """Files that say which rows there are."""
+    finish: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    """Makes a row of what is kept of it, where all of it would take too much memory; a function of a module."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def record(self, index: int) -> Mapping[str, Any]:
         """A row."""
-        return self.rows[index]
+        row = self.rows[index]
+        return row if self.finish is None else self.finish(row)
 
     def place(self, index: int) -> str:
         """Where a row stands."""

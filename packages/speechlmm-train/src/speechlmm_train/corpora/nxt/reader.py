@@ -13,7 +13,7 @@ from speechlmm_core.errors import DataError
 from speechlmm_core.interfaces.dataset import Selection
 from speechlmm_core.registry import nearest
 from speechlmm_train.corpora.layout import Found, fill
-from speechlmm_train.corpora.nxt.words import Segment, join_words, read_segments, read_words
+from speechlmm_train.corpora.nxt.words import Segment, join_words, pack_words, read_segments, read_words, with_words
 from speechlmm_train.corpora.rows import Rows
 from speechlmm_train.corpora.xml import read_xml
 
@@ -54,7 +54,8 @@ def read_meetings(config: NXTDatasetConfig, root: Path, selection: Selection) ->
         raise DataError(f"the {len(meetings)} meetings of {wanted or 'the corpus'!r} in {str(root)!r} have no {kind}")
     columns = SEGMENT_COLUMNS if config.rows == "segments" else MEETING_COLUMNS
     told = [{} if wanted is None else {"partition": wanted}] * len(reader.rows)
-    return Rows(columns, reader.rows, reader.places, str(root), told, reader.sources)
+    finish = with_words if config.rows == "segments" else None
+    return Rows(columns, reader.rows, reader.places, str(root), told, reader.sources, finish)
 
 
 class _Reader:
@@ -108,9 +109,6 @@ class _Reader:
     def _row(self, segment: Segment, text: str, meeting: str, agent: str, person: Mapping[str, str]) -> dict[str, Any]:
         channel = person.get("channel", "")
         speaker = person.get("global_name") or segment.participant or f"{meeting}.{agent}"
-        spoken = [
-            {"word": word.text, "start": word.start, "end": word.end} for word in segment.words if word.end is not None
-        ]
         told = {"root": self.root, "meeting": meeting, "agent": agent, **({"channel": channel} if channel else {})}
         audio = fill("audio", self.config.audio, told)
         return {
@@ -122,7 +120,7 @@ class _Reader:
             "text": text,
             "start": segment.start,
             "end": segment.end,
-            "words": spoken,
+            "words": pack_words(segment.words),
             "audio": audio,
         }
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +105,20 @@ def join_words(words: Sequence[Word]) -> str:
             text += word.text if glued or word.joined else f" {word.text}"
             glued = word.hyphen
     return text
+
+
+def pack_words(words: Sequence[Word]) -> tuple[str, array[float]]:
+    """Words with their times in a tenth of the memory of objects: a meeting corpus has a million."""
+    timed = [word for word in words if word.text and word.start is not None and word.end is not None]
+    times = array("d", (time for word in timed for time in (word.start or 0.0, word.end or 0.0)))
+    return "\0".join(word.text for word in timed), times
+
+
+def with_words(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose packed words are objects again."""
+    texts, times = row["words"]
+    found = zip(texts.split("\0") if texts else (), times[::2], times[1::2], strict=True)
+    return {**row, "words": [{"word": text, "start": start, "end": end} for text, start, end in found]}
 
 
 def _range(href: str, words: dict[str, Any], place: str) -> tuple[int, int]:

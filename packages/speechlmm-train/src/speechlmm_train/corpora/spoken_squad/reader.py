@@ -45,7 +45,8 @@ def read_spoken_squad(config: SpokenSQuADDatasetConfig, root: Path, files: Seque
                 places.append(f"{place}, question {row['id']}")
                 told.append(found.told)
     faults.raise_if_any()
-    return Rows(COLUMNS, rows, places, str(root), told, [Path(found.path) for found in files])
+    sources = [Path(found.path) for found in files]
+    return Rows(COLUMNS, rows, places, str(root), told, sources, _with_messages)
 
 
 def _recordings(config: SpokenSQuADDatasetConfig, root: Path, partition: str) -> dict[tuple[int, int], list[str]]:
@@ -101,18 +102,22 @@ def _questions(passage: Mapping[str, Any], audio: Sequence[str], place: str) -> 
         if not question["answers"]:
             raise DataError(f"{place}: question {question['id']!r} has no answer")
         answer = question["answers"][0]
-        messages = None
-        if len(audio) > 1:
-            heard = [{"type": "audio", "path": path} for path in audio]
-            messages = [
-                Message(role="user", content=[*heard, {"type": "text", "text": question["question"]}]),
-                Message(role="assistant", content=[{"type": "text", "text": answer}]),
-            ]
         yield {
             **question,
             "title": passage["title"],
             "context": passage["context"],
             "answer": answer,
-            "audio": audio[0] if messages is None else None,
-            "messages": messages,
+            "audio": audio,
         }
+
+
+def _with_messages(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with its conversation, which is made when it is asked for."""
+    if len(row["audio"]) == 1:
+        return {**row, "audio": row["audio"][0], "messages": None}
+    heard = [{"type": "audio", "path": path} for path in row["audio"]]
+    messages = [
+        Message(role="user", content=[*heard, {"type": "text", "text": row["question"]}]),
+        Message(role="assistant", content=[{"type": "text", "text": row["answer"]}]),
+    ]
+    return {**row, "audio": None, "messages": messages}
