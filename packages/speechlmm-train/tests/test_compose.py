@@ -258,3 +258,22 @@ def test_import_file_with_annotations_that_are_strings(tmp_path):
     with pytest.raises(ConfigError, match=r"broken\.py' failed: ValueError: oh"):
         import_file(tmp_path / "broken.py")
     assert set(sys.modules) == before
+
+
+def test_a_specification_of_the_users_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (folder / "datasets").mkdir()
+    (folder / "datasets" / "mine.yaml").write_text("train: [a.jsonl]\n")
+    needed = [one for one in NEEDED if not one.startswith("data.train")]
+    composed = compose_config("pretrain", [*needed, "data.data_config_path=mine"], config_dir=folder)
+    assert composed.config.data.data_config_path == str(folder / "datasets" / "mine.yaml")
+    (tmp_path / "mine.yaml").write_text("train: [a.jsonl]\n")  # what lies below the working folder comes first
+    composed = compose_config("pretrain", [*needed, "data.data_config_path=mine"], config_dir=folder)
+    assert composed.config.data.data_config_path == "mine"
+
+
+def test_entries_of_a_run_are_checked_before_anything_is_read(folder):
+    entry = "data.train=[{type: jsonl, path: x, task: asrr, partitions: {dev: {amount: 5x}}}]"
+    lines = wrong(folder, *NEEDED, entry).splitlines()
+    assert any(line.startswith("data.train.0.task: unknown task 'asrr'; did you mean 'asr'?") for line in lines)
+    assert any(line.startswith("data.train.0.partitions.dev.amount: expected a number of records") for line in lines)

@@ -149,9 +149,18 @@ def compose_plain(config_name: str, overrides: Sequence[str], *, config_dir: Pat
             raise ConfigError(_in_hydras_words(exc)) from exc
     assert isinstance(plain, dict)
     named = {str(key): value for key, value in plain.items()}
+    if missing and not _names_data(named):
+        missing = sorted([*missing, "data.train"])
     if missing:
         raise ConfigError("\n".join([*(_missing(key) for key in missing), *_other_faults(named)]))
     return named
+
+
+def _names_data(plain: dict[str, Any]) -> bool:
+    """Whether anything to train on is named, by the run or a stage."""
+    sections = [plain, *(one for one in plain.get("stages") or () if isinstance(one, dict))]
+    named = [data for section in sections if isinstance(data := section.get("data"), dict)]
+    return any(data.get("train") or data.get("data_config_path") for data in named)
 
 
 def _other_faults(plain: dict[str, Any]) -> list[str]:
