@@ -36,7 +36,8 @@ class SoundFileReader:
         position = max(0, first - preroll)
         size = max(1, min(BLOCK_SAMPLES, 8 * BLOCK_SAMPLES // self.info.num_channels))
         try:
-            self._file.seek(position)
+            if position:
+                self._file.seek(position)
             while position < last:
                 read = self._file.read(min(size, last - position), dtype="float32", always_2d=True)  # (L, C)
                 block = np.asarray(read, np.float32)
