@@ -10,21 +10,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
+import yaml
 from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
 from speechlmm_core.checkpoint.save import save_model
 from speechlmm_core.components import list_components
 from speechlmm_core.config import ModelConfig
+from speechlmm_core.data.spec.file import read_spec
+from speechlmm_core.data.spec.open import open_spec
 from speechlmm_core.errors import CheckpointError, ComponentLoadError, DataError, MediaError
+from speechlmm_core.interfaces.dataset import datasets
 from speechlmm_core.interfaces.encoder import encoders
+from speechlmm_core.media.audio import load_audio_item
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_core.registry import KINDS, Registry
 from speechlmm_core.schema import model_schema
 
 TOY = Path(__file__).parents[1] / "examples" / "speechlmm-toy"
+SUBTITLES = TOY.parent / "speechlmm-subtitles"
 MODEL = {
     "text_decoder": {"type": "causal_lm"},
     "sensor_encoder": {"type": "toy.sensor", "channels": 3},
@@ -203,3 +210,49 @@ def test_every_shipped_entry_point_is_called_like_its_type(kind):
             cls = Registry.by_kind[kind].get(entry.name)
             assert cls.model_fields["type"].default == entry.name
             assert cls().type == entry.name
+
+
+@pytest.fixture
+def subtitles(tmp_path, monkeypatch):
+    install(SUBTITLES, tmp_path / "site")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    yield tmp_path / "site"
+    datasets.loaded.pop("subtitles.srt", None)
+    for name in [name for name in sys.modules if name.split(".")[0] == "speechlmm_subtitles"]:
+        del sys.modules[name]
+
+
+def test_a_reader_of_a_third_party_serves_a_specification(subtitles, tmp_path):
+    folder = tmp_path / "talks" / "train"
+    folder.mkdir(parents=True)
+    samples = np.random.default_rng(0).normal(0, 0.1, 32_000)
+    soundfile.write(folder / "talk.wav", samples, 16_000)
+    lines = ["1", "00:00:00,250 --> 00:00:01,000", "Good", "morning.", "", "2", "00:00:01,000 --> 00:00:02,000", "Bye."]
+    (folder / "talk.srt").write_text("\n".join(lines))
+    entry = {"name": "talks", "type": "subtitles.srt", "path": "talks", "task": "asr", "languages": ["en"]}
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump({"datasets": [{**entry, "partitions": {"train": {}}}]}))
+    (row,) = [row for row in list_components("dataset") if row.name == "subtitles.srt"]
+    assert (row.distribution, row.version) == ("speechlmm-subtitles", "0.1.0")
+    (opened,) = open_spec(read_spec(tmp_path / "spec.yaml"), base=tmp_path)
+    assert [(one.text, one.source_language) for one in opened.examples] == [("Good morning.", "en"), ("Bye.", "en")]
+    for example, (first, last) in zip(opened.examples, [(4_000, 16_000), (16_000, 32_000)], strict=True):
+        values = load_audio_item(example.media["audio"], 16_000).values.numpy()
+        np.testing.assert_allclose(values, samples[first:last], atol=1e-4)
+    user, answer = opened.examples.chat(1)
+    assert user.media[0]["start"] == 1.0
+    assert answer.content == [{"type": "text", "text": "Bye."}]
+    (folder / "talk.srt").write_text("1\nnonsense")
+    with pytest.raises(DataError, match=r"talk\.srt:1: expected a subtitle's number"):
+        open_spec(read_spec(tmp_path / "spec.yaml"), base=tmp_path)
+
+
+def test_the_reader_template_passes_its_own_tests(subtitles):
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(SUBTITLES / "tests")],
+        env={**os.environ, "PYTHONPATH": str(subtitles)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout

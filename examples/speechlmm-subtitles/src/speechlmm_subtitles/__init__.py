@@ -1,0 +1,1 @@
+"""A dataset reader of a third party: subtitles."""
