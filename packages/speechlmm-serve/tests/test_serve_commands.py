@@ -58,6 +58,38 @@ def test_a_broken_file_is_a_line_and_the_run_goes_on(call, mixed, tmp_path):
     assert {"path", "text", "duration", "error", "task", "key"} <= found[0].keys()
 
 
+def test_damage_of_every_kind_is_a_line(call, clips, tmp_path):
+    good = (clips / "a.wav").read_bytes()
+    flac = (clips / "b.flac").read_bytes()
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    damaged = {
+        "cut.wav": good[: len(good) // 2],
+        "header only.wav": good[:30],
+        "huge.wav": good[:40] + b"\xff\xff\xff\x7e" + good[44:],
+        "no rate.wav": good[:24] + bytes(4) + good[28:],
+        "four billion hertz.wav": good[:24] + b"\xff" * 4 + good[28:],
+        "65535 channels.wav": good[:22] + b"\xff\xff" + good[24:],
+        "swapped.flac": b"OggS" + flac[4:],
+        "zeros.flac": flac[:2000] + bytes(len(flac) - 2000),
+        "zeros.mp3": bytes(5000),
+        "spliced.opus": flac[:500] + good[500:],
+    }
+    for name, data in damaged.items():
+        (folder / name).write_bytes(data)
+    (folder / "whole.wav").write_bytes(good)
+    code, out, err = call("infer", "--audios-file-path", folder)
+    assert (code, err) == (1, f"{len(damaged)} of {len(damaged) + 1} inputs failed; their lines say why\n")
+    found = records(out)
+    assert [one["path"].rpartition("/")[2] for one in found] == sorted([*damaged, "whole.wav"])
+    for one in found:
+        if one["path"].endswith("whole.wav"):
+            assert one["text"] is not None
+        else:
+            assert one["path"] in one["error"]
+            assert "\n" not in one["error"]
+
+
 def test_resuming_retries_what_failed_and_keeps_the_rest(call, clips, mixed, tmp_path):
     out = tmp_path / "lines.jsonl"
     arguments = ("infer", "--audios-file-path", mixed, "--output", out)
