@@ -111,6 +111,10 @@ def scripted(monkeypatch):
 BEST = {"eval_steps": 1, "metric_for_best_model": "eval/asr_wer"}
 
 
+class KilledError(Exception):
+    """A run that ends in the midst of things."""
+
+
 def checkpoints(out):
     return sorted(int(path.name.rpartition("-")[2]) for path in Path(out).glob("checkpoint-*"))
 
@@ -199,9 +203,6 @@ def test_what_was_best_and_how_long_nothing_improved_is_resumed(corpus, tmp_path
     report = go(corpus, whole, data=guard, max_steps=9, **settings)
     assert report.steps == 4
 
-    class KilledError(Exception):
-        pass
-
     from speechlmm_train.trainer.trainer import SpeechLMMTrainer
 
     save = SpeechLMMTrainer._save_checkpoint
@@ -233,6 +234,33 @@ def test_what_was_best_and_how_long_nothing_improved_is_resumed(corpus, tmp_path
     names = ("model.safetensors", "config.json")
     for name in names:
         assert (torn / "model" / name).read_bytes() == (whole / "model" / name).read_bytes()
+
+
+def test_the_next_stage_starts_from_the_best_also_when_resumed(corpus, tmp_path, scripted, monkeypatch):
+    from speechlmm_train.trainer.trainer import SpeechLMMTrainer
+
+    stages = [{"name": "one", "max_steps": 5}, {"name": "two", "max_steps": 1}]
+    settings = {"early_stopping_patience": 2, "load_best_model_at_end": True, "learning_rate": 0.01, **BEST}
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    scripted["eval"] += [0.5, 0.9, 0.9, 0.4]
+    go(corpus, whole, stages=stages, **settings)
+    fetch = SpeechLMMTrainer.get_batch_samples
+
+    def killed(self, *args):
+        if self.stage.name == "two":
+            raise KilledError
+        return fetch(self, *args)
+
+    scripted["eval"] += [0.5, 0.9, 0.9, 0.4]
+    with monkeypatch.context() as patch:
+        patch.setattr(SpeechLMMTrainer, "get_batch_samples", killed)
+        with pytest.raises(KilledError):
+            go(corpus, torn, stages=stages, **settings)
+    assert checkpoints(torn) == [1, 3]  # the best, and where the stage ended
+    report = go(corpus, torn, stages=stages, resume=True, **settings)
+    assert report.steps == 4
+    left, right = ((out / "model" / "model.safetensors").read_bytes() for out in (whole, torn))
+    assert left == right
 
 
 def test_the_guard_warns_beyond_its_tolerance(corpus, tmp_path, scripted, caplog):
