@@ -13,6 +13,7 @@ import re
 from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -28,6 +29,8 @@ from speechlmm_core.media.source import MediaSource, item_source
 
 BLOCK = 4096
 THREADS = 8
+SAMPLED = 64
+"""Rows whose paths are looked at for what they have in common."""
 SPOKEN_TASKS = frozenset({"asr", "vsr", "st"})
 """Tasks whose answer is what is spoken, or as long."""
 ONE_ANSWER_TASKS = frozenset({"asr", "vsr"})
@@ -83,6 +86,8 @@ class Listing:
     """Rows of which no example can be made."""
     media_faults: dict[int, str] = field(default_factory=dict[int, str])
     """Media whose file is not there."""
+    root: str = ""
+    """Beginning of paths that the lines leave out."""
     stored: bool = True
     """Whether every example can be written as a line."""
 
@@ -129,6 +134,7 @@ class _Lister:
 
     def run(self, progress: Callable[[int], object]) -> Listing:
         found = self.found
+        found.root = self.root()
         with ThreadPoolExecutor(THREADS) as pool:
             for start in range(0, found.count, BLOCK):
                 rows = range(start, min(start + BLOCK, found.count))
@@ -147,6 +153,17 @@ class _Lister:
         found.places = tuple(self.places)
         return found
 
+    def root(self) -> str:
+        """The folder that the files of some rows have in common, with a slash."""
+        folders: set[str] = set()
+        for row in np.unique(np.linspace(0, self.found.count - 1, SAMPLED).astype(np.int64)):
+            with suppress(DataError):
+                items = media_of(self.examples.example(int(row)))
+                folders |= {os.path.dirname(one["path"]) for one in items if isinstance(one.get("path"), str)}
+        with suppress(ValueError):  # none, or absolute and relative ones
+            return os.path.commonpath(folders).rstrip("/") + "/" if all(folders) else ""
+        return ""
+
     def row(self, row: int) -> Example:
         """Notes what a row's texts say, and writes its line."""
         found = self.found
@@ -158,7 +175,7 @@ class _Lister:
             example = Example(id=str(row + 1))
         line = b"\n"
         try:
-            line = encode_example(example)
+            line = encode_example(example, found.root)
         except (TypeError, ValueError, RecursionError):
             found.stored = False
         self.file.write(line)

@@ -214,6 +214,7 @@ class _Preparation:
             destination=part.part.destination,
             limit=part.limit,
             stored=rows.stored,
+            root=rows.root,
             made_by=made_by(part.part.spec.reader),
             quarantined=_counts(verdict, ~verdict.kept),
             flagged=_counts(verdict, verdict.kept),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -182,7 +181,7 @@ def _items(listed: Listed, numbers: NDArray[np.int64]) -> Iterator[tuple[int, di
             if row != last:
                 if rows.stored:
                     file.seek(int(rows.lines[row]))
-                    items = media_of(decode_example(file.readline()))
+                    items = media_of(decode_example(file.readline(), rows.root))
                 else:
                     items = media_of(listed.open.examples.example(row))
                 last = row
@@ -195,4 +194,4 @@ def identifier(listed: Listed, row: int) -> str:
         return listed.open.examples.example(row).id if row not in listed.rows.row_faults else str(row + 1)
     with listed.lines.open("rb") as file:
         file.seek(int(listed.rows.lines[row]))
-        return str(json.loads(file.readline()).get("id", ""))
+        return decode_example(file.readline()).id

@@ -43,6 +43,8 @@ class IndexHeader:
     """How many rows were read at most; None for all."""
     stored: bool = True
     """Whether the examples stand in the index; else the reader makes them."""
+    root: str = ""
+    """Beginning of the paths of media that stand in the index without it."""
     made_by: str = ""
     """Versions of the core and of the reader's distribution."""
     quarantined: dict[str, int] = field(default_factory=dict[str, int])

@@ -128,7 +128,7 @@ class PreparedExamples(Examples):
         # No shared position: safe in threads and forks.
         line = os.pread(self._open(), last - first, first) if 0 <= first < last else b""
         try:
-            example = decode_example(line)
+            example = decode_example(line, self.header.root)
         except (ValueError, TypeError, AttributeError, RecursionError) as exc:
             raise damaged(self.folder / EXAMPLES, f"row {row} is no example", self.header.spec) from exc
         if not self._unchecked and (example.media or example.messages):
