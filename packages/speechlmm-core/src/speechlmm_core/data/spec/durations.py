@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,8 @@ def seconds_of(examples: Examples, indices: Sequence[int] | NDArray[np.int64]) -
 
     Headers are kept in the user's cache, where those for training are kept as well.
     """
-    source = getattr(examples, "path", None)
-    headers = HeaderCache.open(cache_folder(), None if source is None else f"{source}\0durations")
+    sources = [str(path.absolute()) for path in map(Path, examples.sources) if path.is_file()]
+    headers = HeaderCache.open(cache_folder(), "\0".join(sources) or None)
     with ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(indices), BLOCK):
             items = [media_of(examples.example(int(index))) for index in indices[start : start + BLOCK]]
