@@ -13,8 +13,10 @@ import soundfile
 import torch
 from matplotlib.image import imread
 
+from speechlmm_core.checkpoint.save import save_model
 from speechlmm_core.data.draw import draw
 from speechlmm_core.media.medium import Medium
+from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.cli.main import main
 from speechlmm_train.compose import compose_config
@@ -120,6 +122,16 @@ def test_counts_and_prompts_are_those_of_training(call, corpus: Path, tmp_path: 
     assert f"<audio x {sample.layout.num_frames[0]}>" in out
     again = call(corpus / "m.jsonl", *MODEL, "--index", 2, "--epochs", 2)
     assert again[1].splitlines()[2:] == out.splitlines()[2:]
+
+
+def test_a_saved_model_sees_the_same(call, corpus: Path, tmp_path: Path) -> None:
+    overrides = [*MODEL, f'data.train=["{corpus / "m.jsonl"}"]', "training.max_steps=2", "training.output_dir=x"]
+    model = SpeechLMM.from_model_config(compose_config("pretrain", overrides).config.model)
+    save_model(model, SpeechLMMProcessor.from_config(model.model_config), tmp_path / "run" / "model")
+    code, out, err = call(corpus / "m.jsonl", "--model-path", tmp_path / "run", "--index", 3)
+    assert (code, "note" in err) == (0, False)
+    assert out == call(corpus / "m.jsonl", *MODEL, "training.seed=0", "--index", 3)[1]
+    assert f"Made for {tmp_path / 'run'}" not in (tmp_path / "out" / "index.html").read_text()  # written anew
 
 
 def test_augmentation_when_asked(call, corpus: Path, tmp_path: Path) -> None:
