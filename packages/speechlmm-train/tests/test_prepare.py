@@ -489,3 +489,44 @@ def test_a_manifest_that_is_none(tmp_path: Path, text: str | None, message: str)
         (tmp_path / "m.jsonl").write_text(text)
     with pytest.raises(DataError, match=message):
         run(spec_of(tmp_path, "type: jsonl, path: m.jsonl, name: m"))
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"path": "a\0b.wav"},
+        {"path": ""},
+        {"path": "/"},
+        {"path": 3},
+        {},
+        {"path": "x", "bytes": b""},
+        {"bytes": b""},
+        {"bytes": b"fLaC" + bytes(100)},
+        {"array": "no", "sampling_rate": 16_000},
+        {"array": [0.0, 0.1], "sampling_rate": "fast"},
+        {"array": [0.0, 0.1]},
+        {"path": "/dev/zero"},
+        {"path": "~nobody/x.wav"},
+        {"path": "\udcff.wav"},
+        {"path": "x", "row": 1},
+    ],
+)
+def test_whatever_is_wrong_with_a_medium_is_told(item: dict[str, Any]) -> None:
+    from speechlmm_train.prepare.media import Medium, measure_medium
+
+    found = measure_medium(Medium(0, {"type": "audio", **item}, (0, 0), ((None, None),)))
+    assert found.fault
+    assert "\n" not in found.fault
+
+
+def test_a_name_below_conf_datasets(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (corpus.parent / "conf" / "datasets").mkdir(parents=True)
+    text = corpus.read_text().replace("m.jsonl", "../../m.jsonl")
+    (corpus.parent / "conf" / "datasets" / "mine.yaml").write_text(text)
+    monkeypatch.chdir(corpus.parent)
+    found = CliRunner().invoke(cli, ["prepare", "mine", "--jobs", "0", "--no-progress"])
+    assert found.exit_code == 0, found.output
+    assert len(opened(corpus.parent / "conf" / "datasets" / "mine.yaml")) == 9
+    found = CliRunner().invoke(cli, ["prepare", "mine2"], standalone_mode=False)
+    assert isinstance(found.exception, DataError)
+    assert "no dataset specification 'mine2'; did you mean 'mine'?" in str(found.exception)

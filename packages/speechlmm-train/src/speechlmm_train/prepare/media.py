@@ -70,7 +70,7 @@ def measure_medium(medium: Medium) -> Measured:
         return _measure(medium)
     except MediaError as exc:
         return Measured(medium.number, fault=_one_line(str(exc)))
-    except (OSError, ValueError, OverflowError, MemoryError) as exc:
+    except (OSError, ValueError, TypeError, OverflowError, MemoryError) as exc:
         reason = getattr(exc, "strerror", None) or exc
         return Measured(medium.number, fault=_one_line(f"{medium.item.get('path')}: cannot be read: {reason}"))
 
@@ -80,7 +80,8 @@ def _measure(medium: Medium) -> Measured:
     source = item_source(medium.item, kind)
     if source is None:
         array = np.ascontiguousarray(medium.item["array"])
-        rate = int(medium.item["sampling_rate"])
+        given = medium.item.get("sampling_rate")
+        rate = given if isinstance(given, int) else 1  # what it must be is checked below
         whole = {key: value for key, value in medium.item.items() if key not in ("start", "end")}
         length = audio_item_length(whole, rate) if kind == "audio" else 0
         return Measured(medium.number, (length, rate if length else 0), content_hash(MediaSource(data=array.tobytes())))
