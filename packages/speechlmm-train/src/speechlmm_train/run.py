@@ -193,7 +193,7 @@ class _Run:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*pin_memory.*")  # no GPU: nothing to pin, and nothing lost
             trainer.train(resume_from_checkpoint=str(here.path) if here else None)
-        self.reporter.step(settings.name, stage.max_steps - trainer.state.global_step)
+        self.reporter.skip(stage.max_steps - trainer.state.global_step)
         self._take_best(stage, trainer.total_step)
 
     def _take_best(self, stage: StageData, last_step: int) -> None:

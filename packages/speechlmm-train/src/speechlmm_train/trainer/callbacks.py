@@ -131,9 +131,13 @@ class Reporter:
             if isinstance(sink, JsonlSink):
                 sink.warn(step, stage, warning)
 
-    def step(self, stage: str, steps: int = 1) -> None:
-        """Moves the bar on, by one step or those that are left out."""
+    def step(self, stage: str) -> None:
+        """Moves the bar on by one step."""
         self._bar.set_description(stage, refresh=False)
+        self._bar.update()
+
+    def skip(self, steps: int) -> None:
+        """Moves the bar over steps that are left out."""
         self._bar.update(steps)
 
     def close(self) -> None:
