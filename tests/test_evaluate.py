@@ -212,7 +212,19 @@ def test_what_is_wrong_is_one_line(capsys, data, model_path, tmp_path, monkeypat
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
     assert "pip install unbabel-comet" in refused(*spec, "--metric", "comet")
     monkeypatch.undo()
-    entry = {"type": "jsonl", "path": "clips.jsonl", "name": "clips", "task": {"type": "asr", "prompt_languages": ["xx"]}}
+    with monkeypatch.context() as patch:
+        patch.setattr("speechlmm_core.tasks.asr.config.ASRTaskConfig.metrics", ("wer", "werr"))
+        assert "task 'asr' is scored with 'werr'" in refused(*spec)
+    (tmp_path / "empty.jsonl").write_text("")
+    code, _, err = call(capsys, train, "evaluate", "--model-path", model_path, tmp_path / "empty.jsonl")
+    assert code == 2
+    assert "empty.jsonl' has no lines" in err
+    entry = {
+        "type": "jsonl",
+        "path": "clips.jsonl",
+        "name": "clips",
+        "task": {"type": "asr", "prompt_languages": ["xx"]},
+    }
     (data / "no_prompts.yaml").write_text(yaml.safe_dump({"test": [entry]}))
     assert "xx" in refused("--dataset-config", data / "no_prompts.yaml")
     entry = {"type": "jsonl", "path": "clips.jsonl", "name": "clips", "task": "asr", "min_duration": 100}

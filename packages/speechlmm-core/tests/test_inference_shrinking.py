@@ -91,6 +91,16 @@ def test_answers_are_those_of_generate(family, every, monkeypatch):
         assert set(seen) == {12}
 
 
+def test_without_a_cache_all_rows_stay():
+    model = made_model("llama")
+    ids, mask = prompts()
+    options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": [STOP], "pad_token_id": PAD, "use_cache": False}
+    with torch.no_grad():
+        expected = model.generate(ids, attention_mask=mask, **options)
+        found = model.generate(ids, attention_mask=mask, **options, custom_generate=generate_shrinking)
+    assert cut(found[:, 10:]) == cut(expected[:, 10:])
+
+
 def test_penalties_follow_their_rows():
     model = made_model("llama")
     ids, mask = prompts()

@@ -52,6 +52,7 @@ def generate_shrinking(
     every = CHECK_EVERY.get(input_ids.device.type, 8)
     full = input_ids
     count = 0
+    fresh = 1 if model_kwargs.get("use_cache", True) else None
     inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **model_kwargs)
     while True:
         outputs: Any = model(**inputs, return_dict=True)
@@ -71,7 +72,7 @@ def generate_shrinking(
                 break
             if len(open_rows) <= WORTH * len(rows) and _select(model_kwargs, logits_processor, open_rows, len(rows)):
                 rows, ended, input_ids = rows[open_rows], ended[open_rows], input_ids[open_rows]
-        inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs)
+        inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=fresh, **model_kwargs)
     return torch.cat([full, out[:, :count]], dim=-1)
 
 

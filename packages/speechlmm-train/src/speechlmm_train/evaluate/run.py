@@ -25,6 +25,9 @@ from speechlmm_train.evaluate.questions import questions
 from speechlmm_train.evaluate.report_files import write_reports
 from speechlmm_train.evaluate.score import report_on
 
+LOOKED_AT = 20
+"""Examples that are tried before a model is loaded, until one can be read."""
+
 
 @dataclass(frozen=True)
 class EvaluationRun:
@@ -106,8 +109,16 @@ def _limited(examples: Examples, limit: int | None) -> Examples:
     return examples if limit is None else SubsetExamples(examples, range(min(limit, len(examples))))
 
 
+def _is_readable(examples: Examples, number: int) -> bool:
+    try:
+        examples[number]
+    except DataError:
+        return False
+    return True
+
+
 def _check(name: str, examples: Examples, choice: MetricChoice) -> None:
-    """Looks at a dataset's first example, so that what is wrong with all of them shows before a model is loaded.
+    """Looks at a dataset's first readable example: what is wrong with all of them shows before a model is loaded.
 
     Raises:
         DataError: There is none.
@@ -115,8 +126,11 @@ def _check(name: str, examples: Examples, choice: MetricChoice) -> None:
     """
     if not len(examples):
         raise DataError(f"dataset {name!r} holds no example to evaluate on")
-    example = examples[0]
-    examples.chat(0, with_answer=False)
+    first = next((number for number in range(min(len(examples), LOOKED_AT)) if _is_readable(examples, number)), None)
+    if first is None:
+        return  # each says in its own row why
+    example = examples[first]
+    examples.chat(first, with_answer=False)
     task = task_for(example)
     choice.check([(task.type, task.metrics, example.target_language or example.source_language)])
 
