@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +11,11 @@ from speechlmm_core.data.records import Records
 from speechlmm_core.errors import DataError
 from speechlmm_core.interfaces.dataset import Selection
 from speechlmm_train.readers.file_pattern import FoundFile, chosen
+from speechlmm_train.readers.parquet.hub_errors import explained
 from speechlmm_train.readers.parquet.local import open_files
 
 if TYPE_CHECKING:
     from speechlmm_train.readers.parquet.config import ParquetDatasetConfig
-
-logger = logging.getLogger(__name__)
 
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -72,32 +68,3 @@ def _subset(config: ParquetDatasetConfig, selection: Selection) -> str | None:
         raise DataError(
             f"`subset` {config.subset!r} needs {exc}, which the specification does not give; name its `languages`"
         ) from exc
-
-
-@contextmanager
-def explained(name: str) -> Iterator[None]:
-    """Puts what goes wrong with the hub, or while reading its records, into one line.
-
-    Raises:
-        DataError: It did.
-    """
-    import pyarrow as pa
-    from datasets.exceptions import DatasetsError
-
-    try:
-        yield
-    except DataError:
-        raise
-    except (OSError, ValueError, RuntimeError, LookupError, ImportError, DatasetsError, pa.ArrowException) as exc:
-        reason = " ".join(str(exc).split())[:300] or type(exc).__name__
-        if os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "no"):
-            hint = (
-                "$HF_HUB_OFFLINE is set, which forbids to ask the hub; unset it, or download the dataset beforehand "
-                f"(hf download --repo-type dataset {name}) and give its folder as `path`"
-            )
-        else:
-            hint = (
-                "check the name, `subset`, `revision` and the network; a gated dataset needs $HF_TOKEN, and one that "
-                "runs code of its own is not read"
-            )
-        raise DataError(f"the hub's dataset {name!r} cannot be read ({reason}): {hint}") from exc

@@ -22,7 +22,7 @@ from speechlmm_core.data.faults import Faults
 from speechlmm_core.data.header_cache import cache_folder
 from speechlmm_core.data.records import Records
 from speechlmm_core.errors import DataError
-from speechlmm_train.readers.parquet.hub import explained
+from speechlmm_train.readers.parquet.hub_errors import explained
 from speechlmm_train.readers.record_reader import ConcatRecords
 from speechlmm_train.readers.table.dialect import Decoder, JsonLines
 from speechlmm_train.readers.table.line_table import LineTable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -129,17 +129,31 @@ class LineTable:
         Raises:
             DataError: The table was changed after it was opened.
         """
-        start = self._starts[index]
+        return next(self.each(range(index, index + 1)))
+
+    def each(self, indices: Iterable[int]) -> Iterator[Mapping[str, Any]]:
+        """Some rows, one after the other.
+
+        Raises:
+            DataError: The table was changed after it was opened.
+        """
+        # Opened anew each time: a corpus may have more tables than a process may have open files.
         try:
-            # Opened anew each time: a corpus may have more tables than a process may have open files.
-            with self.path.open("rb", buffering=0) as file:
-                if _stamp(file.fileno()) != self._stamp:
-                    raise DataError(f"{self.shown} was changed after it was opened; start again")
-                line = os.pread(file.fileno(), self._ends[index] - start, start)
-            record = self.dialect.records(line)[self._items[index]]
-            return with_parts(record, self._parts) if self._parts else record
+            handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as exc:
+            raise DataError(f"{self.shown}: cannot be read: {exc.strerror or exc}") from exc
+        try:
+            if _stamp(handle) != self._stamp:
+                raise DataError(f"{self.shown} was changed after it was opened; start again")
+            for index in indices:
+                start = self._starts[index]
+                line = os.pread(handle, self._ends[index] - start, start)
+                record = self.dialect.records(line)[self._items[index]]
+                yield with_parts(record, self._parts) if self._parts else record
         except (OSError, RowError, IndexError) as exc:
             raise DataError(f"{exc}; has the table been changed?") from exc
+        finally:
+            os.close(handle)
 
     def number(self, index: int) -> int:
         """The line of a row, from 1."""
