@@ -71,6 +71,23 @@ def test_segments_in_any_yaml(made: Any) -> None:
     assert (second.media["audio"]["start"], second.media["audio"]["end"], second.speaker) == (1.0, 1.25, "spk.1")
 
 
+BOMB = "- {offset: 0, duration: 1, x: [&a [1], &b [*a,*a,*a,*a], &c [*b,*b,*b,*b], &d [*c,*c,*c,*c]], wav: *d}"
+
+
+@pytest.mark.parametrize(
+    "line", ["- {wav: a.wav, offset: nan, duration: 1.0}", "- {wav: a.wav, offset: x, duration: 1}", BOMB, "[" * 9_999]
+)
+def test_a_segment_that_is_none_is_left_out_and_named(made: Any, line: str) -> None:
+    make_must_c(made, partition="dev")
+    path = made.root / "en-de/data/dev/txt/dev.yaml"
+    path.write_text("\n".join([line, *path.read_text().splitlines()[1:]]) + "\n")
+    (part,) = made.parts("must_c", task="st", languages=["en-de"]).values()
+    assert (len(part.examples), dict(part.dropped)) == (2, {"unusable record": 1})
+    with pytest.raises(DataError, match=r"dev\.yaml:1: expected ") as caught:
+        part.examples.whole.example(0)
+    assert len(str(caught.value)) < 500
+
+
 @pytest.mark.parametrize(
     ("entry", "expected"),
     [

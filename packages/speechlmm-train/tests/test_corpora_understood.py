@@ -90,6 +90,11 @@ def test_what_is_wrong_with_slurp_is_one_line(made: Any) -> None:
         "devel.jsonl:2",
         "devel.jsonl:3",
     ]
+    made.text("dataset/slurp/devel.jsonl", "[" * 100_000 + "\n" + '{"slurp_id": "\\ud800"}\n')
+    with pytest.raises(DataError) as caught:
+        made.parts("slurp", task="slu", partitions=["devel"])
+    assert "devel.jsonl:1: not an annotation of SLURP (ValueError: brackets are nested too deeply)" in str(caught.value)
+    assert "devel.jsonl:2: not an annotation of SLURP (UnicodeEncodeError" in str(caught.value)
     make_slurp(made)
     made.text("dataset/slurp/metadata.json", "[]")
     with pytest.raises(DataError, match=r"metadata.json' is not the metadata of SLURP"):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from speechlmm_core.errors import DataError
 
@@ -165,3 +167,19 @@ def read_text(path: str) -> str:
         raise DataError(unreadable(path, exc)) from exc
     except UnicodeDecodeError as exc:
         raise DataError(f"{path!r} is not UTF-8: {exc}") from exc
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What JSON says.
+
+    Raises:
+        ValueError: It is none, is nested too deeply, or has escapes that make half a character.
+    """
+    try:
+        found = json.loads(text)
+    except RecursionError as exc:
+        raise ValueError("brackets are nested too deeply") from exc
+    written = text.encode() if isinstance(text, str) else text
+    if b"\\ud" in written or b"\\uD" in written:
+        json.dumps(found, ensure_ascii=False).encode()  # a UnicodeEncodeError is a ValueError
+    return found

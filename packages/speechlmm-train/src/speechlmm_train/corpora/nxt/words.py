@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from array import array
 from collections.abc import Mapping, Sequence
@@ -134,6 +135,7 @@ def _range(href: str, words: dict[str, Any], place: str) -> tuple[int, int]:
 
 def _seconds(value: str | None) -> float | None:
     try:
-        return float(value) if value else None
+        found = float(value) if value else math.nan
     except ValueError:
         return None
+    return found if math.isfinite(found) else None

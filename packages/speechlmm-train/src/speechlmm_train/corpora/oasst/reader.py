@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from speechlmm_core.chat.messages import Message
 from speechlmm_core.data.faults import Faults
 from speechlmm_core.errors import DataError
 from speechlmm_train.corpora.layout import TOLD, Found
-from speechlmm_train.corpora.lines import unreadable
+from speechlmm_train.corpora.lines import parse_json, unreadable
 
 if TYPE_CHECKING:
     from speechlmm_train.corpora.oasst.config import OasstDatasetConfig
@@ -125,7 +124,7 @@ def _threads(line: bytes, config: OasstDatasetConfig) -> list[tuple[Node, ...]]:
         DataError: The line is no tree.
     """
     try:
-        tree = json.loads(line)
+        tree = parse_json(line)
         top = tree["prompt"]
         # trees are up to some hundred messages deep, so that the walk keeps its own stack
         stack: list[tuple[Mapping[str, Any], tuple[Node, ...]]] = [(top, ())]

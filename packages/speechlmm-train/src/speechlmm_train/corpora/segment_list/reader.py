@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from speechlmm_train.corpora.segment_list.config import SegmentListDatasetConfig
 
 COLUMNS = ("id", "folder", "wav", "audio", "start", "end", "speaker")
+
+NEEDED = ("wav", "offset", "duration")
+PLAIN = (str, int, float)
 
 
 class SegmentList:
@@ -84,14 +88,14 @@ class SegmentList:
         """A segment as MuST-C writes it: a list's item with a mapping on one line."""
         match = _PLAIN.fullmatch(line)
         segment = dict(pair.split(": ", 1) for pair in match[1].split(", ")) if match else _parsed(line)
-        if not isinstance(segment, dict) or not {"wav", "offset", "duration"} <= segment.keys():
+        if not isinstance(segment, dict) or not all(isinstance(segment.get(key), PLAIN) for key in NEEDED):
             raise DataError(f"expected '- {{duration: …, offset: …, speaker_id: …, wav: …}}', got {line!r:.120}")
         start, length = _seconds(segment["offset"], line), _seconds(segment["duration"], line)
         return {
             "wav": str(segment["wav"]),
             "start": start,
             "end": round(start + length, 6),
-            "speaker": None if segment.get("speaker_id") is None else str(segment["speaker_id"]),
+            "speaker": str(segment["speaker_id"]) if isinstance(segment.get("speaker_id"), PLAIN) else None,
         }
 
     def _columns(self, line: str) -> dict[str, Any]:
@@ -118,13 +122,16 @@ _PLAIN = re.compile(r"- \{((?:\w+: [\w.+-]+(?:, (?=\w))?)+)\}\s*")
 def _parsed(line: str) -> Any:
     try:
         item = yaml.safe_load(line)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError, ValueError):
         return None
     return item[0] if isinstance(item, list) and len(item) == 1 else None
 
 
 def _seconds(value: Any, line: str) -> float:
     try:
-        return float(value)
-    except (TypeError, ValueError) as exc:
-        raise DataError(f"expected seconds, got {value!r} in {line!r:.120}") from exc
+        found = float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise DataError(f"expected seconds, got {line!r:.120}")
+    return found

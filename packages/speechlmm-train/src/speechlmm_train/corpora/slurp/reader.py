@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from speechlmm_core.data.faults import Faults
 from speechlmm_core.errors import DataError
 from speechlmm_train.corpora.layout import Found
-from speechlmm_train.corpora.lines import Lines, unreadable
+from speechlmm_train.corpora.lines import Lines, parse_json, read_text
 from speechlmm_train.corpora.rows import Rows
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def _recordings(line: str, folder: str, speakers: Mapping[str, str], microphone:
         DataError: The line is not what SLURP writes.
     """
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
         slots = _slots(entry)
         shared = {
             "slurp_id": entry["slurp_id"],
@@ -114,14 +113,14 @@ def _speakers(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = parse_json(read_text(str(path)))
         return {
             name: recording["usrid"]
             for entry in entries.values()
             for name, recording in entry["recordings"].items()
             if recording.get("usrid")
         }
-    except OSError as exc:
-        raise DataError(unreadable(str(path), exc)) from exc
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        if isinstance(exc, DataError):
+            raise
         raise DataError(f"{str(path)!r} is not the metadata of SLURP: {type(exc).__name__}: {exc}") from exc

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from speechlmm_core.chat.messages import Message
 from speechlmm_core.data.faults import Faults
 from speechlmm_core.errors import DataError
 from speechlmm_train.corpora.layout import Found
-from speechlmm_train.corpora.lines import read_text
+from speechlmm_train.corpora.lines import parse_json, read_text
 from speechlmm_train.corpora.rows import Rows
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def _passages(path: str) -> Iterator[dict[str, Any]]:
         DataError: It is not JSON of SQuAD's form.
     """
     try:
-        for article, entry in enumerate(json.loads(read_text(path))["data"]):
+        for article, entry in enumerate(parse_json(read_text(path))["data"]):
             for paragraph, passage in enumerate(entry["paragraphs"]):
                 yield {
                     "article": article,
@@ -94,6 +93,8 @@ def _passages(path: str) -> Iterator[dict[str, Any]]:
                     ],
                 }
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        if isinstance(exc, DataError):
+            raise
         raise DataError(f"{path!r} is not JSON of SQuAD's form: {type(exc).__name__}: {exc}") from exc
 
 
