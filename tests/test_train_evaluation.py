@@ -337,6 +337,19 @@ def test_settings_that_need_each_other(corpus, tmp_path, settings, message):
         validate(plain(corpus, tmp_path, max_steps=1, **settings))
 
 
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ({"metric_for_best_model": "eval/asr_wer"}, "stage 'one': metric_for_best_model needs evaluations"),
+        ({"eval_steps": 1, "early_stopping_patience": 1}, "'one': early_stopping_patience needs metric_for_best_model"),
+        ({"eval_steps": 1, "metric_for_best_model": "wer"}, "stage 'one' will have no figure 'wer'"),
+    ],
+)
+def test_settings_of_a_stage(corpus, tmp_path, stage, message):
+    with pytest.raises(ConfigError, match=message):
+        go(corpus, tmp_path / "out", stages=[{"name": "one", "max_steps": 1, **stage}])
+
+
 def test_waiting_for_data_and_the_mixture_are_logged(corpus, tmp_path):
     out = tmp_path / "out"
     report = go(corpus, out, data={"task_weights": {"asr": 1, "st": 1}}, max_steps=6, logging_steps=3)
