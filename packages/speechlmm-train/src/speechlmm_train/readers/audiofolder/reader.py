@@ -209,7 +209,6 @@ class FolderFiles:
         self, folder: Path, media: list[str], files: frozenset[str], text_ending: str, told: Mapping[str, str]
     ) -> None:
         self.folder, self.media, self._told = folder, media, told
-        self.sources = (folder,)
         self._ending = text_ending
         self._texts = files & {os.path.splitext(name)[0] + text_ending for name in media}
 
