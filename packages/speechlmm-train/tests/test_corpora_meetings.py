@@ -147,6 +147,13 @@ def test_icsi(made: Any, heard: Any) -> None:
         made.parts("icsi", task="asr", partitions=["train"])
 
 
+@pytest.mark.parametrize("text", ["", "<r>", "<r/><r/>", '<?xml version="1.0" encoding="none-such"?><r/>', "<r>\0</r>"])
+def test_xml_that_is_none_is_one_line(made: Any, text: str) -> None:
+    with pytest.raises(DataError, match=r"odd\.xml' is not well-formed XML: ") as caught:
+        read_xml(made.text("odd.xml", text))
+    assert "\n" not in str(caught.value)
+
+
 def test_what_is_wrong_with_meetings_is_one_line(made: Any) -> None:
     with pytest.raises(DataError, match=r"holds no words/\{meeting\}"):
         made.parts("ami", task="asr")

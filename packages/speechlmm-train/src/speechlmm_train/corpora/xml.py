@@ -36,7 +36,7 @@ def read_xml(path: Path | str) -> Element:
         raise DataError(unreadable(str(path), exc)) from exc
     except _EntityError as exc:
         raise DataError(f"{str(path)!r} declares XML entities, which no corpus needs; it is not read") from exc
-    except (expat.ExpatError, ValueError, AssertionError) as exc:
+    except (expat.ExpatError, LookupError, ValueError, AssertionError) as exc:  # an unknown encoding is a LookupError
         raise DataError(f"{str(path)!r} is not well-formed XML: {exc}") from exc
 
 
