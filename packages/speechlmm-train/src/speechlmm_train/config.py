@@ -46,6 +46,12 @@ class RunConfig(Section):
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             faults.append(f"stages: two stages have one name: {', '.join(names)}")
+        for stage in self.stages:
+            figure = stage.metric_for_best_model or self.training.metric_for_best_model
+            if figure and not (stage.eval_steps or self.training.eval_steps):
+                faults.append(f"stage {stage.name!r}: metric_for_best_model needs evaluations: set eval_steps")
+            if stage.early_stopping_patience and not figure:
+                faults.append(f"stage {stage.name!r}: early_stopping_patience needs metric_for_best_model")
         if self.stages and (self.training.max_steps or self.training.num_epochs):
             faults.append("training.max_steps: with stages, give each stage its max_steps and leave this out")
         if not self.stages and not (self.training.max_steps or self.training.num_epochs):
