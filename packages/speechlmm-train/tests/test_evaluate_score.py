@@ -1,5 +1,6 @@
 """Scoring predictions again, intervals and significance, against loops written here and against enumeration."""
 
+import datetime
 import html.parser
 import itertools
 import json
@@ -18,7 +19,7 @@ from speechlmm_train.evaluate.align import align, as_text
 from speechlmm_train.evaluate.bootstrap import interval, paired, resampled_totals
 from speechlmm_train.evaluate.compare import compare
 from speechlmm_train.evaluate.metric_choice import MetricChoice
-from speechlmm_train.evaluate.prediction import Prediction, read_predictions, write_predictions
+from speechlmm_train.evaluate.prediction import Prediction, as_json, read_predictions, write_predictions
 from speechlmm_train.evaluate.score import report_on, score, statistics
 from speechlmm_train.metrics.wer import WERConfig
 
@@ -300,6 +301,11 @@ def test_rows_come_back_as_they_were(tmp_path):
     )
     write_predictions(tmp_path / "p.jsonl", [row])
     assert read_predictions(tmp_path / "p.jsonl") == [row]
+    odd = {"a": float("nan"), "b": np.arange(2), 3: (datetime.date(2020, 1, 2), np.float32(0.5)), "path": "a\udc80.wav"}
+    assert as_json(odd) == {"a": None, "b": [0, 1], "3": ["2020-01-02", 0.5], "path": "a\udc80.wav"}
+    named = row.model_copy(update={"media": (as_json(odd),)})
+    write_predictions(tmp_path / "o.jsonl", [named])
+    assert read_predictions(tmp_path / "o.jsonl") == [named]
     write_predictions(tmp_path / "e.jsonl", [])
     with pytest.raises(DataError, match="holds no prediction"):
         read_predictions(tmp_path / "e.jsonl")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,13 @@ class Prediction(BaseModel):
     @property
     def line(self) -> str:
         """The row as JSON, with its line feed."""
-        return json.dumps(self.model_dump(mode="json"), ensure_ascii=False, allow_nan=False) + "\n"
+        row = self.model_dump()
+        text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # a file's name that is no UTF-8
+            text = json.dumps(row, allow_nan=False)
+        return text + "\n"
 
 
 def read_predictions(path: Path) -> list[Prediction]:
@@ -126,6 +133,20 @@ def parse_line(line: str) -> Prediction | str:
         return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'line'}: {one['msg']}" for one in errors[:3])
     except (ValueError, RecursionError) as exc:
         return f"is no prediction: {exc}"
+
+
+def as_json(value: Any) -> Any:
+    """A value as JSON holds it: what a corpus' field may be, and no number that is none."""
+    if isinstance(value, dict):
+        return {str(key): as_json(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(inner) for inner in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    plain = value.tolist() if hasattr(value, "tolist") else str(value)  # of NumPy, or a date
+    return as_json(plain)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Prediction | str]]:

@@ -15,7 +15,7 @@ from speechlmm_core.data.chats import split_answer, task_for
 from speechlmm_core.data.example import Example
 from speechlmm_core.data.examples import Examples
 from speechlmm_core.errors import DataError, SpeechLMMError
-from speechlmm_train.evaluate.prediction import Prediction
+from speechlmm_train.evaluate.prediction import Prediction, as_json
 
 _NOT_WRITTEN = ("bytes", "array", "transcript")
 """Parts of a content item that do not go into a row."""
@@ -62,7 +62,7 @@ def question_of(example: Example, messages: Sequence[Message], *, key: str, data
         target_language=example.target_language,
         references=references_of(example),
         source=example.transcript if example.source_text is None else example.source_text,
-        fields=example.fields,
+        fields=as_json(example.fields),
         media=tuple(_written(item) for item in with_media),
         prompt="\n".join(texts),
     )
@@ -81,7 +81,7 @@ def references_of(example: Example) -> tuple[str, ...]:
 
 def same_question(one: Prediction, other: Prediction) -> str | None:
     """The first thing in which two questions differ; None if they are the same."""
-    left, right = (p.model_copy(update=UNANSWERED).model_dump(mode="json") for p in (one, other))
+    left, right = (p.model_copy(update=UNANSWERED).model_dump() for p in (one, other))
     return next((name for name in left if left[name] != right[name]), None)
 
 
@@ -90,4 +90,4 @@ def _written(item: Mapping[str, Any]) -> dict[str, Any]:
     path = kept.get("path")
     if path is not None and "://" not in str(path):
         kept["path"] = os.path.abspath(os.path.expanduser(str(path)))
-    return kept
+    return as_json(kept)
