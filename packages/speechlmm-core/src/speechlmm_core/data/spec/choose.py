@@ -191,7 +191,7 @@ class _Scan:
         for at, number in enumerate(numbers):
             try:
                 example = self.view.fitted(self.examples.example(int(number)))
-            except DataError as exc:
+            except (DataError, OSError, ValueError) as exc:  # readers of third parties as well
                 self._fault(at, number, str(exc))
                 yield "unusable record"
                 continue

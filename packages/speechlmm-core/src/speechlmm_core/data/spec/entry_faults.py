@@ -28,7 +28,7 @@ class SpecFaults:
 
     def add(self, place: str, message: str) -> None:
         """Notes a fault at a path (`datasets[2].partitions.dev.amount`)."""
-        self.lines.append(f"{_shortened(place)}: {_shortened(' '.join(message.split()))}")
+        self.lines.append(f"{shortened(place)}: {shortened(' '.join(message.split()))}")
 
     def validated(self, cls: type[B], values: Mapping[str, Any], place: str) -> B | None:
         """A model made of values; None where they do not fit, which is noted."""
@@ -51,7 +51,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
     """A text in which no word is longer than a line."""
     return _LONG.sub(lambda word: f"{word[0][:SHOWN]}…", text).encode("utf-8", "backslashreplace").decode()
 

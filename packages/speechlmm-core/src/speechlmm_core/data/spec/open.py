@@ -13,7 +13,7 @@ from speechlmm_core.data.spec.config import DatasetSpec, DataSpec, Destination
 from speechlmm_core.data.spec.entries import Entry, dataset_spec
 from speechlmm_core.data.spec.file import named_apart
 from speechlmm_core.data.spec.opened import OpenedDataset
-from speechlmm_core.data.spec.parts import Part, parts_of
+from speechlmm_core.data.spec.parts import Part, parts_of, reading
 from speechlmm_core.data.spec.serves import unserved
 from speechlmm_core.data.spec.task_examples import TaskExamples
 from speechlmm_core.errors import ConfigError, DataError
@@ -102,7 +102,8 @@ def _read(part: Part, base: Path, index_dir: Path | None) -> Examples:
         prepared = open_prepared(index_dir, part.name, reader, base, part.selection)
         if prepared is not None:
             return prepared
-    return as_examples(reader.read(base, part.selection))
+    with reading(part.name):
+        return as_examples(reader.read(base, part.selection))
 
 
 def _note(faults: Faults, error: Exception) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from speechlmm_core.data.faults import FaultyDataError
 from speechlmm_core.data.spec.amount import limit_of
 from speechlmm_core.data.spec.config import DatasetSpec, Destination, PartitionSpec
+from speechlmm_core.data.spec.entry_faults import shortened
 from speechlmm_core.data.spec.partition_names import select, told_destination
 from speechlmm_core.errors import DataError
 from speechlmm_core.interfaces.dataset import Selection
@@ -75,7 +78,22 @@ def parts_of(spec: DatasetSpec, base: Path, destinations: Collection[Destination
 
 
 def _there(spec: DatasetSpec, base: Path) -> list[str]:
-    try:
+    with reading(spec.name):
         return spec.reader.partitions(base)
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Makes lines for the user of what goes wrong while a reader looks at its corpus, those of third parties too.
+
+    Raises:
+        DataError: The reader failed; begins with the dataset's name.
+    """
+    try:
+        yield
+    except FaultyDataError:
+        raise
     except DataError as exc:
-        raise DataError(f"{spec.name}: {exc}") from exc
+        raise DataError(f"{shortened(name)}: {exc}") from exc
+    except (OSError, ValueError, OverflowError, RecursionError) as exc:
+        raise DataError(f"{shortened(name)}: cannot be read: {shortened(' '.join(str(exc).split()))}") from exc
