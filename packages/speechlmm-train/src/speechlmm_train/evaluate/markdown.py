@@ -81,8 +81,8 @@ def _groups(report: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, 
     for dataset, own in report["datasets"].items():
         for task, part in own["tasks"].items():
             yield dataset, task, part
-    if len(report["datasets"]) > 1:
-        for task, part in report["tasks"].items():
+    for task, part in report["tasks"].items():
+        if sum(task in own["tasks"] for own in report["datasets"].values()) > 1:
             yield "all", task, part
 
 
