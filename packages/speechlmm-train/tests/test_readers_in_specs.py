@@ -17,7 +17,8 @@ import yaml
 from speechlmm_core.data.header_cache import HeaderCache
 from speechlmm_core.data.spec.file import read_spec
 from speechlmm_core.data.spec.open import open_spec
-from speechlmm_core.errors import DataError
+from speechlmm_core.errors import DataError, SpeechLMMError
+from speechlmm_core.interfaces.dataset import datasets
 from speechlmm_core.media import audio
 from speechlmm_core.media.audio import load_audio_item
 from speechlmm_core.media.source import file_source
@@ -140,3 +141,61 @@ def test_a_partition_of_another_name_is_named(spec: Path, tmp_path: Path) -> Non
         open_spec(read_spec(spec), base=tmp_path)
     for reader in READERS:
         assert any(reader in line and "train" in line for line in str(caught.value).splitlines()), reader
+
+
+WRONG: list[Any] = [
+    None,
+    3,
+    -1,
+    1.5,
+    True,
+    "",
+    "\0",
+    "{",
+    "}",
+    "{}",
+    "{a",
+    "{0}",
+    "{a.b[c}",
+    "*",
+    "**",
+    "/",
+    "..",
+    "~x/y",
+    "[",
+    "x" * 5000,
+]
+WRONG += [
+    [],
+    {},
+    [1],
+    [""],
+    ["\0"],
+    {"a": 1},
+    {"a": ["b"]},
+    {"": ""},
+    {"id": "{"},
+    {"a": "\0"},
+    {"partition": "x"},
+    {"a": {}},
+]
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_every_field_may_be_wrong(spec: Path, tmp_path: Path, reader: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (entry,) = [one for one in yaml.safe_load(spec.read_text())["datasets"] if one["type"] == reader]
+    refused = 0
+    fields = [name for name in datasets.get(reader).model_fields if name not in ("type", "hub")]
+    for field in fields:
+        for wrong in WRONG:
+            if field == "path" and wrong in ("/", ".."):
+                continue  # folders, of which all below would be looked through
+            (tmp_path / "w.yaml").write_text(yaml.safe_dump({"datasets": [{**entry, field: wrong}]}))
+            try:
+                for one in open_spec(read_spec(tmp_path / "w.yaml"), base=tmp_path):
+                    list(one.examples)
+            except SpeechLMMError as exc:
+                refused += bool(str(exc))
+    assert refused > 5 * len(fields)
