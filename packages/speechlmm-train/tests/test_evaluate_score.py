@@ -243,6 +243,8 @@ def test_score_writes_a_page_that_plays(tmp_path, capsys):
     assert [source[:22] for source in page.sources] == ["data:audio/flac;base64"]
     assert "audio cannot be played" in page.text
     assert "<b>&amp" in page.text
+    values = json.loads((out / "report.json").read_text())["datasets"]["a"]["tasks"]["asr"]["metrics"]
+    assert f"{100 * values['wer']['value']:.2f} %" in page.text
     assert "| a       | asr  | wer" in (out / "report.md").read_text()
     code, _, err = call(capsys, "score", tmp_path / "p.jsonl", "--output-dir", out)
     assert (code, err.count("\n")) == (2, 1)

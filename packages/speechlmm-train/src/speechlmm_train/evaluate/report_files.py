@@ -60,7 +60,7 @@ def to_html(
             "name": name,
             "own": own,
             "metrics": [
-                {"task": task, "name": metric, "value": shown(metric, entry), "spread": spread(metric, entry), **entry}
+                {**entry, "task": task, "name": metric, "value": shown(metric, entry), "spread": spread(metric, entry)}
                 for task, part in own["tasks"].items()
                 for metric, entry in part["metrics"].items()
             ],
