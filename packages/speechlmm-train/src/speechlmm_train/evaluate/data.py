@@ -9,17 +9,11 @@ from pathlib import Path
 from speechlmm_core.data.index.open import index_dir_of
 from speechlmm_core.data.spec.config import DatasetSpec, Destination
 from speechlmm_core.data.spec.entries import dataset_spec
-from speechlmm_core.data.spec.file import named_apart, read_spec
+from speechlmm_core.data.spec.file import read_spec
 from speechlmm_core.data.spec.find import find_spec
-from speechlmm_core.data.spec.open import open_spec
 from speechlmm_core.data.spec.opened import OpenedDataset
-from speechlmm_core.data.spec.parts import parts_of
-from speechlmm_core.errors import ConfigError, DataError
-from speechlmm_core.registry import nearest
+from speechlmm_core.data.spec.split import open_split
 from speechlmm_train.compose import compose_config
-
-PREFERRED: tuple[Destination, ...] = ("test", "eval")
-"""What is evaluated on unless the user says otherwise: the first of which there is something."""
 
 
 @dataclass(frozen=True)
@@ -46,28 +40,15 @@ class DataSource:
             DataError: The data are wrong, or there are none for this.
             ConfigError: There is no dataset of such a name.
         """
-        specs = named_apart(self.datasets)
-        for name in names:
-            known = [one.name for one in specs]
-            if name not in known:
-                raise ConfigError(
-                    f"--dataset {name!r}: {self.label} has none of that name{nearest(name, known)} "
-                    f"(it has: {', '.join(known)})"
-                )
-        specs = [one for one in specs if not names or one.name in names]
-        if self.whole:
-            return open_spec(specs, base=self.base, index_dir=self.index_dir)
-        there: list[Destination] = list(
-            dict.fromkeys(part.destination for one in specs for part in parts_of(one, self.base))
+        return open_split(
+            self.datasets,
+            base=self.base,
+            split=split,
+            names=names,
+            index_dir=self.index_dir,
+            label=self.label,
+            whole=self.whole,
         )
-        preferred = [one for one in PREFERRED if one in there] or [*PREFERRED]
-        wanted = split or preferred[0]
-        if wanted not in there:
-            raise DataError(
-                f"{self.label} names nothing with the destination {wanted!r} to evaluate on"
-                f" (there is: {', '.join(there) or 'nothing'}); choose with --split"
-            )
-        return open_spec(specs, base=self.base, destinations={wanted}, index_dir=self.index_dir)
 
 
 def of_manifests(paths: Sequence[Path]) -> DataSource:

@@ -28,6 +28,7 @@ def open_split(
     names: Sequence[str] = (),
     index_dir: Path | None = None,
     label: str = "the specification",
+    whole: bool = False,
 ) -> list[OpenedDataset]:
     """Opens the parts of datasets that are for one destination.
 
@@ -38,6 +39,7 @@ def open_split(
         names: Datasets to which it is limited, by name; empty for all.
         index_dir: What `speechlmm-train prepare` wrote.
         label: How messages call the specification.
+        whole: Take everything, whatever it is for: manifests that a command names.
 
     Raises:
         DataError: The data are wrong, or there are none for this.
@@ -51,6 +53,8 @@ def open_split(
                 f"--dataset {name!r}: {label} has none of that name{nearest(name, known)} (it has: {', '.join(known)})"
             )
     specs = [one for one in specs if not names or one.name in names]
+    if whole:
+        return open_spec(specs, base=base, index_dir=index_dir)
     there: list[Destination] = list(dict.fromkeys(part.destination for one in specs for part in parts_of(one, base)))
     wanted = split or next((one for one in PREFERRED if one in there), PREFERRED[0])
     if wanted not in there:
