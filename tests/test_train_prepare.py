@@ -77,6 +77,8 @@ def test_training_starts_from_what_was_counted(spec: Path, monkeypatch: pytest.M
     assert count_sizes(spec, [target], index_dir=index_dir_of(spec), jobs=1, progress=lambda *_: counted.append) == 10
     assert sum(counted) == 10
     assert not count_sizes(spec, [target], index_dir=index_dir_of(spec), jobs=1, progress=lambda *_: counted.append)
+    # Prepared again, and nothing has changed.
+    prepare(spec, index_dir=index_dir_of(spec), settings=Settings(), jobs=0, progress=False)
     monkeypatch.setattr(SpeechLMMProcessor, "sizes", lambda *_, **__: pytest.fail("counted again"))
     monkeypatch.setattr(soundfile, "SoundFile", lambda *_: pytest.fail("opened audio"))
     processor = SpeechLMMProcessor.from_config(made.model)

@@ -159,9 +159,14 @@ def test_media_that_changed_are_named_when_they_are_asked_for(corpus: Path) -> N
 
 
 def test_an_index_prepared_anew_is_not_mixed_with_the_old_one(corpus: Path) -> None:
-    index_of(corpus, [Status.OK] * 5)
+    folder = index_of(corpus, [Status.OK] * 5)
     state = pickle.dumps(opened(corpus))
+    (folder / "sizes-x.npy").write_bytes(b"counted")
     index_of(corpus, [Status.OK] * 5)
+    assert len(pickle.loads(state)) == 5  # it was written again as it was
+    assert (folder / "sizes-x.npy").read_bytes() == b"counted"
+    index_of(corpus, [Status.OK] * 4 + [Status.SILENT])
+    assert not (folder / "sizes-x.npy").exists()
     with pytest.raises(DataError, match="was prepared anew while it was in use; start again"):
         pickle.loads(state)
 

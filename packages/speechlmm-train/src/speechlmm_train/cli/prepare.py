@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from speechlmm_train.cli.options import debug_option
+
+if TYPE_CHECKING:
+    from speechlmm_train.prepare.sizes import ModelTarget
 
 
 @click.command()
@@ -95,6 +98,11 @@ def prepare(
         import_file(file)
     path = find_spec(spec, Path(), config_dir)
     jobs = len(os.sched_getaffinity(0)) if jobs is None else jobs
+    targets: list[ModelTarget] = []
+    if model_path is not None or config_name is not None or overrides:  # a mistake there shows before files are read
+        from speechlmm_train.prepare.sizes import targets_of
+
+        targets = targets_of(model_path, config_name, overrides, config_dir=config_dir)
     report = prepare_spec(
         path,
         index_dir=index_dir or index_dir_of(path),
@@ -112,11 +120,10 @@ def prepare(
         click.echo(f"error: {name}: all of its rows are in quarantine", err=True)
     if report.empty_datasets:
         return 1
-    if model_path is not None or config_name is not None or overrides:
+    if targets:
         from speechlmm_train.prepare.progress import Progress
-        from speechlmm_train.prepare.sizes import count_sizes, targets_of
+        from speechlmm_train.prepare.sizes import count_sizes
 
-        targets = targets_of(model_path, config_name, overrides, config_dir=config_dir)
         with Progress(shown=progress) as bars:
             counted = count_sizes(path, targets, index_dir=report.index_dir, jobs=jobs, progress=bars.counting)
         click.echo(f"sizes of {counted:,} examples counted")

@@ -34,7 +34,7 @@ class IndexHeader:
     check: str
     """How the media were checked: `fast` or `full`."""
     stamp: str
-    """Unique to this writing of the part."""
+    """Digest of what the part holds."""
     spec: str | None = None
     """The specification it was prepared for, for messages."""
     destination: str = "train"

@@ -25,6 +25,8 @@ from speechlmm_core.interfaces.dataset import DatasetConfig, Selection
 VERSION = 1
 """Number of the format; an index of another is not read."""
 HEADER, EXAMPLES = "header.json", "examples.jsonl"
+SIZES_NAME = "sizes-"
+"""Beginning of the names of files that hold what examples take of a model; they come and go."""
 HASH_BYTES = 16
 COMMAND = "speechlmm-train prepare"
 

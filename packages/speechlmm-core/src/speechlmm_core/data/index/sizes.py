@@ -25,6 +25,7 @@ from speechlmm_core.checkpoint.atomic import atomic_write, write_text
 from speechlmm_core.data.chats import chat_of, draws_of, longest_of
 from speechlmm_core.data.example import Example
 from speechlmm_core.data.examples import Examples
+from speechlmm_core.data.index.layout import SIZES_NAME
 from speechlmm_core.data.index.prepared import PreparedExamples
 from speechlmm_core.data.index.views import prepared_rows, unchecked, view_texts
 from speechlmm_core.errors import DataError
@@ -112,7 +113,7 @@ class StoredSizes:
     def load(self) -> Lengths | None:
         """The sizes, where they are stored and the prompts are still the same."""
         for folder in (self.part.folder, self.cache):
-            file = folder / f"sizes-{self.digest}.npy"
+            file = folder / f"{SIZES_NAME}{self.digest}.npy"
             try:
                 noted = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
                 values = np.load(file, allow_pickle=False)
@@ -129,7 +130,7 @@ class StoredSizes:
 
     def save(self, lengths: Lengths, *, in_index: bool = False) -> None:
         """Stores the sizes in the cache or in the index; where that cannot be, they are computed anew the next time."""
-        file = (self.part.folder if in_index else self.cache) / f"sizes-{self.digest}.npy"
+        file = (self.part.folder if in_index else self.cache) / f"{SIZES_NAME}{self.digest}.npy"
         values = np.zeros(len(lengths), COLUMNS)
         for name in COLUMNS.names or ():
             values[name] = getattr(lengths, name)

@@ -5,7 +5,9 @@ Shapes: N rows, M media.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,20 @@ from numpy.typing import NDArray
 
 from speechlmm_core.checkpoint.atomic import atomic_folder
 from speechlmm_core.data.index.header import IndexHeader
-from speechlmm_core.data.index.layout import EXAMPLES, HASH_BYTES, HASHES, IN_ORDER, MEDIA, SORTED, STARTS
+from speechlmm_core.data.index.layout import (
+    EXAMPLES,
+    HASH_BYTES,
+    HASHES,
+    HEADER,
+    IN_ORDER,
+    MEDIA,
+    SIZES_NAME,
+    SORTED,
+    STARTS,
+)
+from speechlmm_core.data.index.state import content_hash
+from speechlmm_core.errors import DataError
+from speechlmm_core.media.source import MediaSource
 
 
 def write_part(
@@ -44,10 +59,30 @@ def write_part(
         _save(new, HASHES, np.asarray(values[HASHES], np.uint8).reshape(-1, HASH_BYTES))
         os.replace(lines, new / EXAMPLES)
         complete = replace(
-            header, total=len(kept), kept=int(kept.sum()), num_media=len(values["keys"]), stamp=os.urandom(8).hex()
+            header, total=len(kept), kept=int(kept.sum()), num_media=len(values["keys"]), stamp=_stamp(new)
         )
         complete.write(new)
+        _take_over(folder, new, complete.stamp)
     return complete
+
+
+def _stamp(folder: Path) -> str:
+    """Digest of all files: a part that is written again as it was keeps its stamp."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(folder.iterdir()):
+        digest.update(file.name.encode() + content_hash(MediaSource(file)))
+    return digest.hexdigest()
+
+
+def _take_over(old: Path, new: Path, stamp: str) -> None:
+    """Takes over what was counted for models, where the part is as it was."""
+    try:
+        if not (old / HEADER).exists() or IndexHeader.read(old).stamp != stamp:
+            return
+    except DataError:
+        return
+    for file in old.glob(f"{SIZES_NAME}*"):
+        shutil.copyfile(file, new / file.name)
 
 
 def _save(folder: Path, name: str, values: NDArray[Any]) -> None:
