@@ -11,6 +11,7 @@ from speechlmm_core.data.index.layout import HEADER, index_dir_of, part_digest, 
 from speechlmm_core.data.index.prepared import PreparedExamples
 from speechlmm_core.errors import DataError
 from speechlmm_core.interfaces.dataset import DatasetConfig, Selection
+from speechlmm_core.registry import ComponentConfig
 
 __all__ = ["index_dir_of", "made_by", "open_prepared"]
 
@@ -60,10 +61,10 @@ def open_prepared(
     return prepared
 
 
-def made_by(reader: DatasetConfig) -> str:
-    """The versions that decide which examples a reader makes."""
+def made_by(component: ComponentConfig) -> str:
+    """The versions that decide what a component does: which examples a reader makes, say."""
     found: list[str] = []
-    for distribution in dict.fromkeys(("speechlmm_core", type(reader).__module__.partition(".")[0])):
+    for distribution in dict.fromkeys(("speechlmm_core", type(component).__module__.partition(".")[0])):
         try:
             found.append(f"{distribution.replace('_', '-')} {version(distribution.replace('_', '-'))}")
         except (PackageNotFoundError, ValueError):

@@ -17,6 +17,9 @@ from speechlmm_core.data.chats import chat_of, draws_of, lack_of
 from speechlmm_core.data.example import Example
 from speechlmm_core.data.examples import Examples
 from speechlmm_core.data.faults import Faults
+from speechlmm_core.data.header_cache import cache_folder
+from speechlmm_core.data.index.choice import StoredChoice
+from speechlmm_core.data.index.open import made_by
 from speechlmm_core.data.index.prepared import PreparedExamples
 from speechlmm_core.data.index.rows import answer_of
 from speechlmm_core.data.spec.amount import slice_of
@@ -71,7 +74,9 @@ def choose(examples: Examples, part: Part, *, strict: bool) -> Chosen:
     scan = _Scan(examples, part, strict=strict)
     with nullcontext() if prepared is None else prepared.unchecked():
         _by_columns(chosen, part.settings, prepared)
-        if scan.needed(prepared):
+        if prepared is not None and scan.needed(prepared):
+            scan.run_prepared(chosen, prepared)
+        elif scan.needed(prepared):
             scan.run(chosen, prepared)
     return chosen
 
@@ -128,11 +133,29 @@ class _Scan:
         self.view = TaskExamples(examples, (), task=self.task, source_language=self.source, target_language=self.target)
         self.faults = Faults()
         self.tried: set[tuple[str, str | None, str | None, bool]] = set()
+        self.kinds: list[int] = []
 
     def needed(self, prepared: PreparedExamples | None) -> bool:
         """Whether examples have to be looked at one by one."""
         filters = self.settings.model_dump(exclude={"amount", "destination"}, exclude_none=True)
         return self.task is not None or self.source is not None or (prepared is None and bool(filters))
+
+    def run_prepared(self, chosen: Chosen, prepared: PreparedExamples) -> None:
+        """As `run`, where the part has not changed, without a look at more than an example of each kind."""
+        task = None if self.task is None else (made_by(self.task), self.task.type, self.task.model_dump_json())
+        numbers, before = chosen.indices, Counter(chosen.dropped)
+        settings = (made_by(self.part.spec.reader), task, self.source, self.target, self.strict)
+        stored = StoredChoice(prepared, numbers, settings, cache=cache_folder())
+        known = stored.load()
+        if known is None:
+            self.run(chosen, prepared)
+            stored.save(np.isin(numbers, chosen.indices), chosen.dropped - before, self.kinds)
+            return
+        kept, dropped, kinds = known
+        for number in kinds if self.task is not None else ():
+            self._try(self.view.fitted(self.examples.example(number)), number)
+        chosen.indices = numbers[kept]
+        chosen.dropped.update(dropped)
 
     def run(self, chosen: Chosen, prepared: PreparedExamples | None) -> None:
         numbers = chosen.indices
@@ -204,7 +227,7 @@ class _Scan:
                 yield _reason(lack)
                 continue
             if self.task is not None:
-                self._try(example)
+                self._try(example, int(number))
             yield example
 
     def _foreign(self, example: Example) -> bool:
@@ -217,16 +240,17 @@ class _Scan:
         if self.strict:
             self.faults.add(self.part.name, line, order=at)
 
-    def _try(self, example: Example) -> None:
+    def _try(self, example: Example, number: int) -> None:
         """Makes the chats of the first example of each kind: a language without prompts comes up before training."""
         kind = (example.task, example.source_language, example.target_language, example.messages is None)
         if kind in self.tried:
             return
         self.tried.add(kind)
+        self.kinds.append(number)
         try:
             chat_of(example)
-            for number in list(draws_of(example)[:TRIED]):
-                chat_of(example, draw=number)
+            for drawn in list(draws_of(example)[:TRIED]):
+                chat_of(example, draw=drawn)
         except ConfigError as exc:
             raise DataError(f"{self.part.name}: {exc}") from exc
 
