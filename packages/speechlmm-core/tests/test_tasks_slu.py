@@ -96,3 +96,41 @@ def test_what_is_missing_is_said(fields):
 def test_asking_needs_no_intent():
     (message,) = get_task("slu").messages(Example(id="1", media=AUDIO), with_answer=False)
     assert message.content[-1]["text"] == "Give the intent and the slots of the spoken request as JSON."
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        '[{"type": "time", "value": "five am"}, {"date": "friday"}]',
+        ' {"time": "five am", "date": ["friday"]} ',
+    ],
+)
+def test_slots_may_be_written_as_json(value):
+    assert slots_of(value) == (("time", "five am"), ("date", "friday"))
+
+
+@pytest.mark.parametrize(
+    "value", ["wake me at [time five]", "wake me at [time : five", '[{"time": "five"', '["time"]', '{"time": {"a": 1}}']
+)
+def test_slots_that_are_written_in_no_form_are_refused(value):
+    # They gave no slots, or pieces of JSON as slots.
+    with pytest.raises(DataError):
+        slots_of(value)
+
+
+@pytest.mark.parametrize(("intent", "answer"), [(0, "0"), (3, "3"), (" greet ", "greet")])
+def test_intents_may_be_numbers_of_classes(intent, answer):
+    one = Example(id="1", media=AUDIO, text="turn it on", fields={"intent": intent})
+    assert get_task("slu_intent").messages(one)[1].content[0]["text"] == answer
+    assert get_task("slu_intent").references(one) == (answer,)
+    assert parse(get_task("slu").references(one)[0]) == Frame(answer)
+
+
+@pytest.mark.parametrize("task", ["slu", "slu_intent"])
+@pytest.mark.parametrize("intent", [{"name": "greet"}, ["greet"], 1.5, True, ""])
+def test_intents_that_are_no_names_are_refused(task, intent):
+    one = Example(id="1", task=task, media=AUDIO, text="turn it on", fields={"intent": intent})
+    assert "`fields.intent`" in (get_task(task).check(one) or "")
+    with pytest.raises(DataError, match="example '1'"):
+        get_task(task).messages(one)
+    assert get_task(task).messages(one, with_answer=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from speechlmm_core.errors import DataError
-from speechlmm_core.tasks.slu.frame import Frame, parse, slots_of, write
+from speechlmm_core.tasks.slu.frame import Frame, intent_of, parse, slots_of, write
 from speechlmm_core.tasks.speech import SpeechTaskConfig
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ class SLUTaskConfig(SpeechTaskConfig):
 
     def answer(self, example: Example) -> str:
         """The line that stands for intent and slots."""
-        intent = example.fields.get("intent")
+        intent = intent_of(example.fields.get("intent"))
         if intent is not None:
-            return write(Frame(str(intent).strip(), slots_of(example.fields.get("slots"))))
+            return write(Frame(intent, slots_of(example.fields.get("slots"))))
         frame = parse(example.text or "")
         return "" if frame is None else write(frame)
 

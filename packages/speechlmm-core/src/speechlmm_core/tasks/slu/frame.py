@@ -15,6 +15,7 @@ from typing import Any, cast
 from speechlmm_core.errors import DataError
 
 _ANNOTATED = re.compile(r"\[\s*([^\[\]:]+?)\s*:\s*([^\[\]]*?)\s*\]")
+_BRACKETS = re.compile(r"[\[\]{}]")
 TYPE_KEYS = ("type", "slot", "name", "label")
 VALUE_KEYS = ("value", "filler", "text")
 
@@ -26,6 +27,19 @@ class Frame:
     intent: str
     slots: tuple[tuple[str, str], ...] = ()
     """(type, value) of each slot, in order."""
+
+
+def intent_of(value: Any) -> str | None:
+    """An intent as corpora give it: a name, or the number of a class; None where there is none.
+
+    Raises:
+        DataError: It is neither.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise DataError(f"`fields.intent` must be a name, or the number of a class, got {value!r:.80}")
+    return str(value).strip()
 
 
 def write(frame: Frame) -> str:
@@ -59,8 +73,8 @@ def slots_of(value: Any) -> tuple[tuple[str, str], ...]:
 
     Args:
         value: A list of pairs, of ``{type: value}`` or of ``{"type": ..., "value": ...}`` (also called `slot`,
-            `name`, `label` and `filler`, `text`); a mapping of types to a value or to several; a sentence with
-            ``[type : value]`` in it; or None.
+            `name`, `label` and `filler`, `text`); a mapping of types to a value or to several; either of them as
+            JSON; a sentence with ``[type : value]`` in it, which without brackets fills no slot; or None.
 
     Raises:
         DataError: It is in none of these forms.
@@ -68,7 +82,7 @@ def slots_of(value: Any) -> tuple[tuple[str, str], ...]:
     if value is None:
         return ()
     if isinstance(value, str):
-        return tuple((kind, filler) for kind, filler in _ANNOTATED.findall(value))
+        return _annotated(value)
     if isinstance(value, Mapping):
         found: list[tuple[str, str]] = []
         for kind, many in cast("Mapping[str, Any]", value).items():
@@ -78,6 +92,18 @@ def slots_of(value: Any) -> tuple[tuple[str, str], ...]:
     if isinstance(value, list | tuple):
         return tuple(_slot(one) for one in cast("Sequence[Any]", value))
     raise DataError(f"slots must be a list, a mapping or a sentence with [type : value] in it, got {value!r:.80}")
+
+
+def _annotated(text: str) -> tuple[tuple[str, str], ...]:
+    try:
+        held: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        held = None
+    if isinstance(held, list | dict):
+        return slots_of(held)
+    if _BRACKETS.search(_ANNOTATED.sub("", text)):
+        raise DataError(f"slots in a sentence must be written [type : value], got {text!r:.80}")
+    return tuple((kind, filler) for kind, filler in _ANNOTATED.findall(text))
 
 
 def _slot(value: Any) -> tuple[str, str]:

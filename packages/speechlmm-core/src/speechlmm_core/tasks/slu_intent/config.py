@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from speechlmm_core.errors import DataError
+from speechlmm_core.tasks.slu.frame import intent_of
 from speechlmm_core.tasks.speech import SpeechTaskConfig
 
 if TYPE_CHECKING:
@@ -27,11 +29,18 @@ class SLUIntentTaskConfig(SpeechTaskConfig):
 
     def answer(self, example: Example) -> str:
         """The name of the intent."""
-        return str(example.fields.get("intent") or example.text or "").strip()
+        intent = intent_of(example.fields.get("intent"))
+        return (example.text or "").strip() if intent is None else intent
 
     def lack(self, example: Example, *, with_answer: bool) -> str | None:
         """What an example lacks to be asked about or, with its answer, to be learnt from."""
         fault = super().lack(example, with_answer=False)
-        if not fault and with_answer and not self.answer(example):
+        if fault or not with_answer:
+            return fault
+        try:
+            answer = self.answer(example)
+        except DataError as exc:
+            return f"task {self.type!r}: {exc}"
+        if not answer:
             return f"task {self.type!r} needs `fields.intent` (or a `text`), the answer, got {example.text!r}"
-        return fault
+        return None
