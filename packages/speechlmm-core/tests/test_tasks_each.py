@@ -130,6 +130,16 @@ def test_a_wording_that_leaves_the_text_out_is_refused(tmp_path):
         chat_of(case("tsum", task_config=get_task("tsum", {"prompts_path": str(tmp_path / "mine.yaml")})))
 
 
+@pytest.mark.parametrize("wording", ["Sum up: {text:d}", "Sum up: {text!r}", "Sum up: {text!x}", "Sum up: {text:>9}"])
+def test_a_wording_that_formats_the_text_is_refused(tmp_path, wording):
+    # Python's format codes raised an error of their own in the midst of training, or changed the text.
+    from speechlmm_core.errors import ConfigError
+
+    (tmp_path / "mine.yaml").write_text(f"- '{wording}'\n")
+    with pytest.raises(ConfigError, match=r"must hold \{text\}, as they stand here, got \{text[!:]"):
+        get_task("tsum", {"prompts_path": str(tmp_path / "mine.yaml")}).prompts()
+
+
 def test_questions_that_are_spoken():
     one = case("sqa", instruction=None)
     assert chat_of(one)[0].content[-1]["text"] == "Answer the question in the audio."
@@ -194,6 +204,30 @@ def test_another_tasks_example_may_bring_its_own_conversation():
     assert question_of(one)[1] == "Hello."
 
 
+@pytest.mark.parametrize("task", ["asr", "chat"])
+def test_options_of_a_task_hold_for_examples_that_bring_their_own_conversation(task):
+    config = get_task(task, {"system": "Be brief.", "supervise": "last"})
+    one = Example(id="1", task=task, messages=[*CHAT, *CHAT], task_config=config)
+    found = chat_of(one)
+    assert [message.role for message in found] == ["system", "user", "assistant", "user", "assistant"]
+    assert [message.supervised for message in found if message.role == "assistant"] == [False, True]
+    spoken = one.model_copy(update={"messages": [Message(role="system", content="Sing."), *CHAT]})
+    assert chat_of(spoken)[0] == Message(role="system", content="Sing.")
+
+
+def test_an_instruction_alone_needs_no_wordings_in_its_language():
+    config = get_task("text_instruct", {"prompt_languages": ["target"]})
+    one = case("text_instruct", target_language="pl", task_config=config)
+    assert config.check(one) is None
+    assert chat_of(one, draw=5)[0].content[0]["text"] == "Count {}."
+    assert "no prompts in the example's languages" in (config.check(one.model_copy(update={"source_text": "x"})) or "")
+
+
+def test_the_name_of_an_input_is_its_type_whatever_its_item_says():
+    one = case("asr", media={"speaker": {"type": "audio", "path": "a.wav"}})
+    assert chat_of(one)[0].media[0]["type"] == "speaker"
+
+
 def test_plain_text():
     one = Example(id="1", task="ntp", text="one two  three four")
     assert chat_of(one) == [Message(role="text", content="one two  three four")]
@@ -234,6 +268,23 @@ def test_words_outside_of_their_medium_are_said():
         assert "within the medium, in seconds of its file, got" in (get_task("interleaved").check(one) or "")
     partly = Example(id="1", task="interleaved", media={"audio": {**AUDIO, "start": 0.2}}, fields={"words": WORDS})
     assert get_task("interleaved").check(partly) is None
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.0, None), (1.0, 7.0)])
+def test_words_without_length_may_stand_at_either_end(start, end):
+    # Aligners give the first word of a recording no length where they fail on it.
+    edges = [{"text": "first", "start": start, "end": start}, {"text": "last", "start": end or 9.0, "end": end or 9.0}]
+    words = [edges[0], *(word for word in WORDS if start <= word["start"]), edges[1]]
+    one = Example(
+        id="1", task="interleaved", media={"audio": {**AUDIO, "start": start, "end": end}}, fields={"words": words}
+    )
+    assert get_task("interleaved").check(one) is None
+    for draw in range(8):
+        for item in chat_of(one, draw=draw)[0].media:
+            assert item["end"] > item["start"] >= start
+    before = {"text": "out", "start": start + 20, "end": start + 20}
+    late = one.model_copy(update={"fields": {"words": [*words, before]}})
+    assert (get_task("interleaved").check(late) is None) == (end is None)
 
 
 def test_interleaved_text_needs_one_medium():

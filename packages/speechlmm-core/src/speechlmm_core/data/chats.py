@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Literal
 
 from speechlmm_core.chat.messages import Message
 from speechlmm_core.data.example import Example
@@ -11,10 +12,10 @@ from speechlmm_core.errors import DataError
 from speechlmm_core.interfaces.task import TaskConfig, get_task
 from speechlmm_core.tasks.chat.config import ChatTaskConfig
 from speechlmm_core.tasks.conversation.config import ConversationTaskConfig
+from speechlmm_core.tasks.prompted.config import PromptedTaskConfig
 
 task_of = lru_cache(maxsize=256)(get_task)
 """The task of a name; `get_task` without the look-up among the installed distributions."""
-_conversation = ChatTaskConfig()
 
 
 def task_for(example: Example) -> TaskConfig:
@@ -28,7 +29,8 @@ def chat_of(
     """The messages of an example.
 
     Args:
-        example: The example; where it has messages, they are the chat, and its task only says how it is scored.
+        example: The example; where it has messages, they are the chat, and its task says how it is scored, and by its
+            options `system` and `supervise` how it begins and what is learnt.
         draw: Decides the wording of the task's prompt and all else that is left to chance; 0 takes the first.
         with_answer: Whether the answer is appended (training) or left to the model.
         shots: Further examples that are shown first.
@@ -87,4 +89,13 @@ def longest_of(example: Example) -> list[list[Message]]:
 
 def _chat_task(task: TaskConfig, example: Example) -> TaskConfig:
     """The task that makes the chat: one for conversations where the example has one."""
-    return task if example.messages is None or isinstance(task, ConversationTaskConfig) else _conversation
+    if example.messages is None or isinstance(task, ConversationTaskConfig):
+        return task
+    if not isinstance(task, PromptedTaskConfig):
+        return _conversation(None, "all")
+    return _conversation(task.system, task.supervise)
+
+
+@lru_cache(maxsize=256)
+def _conversation(system: str | None, supervise: Literal["all", "last"]) -> ChatTaskConfig:
+    return ChatTaskConfig(system=system, supervise=supervise)

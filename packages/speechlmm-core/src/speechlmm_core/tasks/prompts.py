@@ -86,10 +86,17 @@ def _parse(text: str, name: str, fields: tuple[str, ...]) -> list[str]:
         raise ConfigError(f"expected a YAML list of wordings in {name!r}, got {found!r}")
     for line in found if fields else ():
         try:
-            held = {field for _, field, _, _ in Formatter().parse(line) if field is not None}
+            parts = [part for part in Formatter().parse(line) if part[1] is not None]
         except ValueError as exc:
             raise ConfigError(f"the wording {line!r} in {name!r} has a stray brace: {exc}") from exc
-        if held != set(fields):
+        held = {field for _, field, _, _ in parts}
+        if held != set(fields) or any(spec or conversion for _, _, spec, conversion in parts):
             names = " and ".join(f"{{{field}}}" for field in fields)
-            raise ConfigError(f"the wording {line!r} in {name!r} must hold {names}, got {sorted(held)}")
+            shown = ", ".join(_in_braces(*part[1:]) for part in parts) or "none"
+            raise ConfigError(f"the wording {line!r} in {name!r} must hold {names}, as they stand here, got {shown}")
     return [line.strip() for line in found]
+
+
+def _in_braces(field: str | None, spec: str | None, conversion: str | None) -> str:
+    """A field as it stands in a wording."""
+    return f"{{{field}{f'!{conversion}' if conversion else ''}{f':{spec}' if spec else ''}}}"

@@ -48,7 +48,7 @@ class SpeechTaskConfig(PromptedTaskConfig):
     def content(self, example: Example, prompt: str) -> Content:
         """The user's message about an example."""
         media = self.media(example)
-        found: Content = [{"type": name, **item} for name, item in media.items()]
+        found: Content = [{**item, "type": name} for name, item in media.items()]
         spoken = self.transcript(example)
         if spoken is not None and (len(found) == 1 or media.keys() == SOUND_AND_PICTURE):
             for item in found:

@@ -15,7 +15,7 @@ from speechlmm_core.data.draw import derive
 from speechlmm_core.data.draw import draw as place_draw
 from speechlmm_core.errors import DataError
 from speechlmm_core.interfaces.task import TaskConfig
-from speechlmm_core.tasks.interleaved.spans import Span, cut, words_of
+from speechlmm_core.tasks.interleaved.spans import Span, Word, cut, words_of
 
 if TYPE_CHECKING:
     from speechlmm_core.data.example import Example
@@ -66,7 +66,7 @@ class InterleavedTaskConfig(TaskConfig):
         if isinstance(words, str):
             return f"task {self.type!r}: {words}"
         begin, end = _bounds(next(iter(example.media.values())))
-        outside = next((word for word in words if word.start >= end or word.end <= begin), None)
+        outside = next((word for word in words if _is_outside(word, begin, end)), None)
         if outside is not None:
             return (
                 f"task {self.type!r} needs `fields.words` within the medium, in seconds of its file, got "
@@ -148,6 +148,13 @@ def _bounds(medium: Mapping[str, Any]) -> tuple[float, float]:
     """Where a medium starts and ends in its file, in seconds."""
     start, end = medium.get("start"), medium.get("end")
     return float(start or 0.0), inf if end is None else float(end)
+
+
+def _is_outside(word: Word, begin: float, end: float) -> bool:
+    """Whether nothing of a word is in the medium; aligners give words without length, also where the medium starts."""
+    if word.start == word.end:
+        return not begin <= word.start <= end
+    return word.start >= end or word.end <= begin
 
 
 def _halves(spans: list[Span]) -> tuple[list[Span], list[Span]]:

@@ -34,6 +34,11 @@ class TextInstructTaskConfig(PromptedTaskConfig):
         """The wordings that are for an example."""
         return self.prompts(language) if (example.source_text or "").strip() else ["{instruction}"]
 
+    def languages(self, example: Example) -> list[str]:
+        """The languages that an example may be asked in; an instruction alone is asked in its own."""
+        found = super().languages(example)
+        return found if found or (example.source_text or "").strip() else ["en"]
+
     def values(self, example: Example, language: str) -> dict[str, str]:
         """The instruction and the text, for a wording's braces."""
         return {"instruction": example.instruction or "", "text": example.source_text or ""}
