@@ -260,3 +260,60 @@ def test_a_part_behaves_as_a_file(tmp_path: Path) -> None:
             assert part.read(count) == real.read(count)
         part.close()
         assert part.closed
+
+
+@pytest.mark.parametrize("kind", ["string", "object"])
+@pytest.mark.parametrize("table", ["t.arrow", "t.parquet"])
+def test_a_cell_names_files_in_the_folder_of_its_table_only(tmp_path: Path, kind: str, table: str) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    inside, outside = tmp_path / "corpus" / "clips" / "a.wav", tmp_path / "other.wav"
+    inside.parent.mkdir(parents=True)
+    for file in (inside, outside):
+        file.write_bytes(file.name.encode())
+    names = ["clips/a.wav", str(inside), "clips/../clips/a.wav", "../other.wav", str(outside), "", "/", "../corpus2/a"]
+    cells = names if kind == "string" else [{"bytes": None, "path": name} for name in names]
+    made = pa.table({"audio": cells})
+    path = tmp_path / "corpus" / table
+    if table == "t.parquet":
+        pq.write_table(made, path)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, made.schema) as writer:
+            writer.write_table(made)
+    found = [item_source({"path": str(path), "row": row, "column": "audio"}) for row in range(len(names))]
+    assert [one.read() for one in found[:3] if one is not None] == [b"a.wav"] * 3
+    for one in found[3:]:
+        assert one is not None
+        with pytest.raises(MediaError, match="outside the table's folder"):
+            one.read()
+
+
+@pytest.mark.parametrize("place", [{"offset": 2, "size": 2}, {"row": 2, "column": "x"}])
+@pytest.mark.parametrize("data", [{"bytes": b"abcdef"}, {"array": np.zeros(9, np.float32), "sampling_rate": 16_000}])
+def test_what_is_in_memory_has_no_parts(data: dict[str, Any], place: dict[str, Any]) -> None:
+    # All of it was used, without a word.
+    with pytest.raises(MediaError, match=f"got `{next(iter(place))}`"):
+        item_source({"type": "audio", **data, **place})
+
+
+def test_a_channel_of_an_array() -> None:
+    values = np.stack([np.zeros(100), np.ones(100)]).astype(np.float32)
+    item = {"type": "audio", "array": values, "sampling_rate": 16_000}
+    for channel, level in ((None, 0.5), (0, 0), (1, 1)):
+        found = load_audio_item({**item, "channel": channel}, 16_000).values
+        np.testing.assert_array_equal(found, np.full(100, level, np.float32))
+    assert load_audio_item({**item, "array": values[1], "channel": 0}, 16_000).values.sum() == 100
+    for array, channel in ((values, 2), (values[0], 1), (values, -1), (values, True), (values, "left")):
+        with pytest.raises(MediaError, match="channel"):
+            load_audio_item({**item, "array": array, "channel": channel}, 16_000)
+        with pytest.raises(MediaError, match="channel"):
+            audio_item_length({**item, "array": array, "channel": channel}, 16_000)
+
+
+def test_a_file_that_is_missing_is_named_once(folder: Path) -> None:
+    for path in (folder / "none.wav", folder / "a.wav" / "b.wav"):
+        with pytest.raises(MediaError) as info:
+            as_source(path).check("an audio file")
+        assert str(info.value) == f"{path}: no such file; check the path"
+    with pytest.raises(MediaError, match=r"^[^:]*: expected an audio file, but this is a folder$"):
+        as_source(folder).check("an audio file")

@@ -21,7 +21,7 @@ from speechlmm_core.media.audio_file import audio_info, open_audio
 from speechlmm_core.media.audio_lengths import resampled_length, segment_bounds
 from speechlmm_core.media.medium import Medium
 from speechlmm_core.media.reader import BLOCK_SAMPLES, AudioInfo, Block
-from speechlmm_core.media.source import MediaSource, as_source, item_source
+from speechlmm_core.media.source import MediaSource, as_source, item_source, locator_fault
 
 __all__ = [
     "MAX_DURATION_S",
@@ -46,7 +46,7 @@ def load_audio_item(item: Mapping[str, Any], sampling_rate: int) -> Medium:
         item: ``{"type": "audio", "path": ..., "start"?: ..., "end"?: ...}``, with ``offset`` and ``size`` (bytes) or
             ``row`` and ``column`` for a part of the file, ``bytes`` for ``path``, and ``channel`` (from 0) for one of
             several; or ``{"type": "audio", "array": ..., "sampling_rate": ...}`` with (L,) or (C, L) samples, floats or
-            integers in their full range.
+            integers in their full range, and ``channel``.
         sampling_rate: Rate of the result in Hz.
 
     Returns:
@@ -136,11 +136,22 @@ def _array_samples(item: Mapping[str, Any]) -> tuple[Block, int]:
         values = values.astype(np.float32) / -float(np.iinfo(values.dtype).min)
     elif values.dtype.kind != "f":
         raise MediaError(f"expected in-memory audio of floats or signed integers, got {values.dtype}")
+    channel = item.get("channel")
     if values.ndim == 2 and values.shape[0] <= values.shape[1]:
-        values = values.astype(np.float32).mean(axis=0)  # (C, L) -> (L,)
+        _check_channel(item, len(values))
+        values = values.astype(np.float32).mean(axis=0) if channel is None else values[channel]  # (C, L) -> (L,)
+    elif values.ndim == 1:
+        _check_channel(item, 1)
     if values.ndim != 1 or not len(values):
         raise MediaError(f"expected in-memory audio of shape (samples,) or (channels, samples), got {values.shape}")
     return values.astype(np.float32, copy=False), int(rate)
+
+
+def _check_channel(item: Mapping[str, Any], num_channels: int) -> None:
+    if slip := locator_fault(item):
+        raise MediaError(f"in-memory audio: {slip}")
+    if (channel := item.get("channel")) is not None and channel >= num_channels:
+        raise MediaError(f"in-memory audio: there is no channel {channel}, as the audio has {num_channels}, from 0 on")
 
 
 def _is_float_tensor(array: Any) -> bool:

@@ -7,6 +7,7 @@ Arrow or Parquet file). A content item says where with these keys, and whatever 
 from __future__ import annotations
 
 import io
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ LOCATOR_KEYS = ("path", "offset", "size", "row", "column", "member", "bytes")
 """Keys of a content item that tell where its data are."""
 PART_KEYS = frozenset({"offset", "size", "row", "column", "channel"})
 """Those of them that name a part, and the channel of audio that is meant."""
+_PLACES = ("offset", "size", "row", "column")
 SHOWN = 200
 """Characters of a member's name that messages show."""
 
@@ -93,14 +95,15 @@ class MediaSource:
 
     def _file_size(self, path: Path, kind: str) -> int:
         try:
-            if not path.exists():
-                raise MediaError(f"{path}: no such file; check the path")
-            if not path.is_file():
-                what = "a folder" if path.is_dir() else "not a regular file"
-                raise MediaError(f"{path}: expected {kind if self.whole else 'a file'}, but this is {what}")
-            return path.stat().st_size
+            status = path.stat()
+        except (FileNotFoundError, NotADirectoryError) as exc:
+            raise MediaError(f"{path}: no such file; check the path") from exc
         except (OSError, ValueError) as exc:
             raise MediaError(f"{path}: cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
+        if not stat.S_ISREG(status.st_mode):
+            what = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise MediaError(f"{path}: expected {kind if self.whole else 'a file'}, but this is {what}")
+        return status.st_size
 
     def num_bytes(self) -> int:
         """Size of the data in bytes.
@@ -175,6 +178,11 @@ def item_source(item: Mapping[str, Any], kind: str = "audio") -> MediaSource | N
             f"expected {'an' if kind[0] in 'aeiou' else 'a'} {kind} item with either a `path` or an `array` (or the "
             f"`bytes` of a file), got the keys {sorted(item)!r}"
         )
+    if named != ["path"] and (beside := [key for key in _PLACES if item.get(key) is not None]):
+        raise MediaError(
+            f"expected the {named[0]} of {kind} whole, got {', '.join(f'`{key}`' for key in beside)} beside it, which "
+            "name a part of a file"
+        )
     if named == ["array"]:
         return None
     member = item.get("member")
@@ -192,13 +200,13 @@ def item_source(item: Mapping[str, Any], kind: str = "audio") -> MediaSource | N
         return whole
     if slip := locator_fault(item):
         raise MediaError(f"{whole}: {slip}")
-    places = (item.get(key) for key in ("offset", "size", "row", "column"))
+    places = (item.get(key) for key in _PLACES)
     return MediaSource(whole.path, *places, member=member, channel=item.get("channel"))
 
 
 def locator_fault(item: Mapping[str, Any]) -> str | None:
     """What is wrong with the keys of a content item that name a part of its file; None where nothing is."""
-    offset, size, row, column = (item.get(key) for key in ("offset", "size", "row", "column"))
+    offset, size, row, column = (item.get(key) for key in _PLACES)
     for key, value in (("offset", offset), ("size", size), ("row", row), ("channel", item.get("channel"))):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63):
             return f"`{key}` must be a whole number, 0 or more, got {value!r:.80}"

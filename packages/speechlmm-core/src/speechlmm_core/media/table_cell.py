@@ -51,10 +51,10 @@ def _files() -> _Opened:
 
 
 def cell_bytes(path: Path, row: int, column: str, *, name: str) -> memoryview | Path:
-    """The bytes of a cell; a path where it holds that of a file.
+    """The bytes of a cell; a path where it holds that of a file, which must lie in the table's folder or below.
 
     Args:
-        path: The file.
+        path: The table's file.
         row: Row, from 0.
         column: A binary column, one of objects with `bytes` and `path`, or a path into one (`audio.bytes`).
         name: What messages call the cell.
@@ -169,16 +169,28 @@ def _content(value: Any, path: Path, name: str) -> memoryview | Path:
         inner = value["bytes"] if "bytes" in names else None
         place = value["path"] if "path" in names else None
         if (inner is None or not inner.is_valid) and place is not None and place.is_valid:
-            return path.parent / str(place.as_py())
+            return _beside(path, str(place.as_py()), name)
         value = inner
     if value is None or not value.is_valid:
         raise MediaError(f"{name}: the cell is empty; leave this row out")
     kind = value.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return path.parent / value.as_py()
+        return _beside(path, value.as_py(), name)
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)):
         raise MediaError(f"{name}: expected the bytes of a media file, but the column is of type {kind}")
     return memoryview(value.as_buffer())
+
+
+def _beside(table: Path, written: str, name: str) -> Path:
+    """The file that a cell names; a table from elsewhere does not choose which of this machine's files are read."""
+    folder = os.path.abspath(table.parent)
+    found = os.path.normpath(os.path.join(folder, written))
+    if not found.startswith(os.path.join(folder, "")):
+        raise MediaError(
+            f"{name}: the cell names the file {written!r:.200}, which lies outside the table's folder; put the file's "
+            "bytes into the table, or name the file itself as `path`"
+        )
+    return Path(found)
 
 
 def _line(exc: BaseException) -> str:
