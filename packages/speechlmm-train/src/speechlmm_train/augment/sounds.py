@@ -1,4 +1,4 @@
-"""A folder of sounds that augmentations take theirs from. Only headers are read before training."""
+"""A folder of sounds that augmentations take theirs from: the files and their headers."""
 
 from __future__ import annotations
 

@@ -20,6 +20,8 @@ from speechlmm_core.interfaces.augmentation import AugmentationConfig, Samples
 from speechlmm_train.augment.levels import active_power, peak, within_full_scale
 from speechlmm_train.augment.sounds import Sound, find_sounds
 
+MAX_DRAWS = 20
+"""How often noise is drawn for a clip until a part is found that is not silent."""
 Decibels = Annotated[float, Field(ge=-60, le=100)]
 
 
@@ -46,15 +48,23 @@ class NoiseAugmentationConfig(AugmentationConfig):
         self._sounds = find_sounds(self.path, base, "noise")
 
     def apply(self, samples: Samples, sampling_rate: int, generator: np.random.Generator) -> Samples:
-        """Adds noise over the whole length; silence stays silence, for it has no ratio to anything."""
+        """Adds noise over the whole length; silence stays silence, for it has no ratio to anything.
+
+        Noise that is silent where it is cut is drawn again; where only silence is found, nothing is added.
+        """
         if not self._sounds:
             self.prepare(Path())
         sound = self._sounds[int(generator.integers(len(self._sounds)))]
         place, snr_db = float(generator.random()), float(generator.uniform(*self.snr_db))
-        level = active_power(samples, sampling_rate)
-        if not level > 0:
+        if not active_power(samples, sampling_rate) > 0:
             return samples
-        return add_noise(samples, read_noise(sound, len(samples), sampling_rate, place), sampling_rate, snr_db)
+        noise = read_noise(sound, len(samples), sampling_rate, place)
+        for _ in range(MAX_DRAWS - 1):
+            if active_power(noise, sampling_rate) > 0:
+                break
+            sound = self._sounds[int(generator.integers(len(self._sounds)))]
+            noise = read_noise(sound, len(samples), sampling_rate, float(generator.random()))
+        return add_noise(samples, noise, sampling_rate, snr_db)
 
 
 def read_noise(sound: Sound, length: int, sampling_rate: int, place: float) -> Samples:

@@ -9,29 +9,29 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import soundfile
-import soxr
 
 from speechlmm_core.errors import MediaError
 from speechlmm_core.interfaces.augmentation import Samples
+from speechlmm_core.media.source import MediaSource
 from speechlmm_train.augment.levels import peak, power, within_full_scale
 
 
-@lru_cache(maxsize=64)
-def read_response(path: Path, sampling_rate: int) -> Samples:
+def load_response(path: Path, sampling_rate: int) -> Samples:
     """(H,) the first channel of a response.
 
     Raises:
         MediaError: It cannot be read, or is silent.
     """
-    try:
-        values, rate = soundfile.read(path, dtype="float32", always_2d=True)  # (H, C)
-    except (OSError, soundfile.LibsndfileError) as exc:
-        raise MediaError(f"{path}: cannot be read as an impulse response ({exc}); convert it to a WAV file") from exc
-    response = soxr.resample(values[:, 0], rate, sampling_rate, quality="HQ").astype(np.float32)
-    if not (np.isfinite(response).all() and power(response) > 0):
-        raise MediaError(f"{path}: the impulse response is silent or holds no finite numbers; leave it out")
+    from speechlmm_core.media.audio import load_audio
+
+    response = load_audio(MediaSource(path, channel=0), sampling_rate=sampling_rate).values.numpy()
+    if not power(response) > 0:
+        raise MediaError(f"{path}: the impulse response is silent; leave it out")
     return response
+
+
+read_response = lru_cache(maxsize=64)(load_response)
+"""`load_response`, the last few kept."""
 
 
 def reverberate(samples: Samples, response: Samples) -> Samples:

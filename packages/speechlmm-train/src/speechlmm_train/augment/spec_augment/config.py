@@ -5,8 +5,10 @@ method for automatic speech recognition", Interspeech 2019 (arXiv 1904.08779). T
 of 80 mel bands, two masks; T = 70 frames of 10 ms, at most a fifth of the clip, two masks. Warping of time is left
 out; the paper finds that it helps least and costs most.
 
-The paper masks an encoder's log-mel features. Here the waveform's spectrogram is masked and made a waveform again, so
-that encoders of raw audio and of any features learn from it alike. A mask is silence.
+The paper masks an encoder's log-mel features. Here the waveform is masked, for bands by way of its spectrogram, so that
+encoders of raw audio and of any features learn from it alike. A stretch of time is silence, with a fade of 2 ms before
+and after it; a band is what the spectrogram's windows of 32 ms can tell apart, some 31 Hz, more than the lowest of the
+80 mel bands are wide.
 
 Shapes: L samples, T frames, K frequencies of the spectrogram.
 """

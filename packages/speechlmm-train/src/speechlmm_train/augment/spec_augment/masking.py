@@ -1,4 +1,7 @@
-"""Masks a waveform in its spectrogram: short-time Fourier transform, zeros, inverse transform by overlap-add.
+"""Masks a waveform: stretches of time in itself, bands of frequency in its spectrogram.
+
+The spectrogram is a short-time Fourier transform, which zeros and overlap-add make a waveform again. It could mask no
+time as short as a frame of 10 ms, for its windows are longer.
 
 Shapes: L samples, T frames, W samples of a window, K = W / 2 + 1 frequencies.
 """
@@ -13,6 +16,8 @@ from speechlmm_core.interfaces.augmentation import Samples
 
 MEL_BANDS = 80
 WINDOW_S = 0.032
+FADE_S = 0.002
+"""How long the sound fades before a stretch and comes back after it, as a sharp edge would be a click."""
 BLOCK_FRAMES = 4096
 """Frames that are transformed at a time; some 130 MB at 16 kHz would go for ten minutes at once."""
 
@@ -31,7 +36,7 @@ def mask(
     bands: Sequence[tuple[float, float]],
     stretches: Sequence[tuple[int, int]],
 ) -> Samples:
-    """Silences parts of (L,) samples; what lies outside all masks stays as it is.
+    """Silences parts of (L,) samples; what lies outside all masks stays as it is, but for 2 ms beside a stretch.
 
     Args:
         samples: The waveform.
@@ -43,6 +48,25 @@ def mask(
     stretches = [(first, last) for first, last in stretches if last > first]
     if not len(samples) or not (bands or stretches):
         return samples
+    if bands:
+        samples = _without_bands(samples, sampling_rate, bands)
+    return samples * _open(len(samples), sampling_rate, stretches) if stretches else samples
+
+
+def _open(length: int, sampling_rate: int, stretches: Sequence[tuple[int, int]]) -> Samples:
+    """(L,) gains: 0 in the stretches, 1 outside, half a period of a cosine between."""
+    gains = np.ones(length, np.float32)
+    fade = round(FADE_S * sampling_rate)
+    rise = (0.5 - 0.5 * np.cos(np.pi * np.arange(1, fade + 1) / (fade + 1))).astype(np.float32)
+    for first, last in stretches:
+        before, after = gains[max(0, first - fade) : first], gains[last : last + fade]
+        np.minimum(before, rise[::-1][fade - len(before) :], out=before)
+        np.minimum(after, rise[: len(after)], out=after)
+        gains[first:last] = 0
+    return gains
+
+
+def _without_bands(samples: Samples, sampling_rate: int, bands: Sequence[tuple[float, float]]) -> Samples:
     hop = max(1, round(WINDOW_S * sampling_rate / 4))
     size = 4 * hop
     # Periodic Hann windows a quarter apart: their squares add up to 3/2 everywhere.
@@ -54,15 +78,11 @@ def mask(
     num_frames = -(-(len(samples) + size) // hop)
     padded = np.zeros((num_frames - 1) * hop + size, np.float32)
     padded[size - hop : size - hop + len(samples)] = samples
-    centres = np.arange(num_frames) * hop - (size - hop) + size / 2  # (T,) in samples of the clip
-    open_frames = np.ones(num_frames, np.float32)
-    for first, last in stretches:
-        open_frames[(centres >= first) & (centres < last)] = 0
     frames = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop]  # (T, W)
     out = np.zeros_like(padded)
     for start in range(0, num_frames, BLOCK_FRAMES):
         spectrum = np.fft.rfft(frames[start : start + BLOCK_FRAMES] * window)  # (T, K)
-        spectrum *= kept * open_frames[start : start + BLOCK_FRAMES, None]
+        spectrum *= kept
         parts = np.fft.irfft(spectrum, size).astype(np.float32) * (window / np.float32(1.5))  # (T, W)
         for quarter in range(4):
             # Quarters of neighbouring windows lie side by side, so that each is added in one go.
