@@ -15,6 +15,7 @@ import soundfile
 import yaml
 
 from speechlmm_core.data.header_cache import HeaderCache
+from speechlmm_core.data.index.views import prepared_in
 from speechlmm_core.data.spec.file import read_spec
 from speechlmm_core.data.spec.open import open_spec
 from speechlmm_core.errors import DataError, SpeechLMMError
@@ -22,6 +23,8 @@ from speechlmm_core.interfaces.dataset import datasets
 from speechlmm_core.media import audio
 from speechlmm_core.media.audio import load_audio_item
 from speechlmm_core.media.source import file_source
+from speechlmm_train.prepare.prepare import prepare
+from speechlmm_train.prepare.settings import Settings
 
 READERS = ["audiofolder", "lhotse", "parquet", "table", "webdataset"]
 LENGTHS = [1600, 3200, 4800]
@@ -111,6 +114,23 @@ def test_all_layouts_give_the_same_examples(spec: Path, tmp_path: Path, monkeypa
         again = HeaderCache.open(tmp_path / "headers", "x")
         again.read(sources, pool)
         assert [again.length(item, 16_000) for item in items] == LENGTHS * 5
+
+
+def test_relative_paths_are_found_from_anywhere(spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A specification and paths that are relative, an index made of them, and another working folder since."""
+    monkeypatch.chdir(tmp_path)
+    plain = open_spec(read_spec(Path(spec.name)), base=Path())
+    settings = Settings("full", max_words_per_minute=10_000, max_characters_per_second=1000)
+    prepare(Path(spec.name), index_dir=Path("index"), settings=settings, jobs=0, progress=False)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    indexed = open_spec(read_spec(spec), base=tmp_path, index_dir=tmp_path / "index")
+    for opened in (plain, indexed):
+        assert [one.dataset for one in opened] == READERS
+        for one in opened:
+            for example, length in zip(one.examples, LENGTHS, strict=True):
+                assert load_audio_item(example.media["audio"], 16_000).num_samples == length, one.name
+    assert all(len(prepared_in(one.examples)) == 1 for one in indexed)
 
 
 def test_a_manifest_may_name_parts(spec: Path, tmp_path: Path) -> None:

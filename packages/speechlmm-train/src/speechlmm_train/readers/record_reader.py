@@ -34,7 +34,7 @@ class RecordReaderConfig(RecordDatasetConfig, ABC):
         return {**cls.own_columns, **columns}
 
     def root(self, base: Path) -> Path:
-        """The corpus' folder or file.
+        """The corpus' folder or file, absolute, as an index may be used from another working folder.
 
         Raises:
             DataError: No path is given, or it cannot be one.
@@ -42,7 +42,7 @@ class RecordReaderConfig(RecordDatasetConfig, ABC):
         if not self.path or "\0" in self.path:
             raise DataError(f"a dataset of type {self.type!r} needs the `path` of its files, got {self.path!r}")
         try:
-            return base / Path(self.path).expanduser()
+            return (base / Path(self.path).expanduser()).absolute()
         except RuntimeError as exc:
             raise DataError(f"`path` {self.path!r}: there is no such user; write the folder in full") from exc
 
