@@ -21,6 +21,7 @@ from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.cli.main import main
 from speechlmm_train.compose import compose_config
 from speechlmm_train.inspection.pictures import feature_bands, spectrogram, wav
+from speechlmm_train.inspection.tokens import Span, coloured, marked
 from speechlmm_train.trainer.stage_data import open_stages
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -205,3 +206,69 @@ def test_sound_beyond_full_scale_is_not_clipped() -> None:
     values = torch.linspace(-3, 3, 1001)
     samples, _ = soundfile.read(io.BytesIO(wav(Medium(values, RATE))))
     np.testing.assert_allclose(samples, values.numpy() / 3, atol=1e-4)
+
+
+def test_sets_that_are_not_shown_count_for_the_draws(call, corpus: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in (corpus / "m.jsonl").read_text().splitlines()]
+    (corpus / "second.jsonl").write_text(
+        "".join(json.dumps({**line, "id": f"s{i}"}) + "\n" for i, line in enumerate(lines))
+    )
+    sets = [("first", "m", "train"), ("asked", "m", "eval"), ("second", "second", "train"), ("third", "m", "train")]
+    entries = [f"{{type: jsonl, path: {path}.jsonl, name: {name}, destination: {for_}}}" for name, path, for_ in sets]
+    (corpus / "two.yaml").write_text(f"datasets: [{', '.join(entries)}]\n")
+    named = f"data.data_config_path='{str(corpus / 'two.yaml').replace(chr(39), chr(92) + chr(39))}'"
+    overrides = [*MODEL, named, "training.max_steps=2", "training.output_dir=x"]
+    config = compose_config("pretrain", overrides).config
+    (stage,) = open_stages(config, SpeechLMMProcessor.from_config(config.model), base=Path.cwd(), world_size=1)
+    # What the loader does with the example 1 of the second set, the sixth of all that are trained on.
+    prompts = []
+    for epoch in range(6):
+        chat = stage.examples.chat(5, draw=draw(stage.plan.seed, epoch, 5))
+        prompts.append(next(item["text"] for item in chat[0].content if item["type"] == "text").strip())
+    for arguments in (("--dataset", "second"), ("--dataset", "second", "--split", "train")):
+        code, out, _ = call(corpus / "two.yaml", *MODEL, *arguments, "--index", 1, "--epochs", 6)
+        assert (code, out.count("# second"), out.count("# first")) == (0, 1, 0)
+        assert [line.partition("<audio>")[2] for line in out.splitlines() if "epoch" in line] == prompts
+    whole = call(corpus / "two.yaml", *MODEL, "--index", 1, "--epochs", 6)[1]
+    assert "".join(out.splitlines(keepends=True)).strip() in whole
+    (corpus / "two.yaml").write_text(f"datasets: [{', '.join(entries).replace('m.jsonl', 'none.jsonl', 1)}]\n")
+    code, out, err = call(corpus / "two.yaml", *MODEL, "--dataset", "second", "--index", 1)
+    assert code == 0
+    assert "note: prompts and augmentation are drawn otherwise than in training" in err
+    assert "none.jsonl" in err
+
+
+def test_the_folder_of_an_index_is_used_whatever_names_the_data(call, corpus: Path, tmp_path: Path) -> None:
+    again = corpus / "again"
+    again.mkdir()
+    for file in (*corpus.glob("*.flac"), corpus / "spec.yaml", corpus / "m.jsonl"):
+        (again / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(SystemExit) as caught:
+        main(["prepare", str(again / "spec.yaml"), "--index-dir", str(tmp_path / "index")])
+    assert caught.value.code in (0, None)
+    (again / "m.jsonl").write_text((again / "m.jsonl").read_text() + "\n")  # no longer what was prepared
+    quoted = str(again / "spec.yaml").replace("'", "\\'")
+    run = [*MODEL, f"data.data_config_path='{quoted}'", "training.max_steps=2", "training.output_dir=x"]
+    for named in ([again / "spec.yaml"], run):
+        code, _, err = call(*named, "--index", 0, "--index-dir", tmp_path / "index")
+        assert code == 2
+        assert "speechlmm-train prepare" in err
+        assert call(*named, "--index", 0)[0] == 0
+        code, _, err = call(*named, "--index", 0, "--index-dir", tmp_path / "nowhere")
+        assert code == 2
+        assert "--index-dir" in err
+        assert "no such folder" in err
+
+
+def test_what_a_corpus_holds_is_neither_obeyed_nor_taken_for_a_mark(call, corpus: Path) -> None:
+    line = json.loads((corpus / "m.jsonl").read_text().splitlines()[0])
+    rude = {**line, "id": "\x1b]0;x\x07", "text": "]] [[a]] \x1b[2J\u202eb\x9b1m]"}
+    (corpus / "rude.jsonl").write_text(json.dumps(rude) + "\n")
+    code, out, _ = call(corpus / "rude.jsonl")
+    assert code == 0
+    assert not set(out) & {"\x1b", "\x07", "\x9b", "\u202e"}
+    assert r"\x1b]0;x\x07" in out
+    assert r"[[\]] \[[a\]] \x1b[2J\u202eb\u009b1m]" in out
+    spans = [Span("[[x]] [", 1), Span("[y\x1b]", 1, supervised=True), Span("] z\n", 1)]
+    assert marked(spans) == "\\[[x\\]] \\[[[\\[y\\x1b\\]]]\\] z\n"
+    assert re.sub(r"\x1b\[\d+m", "", coloured(spans)) == "[[x]] [[y\\x1b]] z\n"

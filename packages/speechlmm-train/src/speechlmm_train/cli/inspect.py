@@ -59,12 +59,12 @@ def inspect(
     named = name(what, config_name=config_name, config_dir=config_dir, imports=imports, index_dir=index_dir)
     if augment and (named.composed is None or not named.composed.config.data.augment):
         raise ConfigError("--augment: give what to apply as an override, data.augment=[{type: speed}]")
-    opened = open_named(named.source, names, split)
-    picked = [pick(dataset, num_samples, index, seed=0) for dataset in opened]
+    chosen = open_named(named.source, names, split)
+    picked = [pick(dataset, num_samples, index, seed=0) for dataset in chosen.datasets]
 
     from speechlmm_train.inspection.run import Inspection
 
-    inspection = Inspection.of(opened, picked, named.composed, model_path=model_path, augment=augment, epochs=epochs)
+    inspection = Inspection.of(chosen, picked, named.composed, model_path=model_path, augment=augment, epochs=epochs)
     for note in inspection.notes:
         click.echo(f"note: {note}", err=True)
     for line in inspection.lines(colour=sys.stdout.isatty()):

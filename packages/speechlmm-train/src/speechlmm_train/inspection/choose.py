@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from speechlmm_core.data.draw import permutation
@@ -31,6 +31,16 @@ class Named:
     """The configuration, where there are overrides."""
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """Datasets to show."""
+
+    datasets: list[OpenedDataset]
+    offsets: list[int]
+    """Training examples before each, on which its draws depend."""
+    notes: list[str]
+
+
 def name(
     what: Sequence[str], *, config_name: str, config_dir: Path | None, imports: Sequence[Path], index_dir: Path | None
 ) -> Named:
@@ -44,7 +54,7 @@ def name(
         index_dir: What `prepare` wrote.
 
     Raises:
-        ConfigError: Nothing is named, or two things at once; or the configuration is wrong.
+        ConfigError: Nothing is named, or two things at once; the configuration is wrong, or there is no `index_dir`.
         DataError: There is no such specification, or it is wrong.
     """
     overrides = [one for one in what if OVERRIDE.match(one) and not Path(one).exists()]
@@ -53,6 +63,8 @@ def name(
     if not what or (manifests and manifests != files) or (not manifests and len(files) > 1):
         got = f"got {', '.join(map(repr, files))}" if files else "got nothing"
         raise ConfigError(f"expected one dataset specification, or manifests, or the KEY=VALUEs of a run; {got}")
+    if index_dir is not None and not index_dir.expanduser().is_dir():
+        raise ConfigError(f"--index-dir {str(index_dir)!r}: no such folder; `speechlmm-train prepare` makes one")
     composed = None
     if overrides:
         given = [*overrides, *(_filled(files, bool(manifests), overrides) if files else ())]
@@ -63,9 +75,11 @@ def name(
     if manifests:
         source = of_manifests([Path(one) for one in manifests])
     elif files:
-        source = of_specification(files[0], config_dir=config_dir, index_dir=index_dir)
+        source = of_specification(files[0], config_dir=config_dir)
     else:
         source = of_run(config_name, overrides, config_dir=config_dir)
+    if index_dir is not None:
+        source = replace(source, index_dir=index_dir.expanduser())
     return Named(source, composed)
 
 
@@ -82,8 +96,8 @@ def _quote(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def open_named(source: DataSource, names: Sequence[str], split: Destination | None) -> list[OpenedDataset]:
-    """Opens the datasets.
+def open_named(source: DataSource, names: Sequence[str], split: Destination | None) -> Chosen:
+    """Opens the datasets, and counts the training examples before each.
 
     Args:
         source: What is named.
@@ -102,12 +116,32 @@ def open_named(source: DataSource, names: Sequence[str], split: Destination | No
                 f"--dataset {one!r}: {source.label} has none of that name{nearest(one, known)} "
                 f"(it has: {', '.join(known)})"
             )
-    specs = [spec for spec in specs if not names or spec.name in names]
     wanted: set[Destination] | None = None if split is None else {split}
-    opened = open_spec(specs, base=source.base, destinations=wanted, index_dir=source.index_dir)
+    shown = [spec for spec in specs if not names or spec.name in names]
+    opened = open_spec(shown, base=source.base, destinations=wanted, index_dir=source.index_dir)
     if not opened:
         raise DataError(f"{source.label} names nothing{f' with the destination {split!r}' if split else ''} to show")
-    return opened
+    others: list[OpenedDataset] = []
+    notes: list[str] = []
+    if any(one.destination == "train" for one in opened):
+        last = max(i for i, spec in enumerate(specs) if spec in shown)
+        before = [spec for spec in specs[:last] if spec not in shown]
+        try:
+            others = open_spec(before, base=source.base, destinations={"train"}, index_dir=source.index_dir)
+        except DataError as exc:
+            notes.append(
+                "prompts and augmentation are drawn otherwise than in training, as a dataset that comes before cannot "
+                f"be opened: {'; '.join(line.strip() for line in str(exc).splitlines())}"
+            )
+    return Chosen(opened, _offsets(opened, others, [spec.name for spec in specs]), notes)
+
+
+def _offsets(opened: Sequence[OpenedDataset], others: Sequence[OpenedDataset], order: Sequence[str]) -> list[int]:
+    """Training examples before each of the opened datasets, in the order of the specification."""
+    in_order = sorted([*opened, *others], key=lambda one: order.index(one.dataset))  # parts of one keep theirs
+    sizes = [len(one.examples) if one.destination == "train" else 0 for one in in_order]
+    before = {id(one): sum(sizes[:number]) for number, one in enumerate(in_order)}
+    return [before[id(one)] for one in opened]
 
 
 def pick(dataset: OpenedDataset, count: int, index: int | None, seed: int) -> list[int]:

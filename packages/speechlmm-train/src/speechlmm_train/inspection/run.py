@@ -11,11 +11,11 @@ import numpy as np
 from speechlmm_core.data.spec.opened import OpenedDataset
 from speechlmm_train.augment.augmenter import Augmenter
 from speechlmm_train.compose import Composed
-from speechlmm_train.inspection.choose import inputs_of
+from speechlmm_train.inspection.choose import Chosen, inputs_of
 from speechlmm_train.inspection.page import write_page
 from speechlmm_train.inspection.sample import SeenMedium, SeenSample, View
 from speechlmm_train.inspection.stand_in import processor_of
-from speechlmm_train.inspection.tokens import coloured, marked
+from speechlmm_train.inspection.tokens import coloured, marked, visible
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Inspection:
     @classmethod
     def of(
         cls,
-        datasets: Sequence[OpenedDataset],
+        chosen: Chosen,
         picked: Sequence[Sequence[int]],
         composed: Composed | None,
         *,
@@ -42,7 +42,7 @@ class Inspection:
         """Makes the samples.
 
         Args:
-            datasets: The datasets.
+            chosen: The datasets.
             picked: Numbers of the examples of each.
             composed: The configuration, if any.
             model_path: Folder of a saved model; the configuration's, or a stand-in, without it.
@@ -54,7 +54,7 @@ class Inspection:
             DataError: Augmentations lack something.
         """
         config = composed.config.model if composed is not None else None
-        processor = processor_of(model_path, config, inputs_of(datasets, picked))
+        processor = processor_of(model_path, config, inputs_of(chosen.datasets, picked))
         augmenter = None
         if augment and composed is not None:
             augmenter = Augmenter.open(composed.config.data.augment, processor.inputs, base=Path.cwd())
@@ -62,12 +62,11 @@ class Inspection:
         # As the first stage of a run draws it.
         seed = int(np.random.SeedSequence([training_seed, 0]).generate_state(1)[0])
         view = View(processor, seed, epochs, augmenter)
-        samples: list[list[SeenSample]] = []
-        before = 0
-        for dataset, indices in zip(datasets, picked, strict=True):
-            samples.append([view.sample(dataset, index, before) for index in indices])
-            before += len(dataset.examples) if dataset.destination == "train" else 0
-        notes: list[str] = []
+        samples = [
+            [view.sample(dataset, index, offset) for index in indices]
+            for dataset, offset, indices in zip(chosen.datasets, chosen.offsets, picked, strict=True)
+        ]
+        notes = list(chosen.notes)
         if model_path is None and config is None:
             towers = ", ".join(
                 f"{name}: {one.encoder.type} + {one.adapter.type}" for name, one in processor.inputs.items()
@@ -81,7 +80,7 @@ class Inspection:
                 f"training sets are augmented ({', '.join(one.type for one in augmenter.augmentations)}), epoch 0"
             )
         model = str(model_path) if model_path else "the configuration's model" if config else "a stand-in"
-        return cls(list(datasets), samples, model, notes)
+        return cls(chosen.datasets, samples, model, notes)
 
     @property
     def failed(self) -> int:
@@ -89,22 +88,22 @@ class Inspection:
         return sum(one.error is not None for group in self.samples for one in group)
 
     def lines(self, *, colour: bool) -> Iterator[str]:
-        """The samples as text.
+        """The samples as text, of the corpus' characters only those that a terminal shows and does not obey.
 
         Args:
             colour: For a terminal; else what is learnt stands in brackets.
         """
         for dataset, group in zip(self.datasets, self.samples, strict=True):
-            yield f"# {dataset.name}: {summary(dataset)}"
+            yield visible(f"# {dataset.name}: {summary(dataset)}")
             for one in group:
                 yield ""
-                yield f"## {head(one)}"
+                yield visible(f"## {head(one)}")
                 if one.error is not None:
                     continue
                 yield (coloured if colour else marked)(one.spans)
                 yield from (f"   {describe(medium)}" for medium in one.media)
                 for epoch, prompt in enumerate(one.prompts if len(one.prompts) > 1 else ()):
-                    yield f"   epoch {epoch}: {' '.join(prompt.split())}"
+                    yield visible(f"   epoch {epoch}: {' '.join(prompt.split())}")
             yield ""
 
     def write(self, folder: Path) -> Path:

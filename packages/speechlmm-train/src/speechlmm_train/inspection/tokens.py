@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from speechlmm_core.chat.tokenizer import ChatTokenizer, MediaPiece, TextPiece
+
+ESCAPED = r"\\\g<0>"
+_IN_BRACKETS = re.compile(r"\[(?=\[)|\](?=\])|\A\[|\]\Z")
+_BETWEEN = re.compile(r"\[(?=\[)|\](?=\])|\[\Z|\A\]")
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, those that order scripts, separators of lines, and halves of pairs."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +56,20 @@ def spans_of(
 
 
 def marked(spans: Sequence[Span]) -> str:
-    """Plain text, what is supervised in ``[[…]]``."""
-    runs = groupby(spans, lambda span: span.supervised)
-    return "".join(f"[[{_text(run)}]]" if supervised else _text(run) for supervised, run in runs)
+    """Plain text, what is supervised in ``[[…]]``; brackets that could be taken for these get a backslash."""
+    runs = [(supervised, _text(run)) for supervised, run in groupby(spans, lambda span: span.supervised)]
+    return "".join(
+        f"[[{_IN_BRACKETS.sub(ESCAPED, text)}]]" if supervised else _BETWEEN.sub(ESCAPED, text)
+        for supervised, text in runs
+    )
+
+
+def visible(text: str) -> str:
+    """A text whose control characters, such as those that move a terminal's cursor or turn the line round, are codes.
+
+    Line breaks and tabs stay.
+    """
+    return _UNSEEN.sub(lambda found: repr(found[0])[1:-1] if found[0].isascii() else f"\\u{ord(found[0]):04x}", text)
 
 
 def coloured(spans: Sequence[Span]) -> str:
@@ -60,10 +78,12 @@ def coloured(spans: Sequence[Span]) -> str:
 
     def one(span: Span) -> str:
         colour = "green" if span.supervised else "blue" if span.medium else None
-        return click.style(span.text, fg=colour, bold=span.supervised, dim=span.special and not span.supervised)
+        return click.style(
+            visible(span.text), fg=colour, bold=span.supervised, dim=span.special and not span.supervised
+        )
 
     return "".join(one(span) for span in spans)
 
 
 def _text(spans: Iterable[Span]) -> str:
-    return "".join(span.text for span in spans)
+    return visible("".join(span.text for span in spans))
