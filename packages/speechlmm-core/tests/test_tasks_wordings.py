@@ -169,3 +169,10 @@ def test_names_of_the_first_toolkit_are_known(written, name):
 def test_names_that_are_none_are_refused(written, message):
     with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
         task_name(written)
+
+
+@pytest.mark.parametrize("task", ["st", "mt"])
+def test_german_names_of_languages_stand_where_they_need_no_ending(task):
+    # "Aus dem Englischen ins Deutsche" has endings that a name in a list has not; "von Englisch nach Deutsch" is loose.
+    for line in listed(task, "prompts", "de"):
+        assert not re.search(r"\b(von|nach|aus dem|ins|vom|zum) \{(source|target)_language\}", line), line
