@@ -62,6 +62,33 @@ def ids(one: OpenedDataset) -> list[int]:
     return [int(example.id) for example in one.examples]
 
 
+@pytest.mark.parametrize(
+    ("partitions", "shared"),
+    [
+        ({"train": {}, "dev": {}, "tset": {"destination": "test"}}, 20),
+        ({"train": {"amount": 15}, "dev": {"amount": "-25%:"}}, None),
+        ({"train": {"amount": 16}, "dev": {"amount": "-25%:"}}, 1),
+        ({"train": {"amount": ":10"}, "dev": {"amount": "10:15"}, "test": {"amount": "15:"}}, None),
+        ({"train": {"amount": "90%"}, "dev": {"amount": "80%:"}}, 2),
+        ({"tset": {"destination": "test"}}, None),
+    ],
+)
+def test_rows_of_one_file_are_in_one_partition(tmp_path: Path, partitions: dict[str, Any], shared: int | None) -> None:
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(bytes(1600))
+    line = json.dumps({"audio": "a.wav", "text": "yes"})
+    (tmp_path / "m.jsonl").write_text(f"{line}\n" * 20)
+    entry = {"type": "jsonl", "path": "m.jsonl", "task": "asr", "languages": "en", "partitions": partitions}
+    if shared is None:
+        found = [row for part in opened(tmp_path, entry) for row in ids(part)]
+        assert len(found) == len(set(found))
+        return
+    for destinations in (None, {"train"}):  # training opens the others later
+        with pytest.raises(DataError, match=f"m.jsonl: .* would share {shared} of the same 20 rows"):
+            opened(tmp_path, entry, destinations=destinations)
+
+
 def test_parts_by_partition_and_language(tmp_path: Path) -> None:
     entry = {"type": "test.rows", "name": "rows", "languages": ["en", "de"], "partitions": {"dev": {}, "train": {}}}
     parts = opened(tmp_path, {**entry, "weight": 3})

@@ -87,6 +87,17 @@ def test_tables_beside_the_files_as_datasets_reads_them(
     ]
 
 
+def test_folders_of_any_name_are_partitions_where_they_are_named(folder: Path, tmp_path: Path) -> None:
+    (folder / "train").rename(folder / "alpha")
+    (folder / "validation").rename(folder / "beta")
+    assert AudioFolderDatasetConfig(path="af").partitions(tmp_path) == []
+    named = AudioFolderDatasetConfig(path="af", partition_names={"train": "alpha", "dev": "beta"})
+    assert named.partitions(tmp_path) == ["dev", "train"]
+    alpha = AudioFolderDatasetConfig(path="af/alpha").read(tmp_path)
+    assert [one.media for one in named.read(tmp_path, Selection("train"))] == [one.media for one in alpha]
+    assert len(alpha)
+
+
 def test_one_table_above_the_partitions(folder: Path, tmp_path: Path) -> None:
     table = [
         {"file_name": f"{split}/clips/{n}.wav", "text": f"{split}{n}"}

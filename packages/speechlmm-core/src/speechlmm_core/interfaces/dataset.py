@@ -48,8 +48,11 @@ class DatasetConfig(ComponentConfig, ABC):
             DataError: What is wrong with the data, every fault with its place.
         """
 
-    def partitions(self, base: Path) -> list[str]:
-        """Names of the partitions that are there; empty where the layout has none, or cannot tell."""
+    def partitions(self, base: Path) -> list[str] | None:
+        """Names of the partitions that are there; empty where the layout has none, so that a selection's is passed over.
+
+        None where only `read` finds out, and refuses one that is not there.
+        """
         return []
 
     @property

@@ -66,6 +66,7 @@ def open_part(part: Part, base: Path, index_dir: Path | None = None) -> OpenedDa
     examples = _read(part, base, index_dir)
     reader = part.spec.reader
     chosen = choose(examples, part, strict=reader.strict)
+    part.check_apart(chosen.total)
     if not len(chosen.indices):
         raise DataError(chosen.table(part.name))
     task = part.spec.task

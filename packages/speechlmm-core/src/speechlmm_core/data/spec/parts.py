@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from speechlmm_core.data.faults import FaultyDataError
-from speechlmm_core.data.spec.amount import limit_of
+from speechlmm_core.data.spec.amount import limit_of, slice_of
 from speechlmm_core.data.spec.config import DatasetSpec, Destination, PartitionSpec
 from speechlmm_core.data.spec.entry_faults import shortened
 from speechlmm_core.data.spec.partition_names import select, told_destination
@@ -31,6 +31,28 @@ class Part:
     """What it is for."""
     selection: Selection
     """What the reader is asked for."""
+    beside: Mapping[str, PartitionSpec] = field(default_factory=dict[str, PartitionSpec])
+    """Other partitions that the specification names, where the reader tells none apart: slices of the same rows."""
+
+    def check_apart(self, count: int) -> None:
+        """Makes sure that no other partition has the same rows.
+
+        Args:
+            count: How many rows there are.
+
+        Raises:
+            DataError: One has some.
+        """
+        own = slice_of(self.settings.amount, count)
+        for name, settings in self.beside.items():
+            other = slice_of(settings.amount, count)
+            shared = min(own.stop, other.stop) - max(own.start, other.start)
+            if shared > 0:
+                raise DataError(
+                    f"{self.spec.name}: its files tell no partitions apart, so that {self.selection.partition!r} and "
+                    f"{name!r} would share {shared} of the same {count} rows; give each an `amount` of its own "
+                    '(":90%" and "90%:"), keep one, or let `path` or `files` tell them by "{partition}"'
+                )
 
 
 def parts_of(spec: DatasetSpec, base: Path, destinations: Collection[Destination] | None = None) -> list[Part]:
@@ -56,7 +78,7 @@ def parts_of(spec: DatasetSpec, base: Path, destinations: Collection[Destination
         named: list[tuple[str | None, PartitionSpec]] = list(spec.partitions.items())
     else:
         try:
-            named = [(name, whole) for name in select(there, whole)] or [(None, whole)]
+            named = [(name, whole) for name in select(there or (), whole)] or [(None, whole)]
         except ValueError as exc:
             raise DataError(f"{spec.name}: {exc}") from exc
     parts: list[Part] = []
@@ -73,11 +95,12 @@ def parts_of(spec: DatasetSpec, base: Path, destinations: Collection[Destination
                 task=None if spec.task is None else spec.task.type,
                 limit=limit_of(settings.amount),
             )
-            parts.append(Part("/".join([spec.name, *ends]), spec, settings, destination, selection))
+            beside = {name: one for name, one in spec.partitions.items() if name != partition} if there == [] else {}
+            parts.append(Part("/".join([spec.name, *ends]), spec, settings, destination, selection, beside))
     return parts
 
 
-def _there(spec: DatasetSpec, base: Path) -> list[str]:
+def _there(spec: DatasetSpec, base: Path) -> list[str] | None:
     with reading(spec.name):
         return spec.reader.partitions(base)
 

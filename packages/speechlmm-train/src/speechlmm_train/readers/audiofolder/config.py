@@ -46,10 +46,10 @@ class AudioFolderDatasetConfig(RecordReaderConfig):
         return Names(self.partition_names)
 
     def partitions(self, base: Path) -> list[str]:
-        """Folders that are called as partitions are."""
+        """Folders that are called as partitions are, or as `partition_names` says."""
         from speechlmm_train.readers.audiofolder.reader import partition_folders
 
-        return sorted(self.names.ours("partition", one) for one in partition_folders(self.root(base)))
+        return sorted(self.names.ours("partition", one) for one in partition_folders(self.root(base), self.names))
 
     def records(self, base: Path, selection: Selection) -> Records:
         """Opens the folder, or that of a partition.

@@ -14,6 +14,7 @@ from speechlmm_core.data.records import Records
 from speechlmm_core.errors import DataError
 from speechlmm_core.interfaces.dataset import EVERYTHING, Selection
 from speechlmm_train.readers.audiofolder.files import medium_of, walk
+from speechlmm_train.readers.file_pattern import Names
 from speechlmm_train.readers.record_reader import ConcatRecords
 
 if TYPE_CHECKING:
@@ -33,13 +34,16 @@ MAX_TEXT = 1 << 20
 """Bytes of a text beside a file."""
 
 
-def partition_folders(root: Path) -> list[str]:
-    """Folders that are called as a partition is (`train-clean-100` as well)."""
+def partition_folders(root: Path, names: Names) -> list[str]:
+    """Folders that are called as a partition is (`train-clean-100` as well), or that ``names`` says to be one."""
     if not root.is_dir():
         return []
     words = frozenset().union(*CALLED)
     return sorted(
-        one.name for one in root.iterdir() if one.is_dir() and words & set(re.split(r"[^a-z]+", one.name.lower()))
+        one.name
+        for one in root.iterdir()
+        if (one.name in names.partitions.values() or words & set(re.split(r"[^a-z]+", one.name.lower())))
+        and one.is_dir()
     )
 
 
@@ -79,7 +83,7 @@ def _folder(config: AudioFolderDatasetConfig, root: Path, partition: str | None)
     for one in (name, *sorted(alike)):
         if (root / one).is_dir():
             return root / one, {"partition": partition}
-    there = partition_folders(root)
+    there = partition_folders(root, config.names)
     if there:
         raise DataError(f"{root}: no partition {name!r}; those that are there: {', '.join(there)}")
     return root, {}  # the layout does not tell partitions apart

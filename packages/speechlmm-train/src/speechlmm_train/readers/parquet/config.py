@@ -53,11 +53,11 @@ class ParquetDatasetConfig(RecordReaderConfig):
         """The templates of `files`."""
         return [self.files] if isinstance(self.files, str) and self.files else list(self.files)
 
-    def partitions(self, base: Path) -> list[str]:
-        """Names of the partitions: those saved, or told by the files' names; of the hub's datasets none are told."""
+    def partitions(self, base: Path) -> list[str] | None:
+        """Names of the partitions: those saved, or told by the files' names; the hub tells when it is read."""
         from speechlmm_train.readers.parquet.local import local_partitions
 
-        return [] if self.hub is not None else local_partitions(self, self.root(base))
+        return None if self.hub is not None else local_partitions(self, self.root(base))
 
     def records(self, base: Path, selection: Selection) -> Records:
         """Opens a part of the corpus.
