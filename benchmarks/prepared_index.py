@@ -70,7 +70,7 @@ def make(folder: Path, rows: int) -> float:
         "measured": zeros,
         "hashes": np.zeros(16 * rows, np.uint8),
     }
-    digest = part_digest(READER, folder, EVERYTHING)
+    digest = part_digest("m", READER, folder, EVERYTHING)
     sources = (FileState.of(folder / "m.jsonl"),)
     header = IndexHeader(
         *("m", digest, 0, 0, 0, "fast", ""),

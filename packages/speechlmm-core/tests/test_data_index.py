@@ -61,7 +61,7 @@ def index_of(base: Path, statuses: list[Status], *, name: str = "m", rooted: boo
         "hashes": np.frombuffer(b"".join(hashes), np.uint8),
     }
     kept = np.array([status == Status.OK for status in statuses], bool)
-    digest = part_digest(READER, base, EVERYTHING)
+    digest = part_digest(name, READER, base, EVERYTHING)
     settings = {
         "sources": (FileState.of(base / "m.jsonl"),),
         "places": (str(base / "m.jsonl"),),

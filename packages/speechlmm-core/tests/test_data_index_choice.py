@@ -56,7 +56,7 @@ def write_spec(folder: Path, **entry: Any) -> None:
     part = parts_of(read_spec(folder / "s.yaml").datasets[0], folder)[0]
     from speechlmm_core.data.index.layout import part_digest
 
-    digest = part_digest(part.spec.reader, folder, part.selection)
+    digest = part_digest(part.name, part.spec.reader, folder, part.selection)
     sources = (FileState.of(folder / "m.jsonl"),)
     header = IndexHeader(part.name, digest, 0, 0, 0, "fast", "", made_by=made_by(part.spec.reader), sources=sources)
     folder_of_part = part_folder(folder / "s.index", part.name, digest)

@@ -107,7 +107,7 @@ def prepare(folder: Path) -> PreparedExamples:
         "times": [path.stat().st_mtime_ns for path in paths],
         "hashes": np.zeros(16 * count, np.uint8),
     }
-    digest = part_digest(READER, folder, EVERYTHING)
+    digest = part_digest("m", READER, folder, EVERYTHING)
     header = IndexHeader(
         "m", digest, 0, 0, 0, "fast", "", made_by=made_by(READER), sources=(FileState.of(folder / "m.jsonl"),)
     )

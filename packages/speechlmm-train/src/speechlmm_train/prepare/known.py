@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speechlmm_core.data.index.header import IndexHeader
-from speechlmm_core.data.index.layout import HASH_BYTES, HEADER
+from speechlmm_core.data.index.layout import HASH_BYTES, HEADER, is_part_folder
 from speechlmm_core.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def parts_in(index_dir: Path) -> list[Path]:
     """The folders of an index' parts."""
     if not index_dir.is_dir():
         return []
-    return sorted(one.parent for one in index_dir.glob(f"*/{HEADER}") if not one.parent.name.startswith("."))
+    return sorted(one.parent for one in index_dir.glob(f"*/{HEADER}") if is_part_folder(one.parent.name))
 
 
 class Journal:

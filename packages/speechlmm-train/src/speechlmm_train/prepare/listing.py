@@ -283,5 +283,11 @@ def _question(example: Example, task: str) -> int:
     else:
         answer = None if example.media and task in ONE_ANSWER_TASKS else example.text
         content = [example.instruction, example.source_text, answer, sorted(example.media)]
-    parts = [task, example.source_language, example.target_language, content]
-    return _hash(json.dumps(parts, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    # What an answer is made of (an intent, slots) may stand in fields of the corpus' own.
+    fields = None if task in ONE_ANSWER_TASKS else example.fields
+    parts = [task, example.source_language, example.target_language, content, fields]
+    try:
+        text = json.dumps(parts, ensure_ascii=False, default=repr)
+    except (TypeError, ValueError, RecursionError):  # odd keys, or what holds itself
+        text = repr(parts)
+    return _hash(text.encode("utf-8", "surrogatepass"))

@@ -11,7 +11,8 @@ from speechlmm_core.data.index.layout import part_digest, part_folder
 from speechlmm_core.data.index.state import FileState
 from speechlmm_core.data.jsonl.config import JsonlDatasetConfig
 from speechlmm_core.data.spec.config import DataSpec
-from speechlmm_core.data.spec.parts import Part, parts_of
+from speechlmm_core.data.spec.parts import Part, parts_of, reading
+from speechlmm_core.data.spec.serves import unserved
 from speechlmm_core.errors import ConfigError, DataError
 from speechlmm_core.interfaces.dataset import Selection
 from speechlmm_train.prepare.sources import source_states
@@ -64,6 +65,8 @@ def open_parts(spec: DataSpec, base: Path, index_dir: Path, *, limit: int | None
     for dataset in spec.datasets:
         try:
             parts = parts_of(dataset, base)
+            if parts and (fault := unserved(dataset)):
+                raise DataError(fault)
         except (DataError, ConfigError) as exc:
             faults.extend(DataError(str(exc)))
             continue
@@ -89,7 +92,7 @@ def _open(part: Part, base: Path, index_dir: Path, limit: int | None) -> OpenPar
     sources = source_states(examples, reader, base)
     # A reader that passes over the limit has read everything, which then serves other amounts as well.
     everything = limit is None and (wanted is None or len(examples) > wanted)
-    digest = part_digest(reader, base, part.selection)
+    digest = part_digest(part.name, reader, base, part.selection)
     return OpenPart(
         part=part,
         examples=examples,
@@ -106,4 +109,5 @@ def _read(part: Part, base: Path, selection: Selection) -> Examples:
     if isinstance(reader, JsonlDatasetConfig):
         # What is missing is reported with everything else, and what the task lacks when the index is opened.
         return reader.open(base, selection, check_media=False, check_task=False)
-    return as_examples(reader.read(base, selection))
+    with reading(part.name):
+        return as_examples(reader.read(base, selection))

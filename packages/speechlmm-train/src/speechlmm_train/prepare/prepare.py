@@ -5,15 +5,16 @@ Shapes: N rows, M media.
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
 from speechlmm_core.data.index.header import IndexHeader
-from speechlmm_core.data.index.layout import REASONS, VERSION, Status, part_slug
+from speechlmm_core.data.index.layout import REASONS, VERSION, Status, is_part_folder, part_slug
 from speechlmm_core.data.index.open import made_by
 from speechlmm_core.data.index.write import write_part
 from speechlmm_core.data.spec.file import read_spec
@@ -30,6 +31,8 @@ from speechlmm_train.prepare.settings import Settings
 
 JOURNAL = ".journal"
 STAGED = ".staged-"
+LEFT_OVER = re.compile(r"\.(?P<target>.+)\.[0-9a-f]{8}\.(?P<kind>tmp|old)")
+"""What `checkpoint.atomic` makes beside a part that it writes."""
 
 
 def prepare(
@@ -57,12 +60,13 @@ def prepare(
         DataError: What is wrong with the specification or the data, or the index cannot be written.
     """
     spec = read_spec(spec_path)
+    # What is wrong with the specification or the data shows before anything is written.
+    parts = open_parts(spec, spec_path.parent, index_dir, limit=limit)
     with _writing(index_dir):
         index_dir.mkdir(parents=True, exist_ok=True)
         with locked(index_dir):
             _sweep(index_dir)
             try:
-                parts = open_parts(spec, spec_path.parent, index_dir, limit=limit)
                 return _Preparation(spec_path, index_dir, settings, parts, Progress(shown=progress)).run(jobs, redo)
             finally:
                 _sweep(index_dir)
@@ -81,13 +85,16 @@ def _writing(index_dir: Path) -> Iterator[None]:
 
 
 def _sweep(index_dir: Path) -> None:
-    """Removes what a preparation that was killed left; its journal stays."""
+    """Removes what a preparation that was killed left, and nothing else; its journal stays."""
     for path in index_dir.glob(".*"):
-        if path.name.startswith(STAGED):
+        if re.fullmatch(rf"{re.escape(STAGED)}\d+", path.name):
             with suppress(OSError):
                 path.unlink()
-        elif path.is_dir() and path.suffix in {".tmp", ".old"}:
-            shutil.rmtree(path, ignore_errors=True)
+        elif (left := LEFT_OVER.fullmatch(path.name)) and path.is_dir() and is_part_folder(left["target"]):
+            # Where a part itself is missing, the folder that stepped aside for a new one may be all that there is.
+            needed = left["kind"] == "old" and not (index_dir / left["target"]).exists()
+            if not needed:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 class _Preparation:
@@ -226,10 +233,18 @@ class _Preparation:
     def remove_outdated(self) -> None:
         """Removes parts of the same names that other settings of their readers made."""
         current = {part.folder.name for part in self.parts}
-        names = {part_slug(part.part.name) for part in self.parts}
+        names = {part.part.name for part in self.parts}
         for folder in parts_in(self.index_dir):
-            if folder.name not in current and folder.name.rpartition("-")[0] in names:
+            if folder.name not in current and _is_one_of(folder, names):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_one_of(folder: Path, names: Collection[str]) -> bool:
+    """Whether a folder's part has one of some names; of a damaged one, the folder's name tells."""
+    try:
+        return IndexHeader.read(folder).name in names
+    except DataError:
+        return folder.name.rpartition("-")[0] in {part_slug(name) for name in names}
 
 
 def _counts(verdict: Verdict, among: np.ndarray) -> dict[str, int]:

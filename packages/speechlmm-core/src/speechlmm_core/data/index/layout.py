@@ -90,16 +90,21 @@ def index_dir_of(spec_path: Path) -> Path:
     return spec_path.with_name(f"{spec_path.stem or spec_path.name}.index")
 
 
-def part_digest(reader: DatasetConfig, base: Path, selection: Selection) -> str:
-    """What decides which examples a part has, short: the reader, where its paths start, and what is selected."""
+def part_digest(name: str, reader: DatasetConfig, base: Path, selection: Selection) -> str:
+    """What a part is, short: its name, the reader, where its paths start, and what is selected."""
     chosen = (selection.partition, selection.source_language, selection.target_language, selection.task)
-    text = "\0".join([type(reader).__qualname__, reader.model_dump_json(), str(base.resolve()), repr(chosen)])
+    text = "\0".join([name, type(reader).__qualname__, reader.model_dump_json(), str(base.resolve()), repr(chosen)])
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def part_folder(index_dir: Path, name: str, digest: str) -> Path:
     """The folder of a part."""
     return index_dir / f"{part_slug(name)}-{digest}"
+
+
+def is_part_folder(name: str) -> bool:
+    """Whether a folder's name is one that `part_folder` gives."""
+    return re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*-[0-9a-f]{16}", name) is not None
 
 
 def part_slug(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def open_prepared(
     Raises:
         DataError: The corpus changed since, or the index is damaged or of another version; says what to run.
     """
-    digest = part_digest(reader, base, selection)
+    digest = part_digest(name, reader, base, selection)
     folder = part_folder(index_dir, name, digest)
     if not (folder / HEADER).exists():
         _hint(index_dir, name, folder)
@@ -78,6 +79,9 @@ def _hint(index_dir: Path, name: str, wanted: Path) -> None:
     if index_dir.is_dir():
         for other in index_dir.glob(f"{beginning}*"):
             if len(other.name) == len(wanted.name) and (other / HEADER).exists():
+                with suppress(DataError):
+                    if IndexHeader.read(other).name != name:
+                        continue
                 logger.warning(
                     "%s: prepared with other settings of its reader, and not used; prepare it again to use the index",
                     name,

@@ -1,0 +1,109 @@
+"""What `speechlmm-train prepare` leaves alone, keeps apart, and refuses before it writes anything."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from speechlmm_core.data.index.layout import HEADER
+from speechlmm_core.data.index.open import index_dir_of
+from speechlmm_core.data.spec.file import read_spec
+from speechlmm_core.data.spec.open import open_spec
+from speechlmm_core.errors import DataError
+from speechlmm_train.prepare.prepare import STAGED, prepare
+from speechlmm_train.prepare.report import PreparationReport
+from speechlmm_train.prepare.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Drawing takes longer than all the rest; and nothing is kept in the user's cache."""
+    monkeypatch.setattr("speechlmm_train.prepare.histogram.draw_histogram", lambda *_: False)
+    monkeypatch.setenv("SPEECHLMM_CACHE", str(tmp_path / "cache"))
+
+
+def spec_of(folder: Path, *entries: dict[str, Any], rows: list[dict[str, Any]] | None = None) -> Path:
+    """A specification of manifests that are the same but for the given entries' fields."""
+    for number in range(3):
+        values = np.random.default_rng(number).uniform(-0.1, 0.1, 16_000)
+        soundfile.write(folder / f"{number}.wav", values.astype(np.float32), 16_000, subtype="PCM_16")
+    rows = rows or [{"audio": f"{n}.wav", "text": f"row {n}", "language": "en"} for n in range(3)]
+    (folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    content = [{"type": "jsonl", "path": "m.jsonl", "name": "m", **entry} for entry in entries or ({},)]
+    (folder / "s.yaml").write_text(json.dumps({"datasets": content}))
+    return folder / "s.yaml"
+
+
+def run(spec: Path, index_dir: Path | None = None) -> PreparationReport:
+    folder = index_dir or index_dir_of(spec)
+    return prepare(spec, index_dir=folder, settings=Settings(), jobs=0, progress=False)
+
+
+def test_files_of_others_stay_in_the_folder(tmp_path: Path) -> None:
+    spec, home = spec_of(tmp_path), tmp_path / "home"
+    others = [".config.old/precious", ".cache.tmp/x", ".m-0123.tmp/x", ".staged-mine", ".staged-", ".report.md.tmp/x"]
+    others += [".my.0123abcd.old/x", "m-notes/header.json", ".m-0123456789abcdef.0123abcd.old/only", ".staged-1.bak"]
+    for name in others:
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text("precious")
+    run(spec, home)
+    part = next(home.glob(f"m-{'?' * 16}/{HEADER}")).parent
+    ours = [f".{part.name}.0123abcd.tmp/x", f".{part.name}.89abcdef.old/x", f"{STAGED}0", f"{STAGED}12"]
+    for name in ours:
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text("left over")
+    run(spec, home)
+    assert all((home / name).read_text() == "precious" for name in others)
+    assert not [name for name in ours if (home / name).exists()]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"path": "no.jsonl"}, "does not exist"),
+        ({"task": "slu_intent", "type": "table", "columns": {"audio": "audio", "language": "language"}}, "needs"),
+    ],
+)
+def test_what_is_refused_leaves_nothing_behind(tmp_path: Path, entry: dict[str, Any], message: str) -> None:
+    spec = spec_of(tmp_path, entry)
+    with pytest.raises(DataError, match=message):
+        run(spec, tmp_path / "new" / "index")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_dataset_that_cannot_serve_its_task_is_refused_as_when_it_is_opened(tmp_path: Path) -> None:
+    columns = {"audio": "audio", "text": None, "language": "language"}
+    spec = spec_of(tmp_path, {"type": "table", "task": "asr", "columns": columns})
+    with pytest.raises(DataError) as on_opening:
+        open_spec(read_spec(spec), base=tmp_path)
+    with pytest.raises(DataError) as on_preparing:
+        run(spec)
+    assert "m: task 'asr' needs" in str(on_preparing.value)
+    assert str(on_preparing.value) == str(on_opening.value)
+
+
+@pytest.mark.parametrize(("task", "kept"), [("slu_intent", 3), ("asr", 2)])
+def test_rows_with_other_intents_are_no_duplicates(tmp_path: Path, task: str, kept: int) -> None:
+    intents = [("0.wav", "play"), ("0.wav", "stop"), ("1.wav", "play"), ("1.wav", "play")]
+    rows = [{"audio": path, "text": "x", "language": "en", "fields": {"intent": one}} for path, one in intents]
+    report = run(spec_of(tmp_path, {"task": task}, rows=rows))
+    assert report.parts[0].kept == kept
+    assert report.parts[0].reasons == {"duplicate": 4 - kept}
+
+
+def test_names_that_look_the_same_in_a_folder(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, {"name": "a b"}, {"name": "a/b", "destination": "test"}, {"name": "a-b"})
+    report = run(spec)
+    assert [part.name for part in report.parts] == ["a b", "a/b", "a-b"]
+    assert len(list(index_dir_of(spec).glob(f"*/{HEADER}"))) == 3
+    # Preparing one of them into the same folder leaves the others alone.
+    (tmp_path / "one").mkdir()
+    other = spec_of(tmp_path / "one", {"name": "a b"})
+    run(other, index_dir_of(spec))
+    names = [json.loads(path.read_text())["name"] for path in index_dir_of(spec).glob(f"*/{HEADER}")]
+    assert sorted(names) == ["a b", "a-b", "a/b"]
+    opened = open_spec(read_spec(spec), base=tmp_path, index_dir=index_dir_of(spec))
+    assert [(one.name, one.destination) for one in opened][1:] == [("a/b", "test"), ("a-b", "train")]
