@@ -344,3 +344,31 @@ def test_the_typed_form_is_read_again() -> None:
     assert dataset_spec(spec) is spec
     assert DataSpec(datasets=(spec,)).datasets[0].partitions["train"] == PartitionSpec(amount=5, min_quality=0.5)
     assert isinstance(dataset_spec(spec.reader), DatasetSpec)
+
+
+@pytest.mark.parametrize(
+    ("written_as", "name"),
+    [
+        ("ASR", "asr"),
+        ("ST", "st"),
+        ("MT", "mt"),
+        ("SLU", "slu"),
+        ("SLU_INTENT_ONLY", "slu_intent"),
+        ("SQA", "sqa"),
+        ("SSUM", "ssum"),
+        ("TSUM", "tsum"),
+        ("VSR", "vsr"),
+        ("TextInstruct", "text_instruct"),
+        ("MultiTurnTextInstruct", "multi_turn_text_instruct"),
+        ("NTP", "ntp"),
+        ("InterleavedTextAudioNTP", "interleaved"),
+    ],
+)
+def test_tasks_have_the_first_speechlmms_names(tmp_path: Path, written_as: str, name: str) -> None:
+    flat = f"- {{type: jsonl, path: a.jsonl, task: {written_as}}}"
+    keyed = f"- {{jsonl: {{datapath: a.jsonl, task: {written_as}}}}}"
+    mapped = f"- {{type: jsonl, path: a.jsonl, task: {{type: {written_as}}}}}"
+    for entry in (flat, keyed, mapped):
+        (found,) = read_spec(written(tmp_path, f"DATA:\n{entry}\n")).datasets
+        assert found.task is not None
+        assert found.task.type == name

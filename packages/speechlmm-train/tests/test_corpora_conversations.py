@@ -12,8 +12,10 @@ import av
 import numpy as np
 import pytest
 
+from speechlmm_core.data.chats import chat_of
 from speechlmm_core.errors import DataError
 from speechlmm_core.media.video import VideoOptions, load_video_item
+from speechlmm_train.readers import unpack
 
 
 def message(name: str, role: str, text: str, quality: float | None = None, **more: Any) -> dict[str, Any]:
@@ -63,7 +65,7 @@ def test_oasst(made: Any, packed: bool) -> None:
     assert dict(part.dropped) == {"another language": 1}
 
 
-def test_what_is_wrong_with_oasst_is_one_line(made: Any) -> None:
+def test_what_is_wrong_with_oasst_is_one_line(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"holds no \*oasst\*_\{partition\}.trees.jsonl.gz or "):
         made.parts("oasst", task="text_instruct")
     path = made.text(
@@ -77,7 +79,11 @@ def test_what_is_wrong_with_oasst_is_one_line(made: Any) -> None:
     ] * 3
     path.unlink()
     (made.root / "2023_oasst_ready.trees.jsonl.gz").write_bytes(gzip.compress(b"{}\n" * 99)[:20])
-    with pytest.raises(DataError, match=r"trees.jsonl.gz' is damaged: .*; download it again"):
+    with pytest.raises(DataError, match=r"trees.jsonl.gz: truncated or damaged .*; copy or download it again"):
+        made.parts("oasst", task="text_instruct")
+    monkeypatch.setattr(unpack, "PLAIN_BYTES", 1 << 20)
+    (made.root / "2023_oasst_ready.trees.jsonl.gz").write_bytes(gzip.compress(bytes(2 << 20)))
+    with pytest.raises(DataError, match=r"trees.jsonl.gz: unpacks to more than 1 MiB"):
         made.parts("oasst", task="text_instruct")
 
 
@@ -127,6 +133,10 @@ def test_lrs2(made: Any, heard: Any, top: str) -> None:
         {"word": "HOME", "start": 0.08, "end": 0.2},
     ]
     assert abs(heard(spoken) - 3_200) <= 1024  # AAC comes in blocks
+    entry = {"task": "InterleavedTextAudioNTP", "task_options": {"min_words": 1, "max_words": 1}}
+    (read,) = made.examples("LRS2", **entry, partitions=["pretrain"])
+    texts = [item.get("transcript", item.get("text", "")) for item in chat_of(read)[0].content]
+    assert " ".join(map(str.strip, texts)) == "AT HOME"
     made.text(f"{top}main/553/00001.txt", "Conf:  5\n")
     with pytest.raises(DataError, match=r"no example is left of 1.*\n.*1 unusable record"):
         made.parts("lrs2", task="vsr", partitions=["test"])

@@ -6,10 +6,18 @@ from typing import Any
 
 import pytest
 
+from speechlmm_core.data.chats import chat_of
+from speechlmm_core.data.example import Example
 from speechlmm_core.errors import DataError
 from speechlmm_train.corpora.xml import read_xml
 
 HEAD = '<?xml version="1.0" encoding="ISO-8859-1" standalone="yes"?>\n<nite:root xmlns:nite="http://nite.sourceforge.net/">'
+
+
+def text_of(example: Example) -> str:
+    """All of an interleaved text, what is heard by its transcript."""
+    (message,) = chat_of(example)
+    return " ".join(str(item.get("transcript", item.get("text", ""))).strip() for item in message.content)
 
 
 def xml(*lines: str) -> str:
@@ -94,6 +102,18 @@ def test_ami_segments(made: Any, heard: Any, top: str) -> None:
     ]
     assert [heard(example) for example in part.examples] == [16_000, 12_000, 12_000]
     assert part.examples[2].fields["words"] == [{"word": "Right", "start": 1.75, "end": 2.25}]
+
+
+def test_meetings_are_read_with_spans_that_are_heard(made: Any, heard: Any) -> None:
+    make_ami(made)
+    options = {"min_words": 1, "max_words": 2}
+    (part,) = made.parts("AMI", task="InterleavedTextAudioNTP", task_options=options).values()
+    # Punctuation belongs to its word, as in the text.
+    assert [text_of(example) for example in part.examples] == ["Well, cafés.", "Bye", "Right"]
+    assert part.examples[0].fields["words"] == [
+        {"word": "Well,", "start": 0.5, "end": 0.75},
+        {"word": "cafés.", "start": 1.0, "end": 1.25},
+    ]
 
 
 def test_ami_summaries(made: Any, heard: Any) -> None:

@@ -99,20 +99,37 @@ def read_segments(path: str, words: dict[str, tuple[int, Word]], *, start: str, 
 
 def join_words(words: Sequence[Word]) -> str:
     """The text of words, with punctuation at the word before it."""
-    text = ""
-    glued = True
+    return " ".join("".join(word.text for word in group) for group in _joined(words))
+
+
+def _joined(words: Sequence[Word]) -> list[list[Word]]:
+    """Words that are written without spaces between."""
+    groups: list[list[Word]] = []
+    glued = False
     for word in words:
         if word.text:
-            text += word.text if glued or word.joined else f" {word.text}"
+            if groups and (glued or word.joined):
+                groups[-1].append(word)
+            else:
+                groups.append([word])
             glued = word.hyphen
-    return text
+    return groups
 
 
 def pack_words(words: Sequence[Word]) -> tuple[str, array[float]]:
-    """Words with their times in a tenth of the memory of objects: a meeting corpus has a million."""
-    timed = [word for word in words if word.text and word.start is not None and word.end is not None]
-    times = array("d", (time for word in timed for time in (word.start or 0.0, word.end or 0.0)))
-    return "\0".join(word.text for word in timed), times
+    """Words with their times in a tenth of the memory of objects: a meeting corpus has a million.
+
+    Punctuation is a part of the word before it, as in `join_words`; what has no time at all is left out.
+    """
+    texts: list[str] = []
+    times = array("d")
+    for group in _joined(words):
+        starts = [word.start for word in group if word.start is not None]
+        ends = [word.end for word in group if word.end is not None]
+        if starts and ends:
+            texts.append("".join(word.text for word in group))
+            times.extend((starts[0], max(starts[0], ends[-1])))
+    return "\0".join(texts), times
 
 
 def with_words(row: Mapping[str, Any]) -> dict[str, Any]:
