@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from speechlmm_core.data import text_lines
 from speechlmm_core.data.example import Example
 from speechlmm_core.data.examples import place_of
 from speechlmm_core.data.faults import LISTED, FaultyDataError
@@ -38,6 +39,17 @@ def faults_of(folder: Path, *lines: object) -> list[str]:
     with pytest.raises(FaultyDataError) as caught:
         JsonlDatasetConfig(path="m.jsonl").read(folder)
     return [fault.removeprefix(f"{folder}/m.jsonl:") for fault in caught.value.faults]
+
+
+def test_what_has_no_lines_does_not_fill_the_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        DataError, match="cannot read the manifest '/dev/zero': it is not a file but a folder or a device"
+    ):
+        JsonlExamples("/dev/zero")
+    path = write(folder, {"audio": "a.wav", "text": "yes"}, {"audio": "a.wav", "text": "y" * 100})
+    monkeypatch.setattr(text_lines, "MAX_LINE", 64)
+    with pytest.raises(DataError, match=r"m\.jsonl:2: a line of over 0 MiB; this is no text by lines"):
+        JsonlExamples(path)
 
 
 def test_every_field_of_a_flat_line(folder: Path) -> None:

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from speechlmm_core.data import text_lines
 from speechlmm_core.errors import DataError
 from speechlmm_core.interfaces.dataset import Selection
 from speechlmm_train.corpora import lines as lines_module
 from speechlmm_train.corpora.layout import Layout, fill
-from speechlmm_train.corpora.lines import AlignedLines, Lines
+from speechlmm_train.corpora.lines import AlignedLines, Lines, read_text
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\x00\ufeff"), max_size=12)
 
@@ -72,6 +73,23 @@ def test_a_line_that_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").unlink()
     with pytest.raises(DataError, match=r"a\.txt' does not exist"):
         Lines([str(tmp_path / "a.txt")])
+
+
+def test_lines_without_an_end_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_lines, "MAX_LINE", 100)
+    (tmp_path / "a.txt").write_bytes(b"x" * 99 + b"\n" + b"x" * 100 + b"\n" + b"x\n")
+    with pytest.raises(DataError, match=r"a\.txt:2: a line of over 0 MiB; this is no text by lines"):
+        Lines([str(tmp_path / "a.txt")])
+    monkeypatch.setattr(lines_module, "MAX_TEXT", 201)
+    with pytest.raises(DataError, match=r"a\.txt' has over"):
+        read_text(str(tmp_path / "a.txt"))
+    (tmp_path / "b.txt").write_bytes(b"x" * 99 + b"\n" + b"x" * 99)
+    assert len(Lines([str(tmp_path / "b.txt")])) == 2
+    assert len(read_text(str(tmp_path / "b.txt"))) == 199
+    (tmp_path / "z.txt").symlink_to("/dev/zero")
+    for read in (lambda path: Lines([path]), read_text):
+        with pytest.raises(DataError, match=r"z\.txt' cannot be read: it is not a file but a folder or a device"):
+            read(str(tmp_path / "z.txt"))
 
 
 def touch(root: Path, *names: str) -> None:

@@ -49,7 +49,7 @@ class DatasetConfig(ComponentConfig, ABC):
         """
 
     def partitions(self, base: Path) -> list[str] | None:
-        """Names of the partitions that are there; empty where the layout has none, so that a selection's is passed over.
+        """Names of the partitions that are there; empty where the layout has none, and passes over a selection's.
 
         None where only `read` finds out, and refuses one that is not there.
         """

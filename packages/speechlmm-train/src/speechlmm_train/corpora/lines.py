@@ -9,10 +9,13 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from speechlmm_core.data.text_lines import MAX_LINE, check_regular, each_line
 from speechlmm_core.errors import DataError
 
 KEPT_BYTES = 1 << 16
 """The last file that was read stays in memory up to this size: corpora have thousands of small lists."""
+MAX_TEXT = 512 << 20
+"""Characters of a file that is read in one."""
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -24,7 +27,7 @@ class Lines:
         keep_empty: Whether empty lines count, as they do in files that are aligned line by line.
 
     Raises:
-        DataError: A file cannot be read.
+        DataError: A file cannot be read, or has a line that is too long.
     """
 
     def __init__(self, paths: Sequence[str], *, keep_empty: bool = False) -> None:
@@ -36,9 +39,10 @@ class Lines:
         for path in self.paths:
             self._firsts.append(len(self._starts))
             try:
+                check_regular(path)
                 with open(path, "rb") as file:
                     start = 0
-                    for number, line in enumerate(file, 1):
+                    for number, line in enumerate(each_line(file, path), 1):
                         if keep_empty or (line if start else line.removeprefix(_BOM)).strip():
                             self._starts.append(start)
                             self._numbers.append(number)
@@ -62,7 +66,7 @@ class Lines:
                 with open(self.paths[number], "rb") as file:
                     if file.seek(0, os.SEEK_END) > KEPT_BYTES:
                         file.seek(start)
-                        return self._decoded(index, file.readline())
+                        return self._decoded(index, file.readline(MAX_LINE))
                     file.seek(0)
                     kept = self._kept = number, file.read()
             except OSError as exc:
@@ -99,7 +103,7 @@ class Lines:
             with open(path, "rb") as file:
                 while at < end:
                     file.seek(self._starts[at])
-                    yield self._decoded(at, file.readline())
+                    yield self._decoded(at, file.readline(MAX_LINE))
                     at += 1
 
     def _decoded(self, index: int, line: bytes) -> str:
@@ -155,18 +159,22 @@ def unreadable(path: str, exc: OSError) -> str:
 
 
 def read_text(path: str) -> str:
-    """The content of a small text file.
+    """The content of a text file.
 
     Raises:
-        DataError: It cannot be read, or is not UTF-8.
+        DataError: It cannot be read, is not UTF-8, or is far too large.
     """
     try:
+        check_regular(path)
         with open(path, encoding="utf-8-sig") as file:
-            return file.read()
+            text = file.read(MAX_TEXT + 1)
     except OSError as exc:
         raise DataError(unreadable(path, exc)) from exc
     except UnicodeDecodeError as exc:
         raise DataError(f"{path!r} is not UTF-8: {exc}") from exc
+    if len(text) > MAX_TEXT:
+        raise DataError(f"{path!r} has over {MAX_TEXT >> 20} Mi characters; expected the texts of a corpus")
+    return text
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -23,6 +23,7 @@ from speechlmm_core.data.example import Example
 from speechlmm_core.data.examples import Examples
 from speechlmm_core.data.faults import Faults
 from speechlmm_core.data.jsonl.line import PLAIN, LineFaultsError, LineForm, media_items, parse_line
+from speechlmm_core.data.text_lines import check_regular, each_line
 from speechlmm_core.errors import DataError, SpeechLMMError
 from speechlmm_core.interfaces.task import TaskConfig, get_task
 
@@ -54,10 +55,13 @@ class JsonlExamples(Examples):
         self._handle: int | None = None
         scan = _Scan(str(path), self._base, form, check_media=check_media, check_task=check_task)
         try:
+            check_regular(self.path)
             with self.path.open("rb") as file:
                 self._stamp = _stamp(file.fileno())
                 self._size = self._stamp[0]
                 scan.run(self._lines(file))
+        except DataError:
+            raise
         except (OSError, ValueError) as exc:
             said = getattr(exc, "strerror", None) or exc
             reason = "it does not exist" if isinstance(exc, FileNotFoundError) else said
@@ -68,7 +72,7 @@ class JsonlExamples(Examples):
 
     def _lines(self, file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
         start = 0
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(each_line(file, str(self.path)), 1):
             skip = 3 if number == 1 and line.startswith(b"\xef\xbb\xbf") else 0  # a byte-order mark
             if line[skip:].strip():
                 self._starts.append(start + skip)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speechlmm_core.chat.messages import Message
 from speechlmm_core.data.faults import Faults
+from speechlmm_core.data.text_lines import check_regular, each_line
 from speechlmm_core.errors import DataError
 from speechlmm_train.corpora.layout import TOLD, Found
 from speechlmm_train.corpora.lines import parse_json, unreadable
+from speechlmm_train.readers.unpack import unpacked
 
 if TYPE_CHECKING:
     from speechlmm_train.corpora.oasst.config import OasstDatasetConfig
@@ -107,12 +107,11 @@ def read_threads(config: OasstDatasetConfig, root: Path, files: Sequence[Found])
 
 def _numbered(path: str) -> Iterator[tuple[int, bytes]]:
     try:
-        with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
+        check_regular(path)
+        with unpacked(Path(path)).open("rb") as file:
+            for number, line in enumerate(each_line(file, path), 1):
                 if line.strip():
                     yield number, line
-    except (EOFError, zlib.error, gzip.BadGzipFile) as exc:
-        raise DataError(f"{path!r} is damaged: {exc}; download it again") from exc
     except OSError as exc:
         raise DataError(unreadable(path, exc)) from exc
 

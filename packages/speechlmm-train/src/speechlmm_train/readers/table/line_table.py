@@ -11,6 +11,7 @@ from typing import IO, Any
 
 from speechlmm_core.data.columns import lookup
 from speechlmm_core.data.faults import Faults
+from speechlmm_core.data.text_lines import MAX_LINE
 from speechlmm_core.errors import DataError
 from speechlmm_train.readers.table.dialect import (
     Decoder,
@@ -23,8 +24,6 @@ from speechlmm_train.readers.table.dialect import (
     with_parts,
 )
 
-MAX_LINE = 64 << 20
-"""Bytes of a line; a file without line breaks is no table."""
 BOM = b"\xef\xbb\xbf"
 
 
