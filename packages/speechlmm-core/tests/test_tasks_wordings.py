@@ -176,3 +176,40 @@ def test_german_names_of_languages_stand_where_they_need_no_ending(task):
     # "Aus dem Englischen ins Deutsche" has endings that a name in a list has not; "von Englisch nach Deutsch" is loose.
     for line in listed(task, "prompts", "de"):
         assert not re.search(r"\b(von|nach|aus dem|ins|vom|zum) \{(source|target)_language\}", line), line
+
+
+FLEURS = """
+    af_za am_et ar_eg as_in ast_es az_az be_by bg_bg bn_in bs_ba ca_es ceb_ph ckb_iq cmn_hans_cn cs_cz cy_gb da_dk de_de
+    el_gr en_us es_419 et_ee fa_ir ff_sn fi_fi fil_ph fr_fr ga_ie gl_es gu_in ha_ng he_il hi_in hr_hr hu_hu hy_am id_id
+    ig_ng is_is it_it ja_jp jv_id ka_ge kam_ke kea_cv kk_kz km_kh kn_in ko_kr ky_kg lb_lu lg_ug ln_cd lo_la lt_lt luo_ke
+    lv_lv mi_nz mk_mk ml_in mn_mn mr_in ms_my mt_mt my_mm nb_no ne_np nl_nl nso_za ny_mw oc_fr om_et or_in pa_in pl_pl
+    ps_af pt_br ro_ro ru_ru sd_in sk_sk sl_si sn_zw so_so sr_rs sv_se sw_ke ta_in te_in tg_tj th_th tr_tr uk_ua umb_ao
+    ur_pk uz_uz vi_vn wo_sn xh_za yo_ng yue_hant_hk zu_za
+"""
+"""The subsets of FLEURS (Conneau et al., 2022), 102 languages."""
+
+
+def test_whispers_languages_have_names():
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES as WHISPER
+
+    otherwise = {"my": "burmese", "nn": "norwegian nynorsk"}
+    for code, name in WHISPER.items():
+        if code != "jw":  # Javanese, by a code that was withdrawn
+            assert (language_name(code) or "").lower() == otherwise.get(code, name)
+
+
+def test_the_languages_of_fleurs_have_names():
+    found = {language_code(code) for code in FLEURS.split()}
+    assert len(found) == len(FLEURS.split()) == 102
+    assert None not in found
+
+
+def test_every_language_has_a_code_of_three_letters():
+    from speechlmm_core.tasks.languages import _THREE_LETTERS as THREE  # the table is not reached otherwise
+
+    assert all(re.fullmatch(r"[a-z]{3}", code) and code not in NAMES for code in THREE)
+    assert {code for code in NAMES if len(code) == 2} == set(THREE.values())
+    # Spot by spot, from ISO 639-3's own table.
+    spots = {"dan": "da", "heb": "he", "hrv": "hr", "nob": "nb", "gle": "ga", "afr": "af", "swh": "sw", "khk": "mn"}
+    spots |= {"als": "sq", "sqi": "sq", "slk": "sk", "slv": "sl", "mkd": "mk", "mlt": "mt", "mal": "ml", "kan": "kn"}
+    assert {code: language_code(code) for code in spots} == spots
