@@ -285,3 +285,36 @@ def test_lone_surrogates_survive() -> None:
     example = Example.model_construct(id="\udce9", media={"audio": {"type": "audio", "path": "/a/\udcff\0.wav"}})
     again = decode_example(encode_example(example))
     assert (again.id, again.media) == (example.id, example.media)
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_part_that_is_prepared_again_while_it_is_in_use(corpus: Path, pickled: bool) -> None:
+    index_of(corpus, [Status.OK] * 5)
+    old = opened(corpus)
+    if pickled:
+        old = pickle.loads(pickle.dumps(old))
+    lines = (corpus / "m.jsonl").read_text().splitlines()
+    (corpus / "m.jsonl").write_text("\n".join(lines[:0:-1]) + "\n")
+    index_of(corpus, [Status.DUPLICATE, *[Status.OK] * 3])
+    # All of it is as it was, also what is first asked for now.
+    assert [one.id for one in old] == ["é0", "é1", "é2", "é3", "é4"]
+    assert list(old.num_words) == [1, 2, 3, 4, 5]
+    assert list(old.rows) == [0, 1, 2, 3, 4]
+    assert [old.headers(index) for index in range(5)] == [[(16_000 * n, 16_000)] for n in range(1, 6)]
+    assert old.place(4).endswith("m.jsonl:5")
+    assert [one.id for one in opened(corpus)] == ["é3", "é2", "é1"]
+
+
+def test_a_part_that_is_prepared_again_while_it_is_opened(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index_of(corpus, [Status.OK] * 5)
+    real = np.load
+
+    def meanwhile(*args: Any, **options: Any) -> Any:
+        monkeypatch.undo()
+        index_of(corpus, [Status.DUPLICATE, *[Status.OK] * 4])
+        return real(*args, **options)
+
+    monkeypatch.setattr(np, "load", meanwhile)
+    with pytest.raises(DataError, match="was prepared anew while it was opened; start again"):
+        opened(corpus)
+    assert len(opened(corpus)) == 4

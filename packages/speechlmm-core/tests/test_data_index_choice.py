@@ -15,7 +15,7 @@ from speechlmm_core.data.index.rows import encode_example
 from speechlmm_core.data.index.state import FileState
 from speechlmm_core.data.index.write import write_part
 from speechlmm_core.data.jsonl.reader import JsonlExamples
-from speechlmm_core.data.spec import choose
+from speechlmm_core.data.spec import choose, task_check
 from speechlmm_core.data.spec.file import read_spec
 from speechlmm_core.data.spec.open import open_spec
 from speechlmm_core.data.spec.opened import OpenedDataset
@@ -70,7 +70,7 @@ def opened(spec: Path) -> OpenedDataset:
 def looked_at(spec: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[OpenedDataset, int]:
     """What is opened, and how many examples are looked at for it."""
     count = 0
-    real = choose.lack_of
+    real = task_check.lack_of
 
     def counted(*args: Any) -> Any:
         nonlocal count
@@ -78,7 +78,7 @@ def looked_at(spec: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[OpenedDatase
         return real(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(choose, "lack_of", counted)
+        patch.setattr(task_check, "lack_of", counted)
         return opened(spec), count
 
 

@@ -24,6 +24,7 @@ from speechlmm_core.data.example import Example
 from speechlmm_core.data.examples import Examples
 from speechlmm_core.data.index.layout import NO_PLACE
 from speechlmm_core.data.index.rows import answer_of, encode_example, media_of
+from speechlmm_core.data.spec.task_check import TaskCheck
 from speechlmm_core.errors import DataError, MediaError
 from speechlmm_core.media.source import MediaSource, item_source
 
@@ -82,6 +83,12 @@ class Listing:
     """(M,) audio, video, or another."""
     places: tuple[str, ...] = ()
     """Files of the places."""
+    lacks: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
+    """(N,) number of what the row lacks for its task, from 1 on in `check`; 0 for nothing."""
+    prompt_kinds: NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
+    """(N,) number of the kind of example that the row is, as to prompts."""
+    check: TaskCheck | None = None
+    """What told these; None where there is nothing to tell."""
     row_faults: dict[int, str] = field(default_factory=dict[int, str])
     """Rows of which no example can be made."""
     media_faults: dict[int, str] = field(default_factory=dict[int, str])
@@ -93,7 +100,13 @@ class Listing:
 
 
 def list_rows(
-    examples: Examples, file: BinaryIO, *, count: int, task: str | None, progress: Callable[[int], object]
+    examples: Examples,
+    file: BinaryIO,
+    *,
+    count: int,
+    task: str | None,
+    progress: Callable[[int], object],
+    check: TaskCheck | None = None,
 ) -> Listing:
     """Lists rows, and writes their lines.
 
@@ -103,16 +116,20 @@ def list_rows(
         count: How many rows are listed, from the first on.
         task: The task's name where the specification gives one.
         progress: Called with the number of rows that were listed.
+        check: Tells what rows lack for their task.
 
     Raises:
         OSError: The lines cannot be written.
     """
-    return _Lister(examples, file, count, task).run(progress)
+    return _Lister(examples, file, count, task, check).run(progress)
 
 
 class _Lister:
-    def __init__(self, examples: Examples, file: BinaryIO, count: int, task: str | None) -> None:
+    def __init__(
+        self, examples: Examples, file: BinaryIO, count: int, task: str | None, check: TaskCheck | None
+    ) -> None:
         self.examples, self.file, self.task = examples, file, task
+        self.check = check if check is not None and check.needed else None
         self.found = Listing(
             count,
             words=np.zeros(count, np.int32),
@@ -126,6 +143,9 @@ class _Lister:
             place_numbers=np.zeros(count, np.uint32),
             lines=np.zeros(count + 1, np.int64),
             media_starts=np.zeros(count + 1, np.int64),
+            lacks=np.zeros(count, np.uint8),
+            prompt_kinds=np.zeros(count, np.uint16),
+            check=self.check,
         )
         self.places: dict[str, int] = {}
         self.keys, self.measured = array("Q"), array("Q")
@@ -173,6 +193,9 @@ class _Lister:
         except DataError as exc:
             found.row_faults[row] = " ".join(str(exc).split())
             example = Example(id=str(row + 1))
+        else:
+            if self.check is not None:
+                found.lacks[row], found.prompt_kinds[row] = self.check.numbers(example)
         line = b"\n"
         try:
             line = encode_example(example, found.root)

@@ -18,6 +18,7 @@ from speechlmm_core.data.index.layout import REASONS, VERSION, Status, is_part_f
 from speechlmm_core.data.index.open import made_by
 from speechlmm_core.data.index.write import write_part
 from speechlmm_core.data.spec.file import read_spec
+from speechlmm_core.data.spec.task_check import TaskCheck
 from speechlmm_core.errors import DataError
 from speechlmm_train.prepare.decide import Verdict, decide
 from speechlmm_train.prepare.known import Journal, Records, joined, parts_in, records_of
@@ -144,7 +145,12 @@ class _Preparation:
         with path.open("wb") as file, self.progress.listing(part.part.name, part.count) as advance:
             task = part.part.spec.task
             rows = list_rows(
-                part.examples, file, count=part.count, task=None if task is None else task.type, progress=advance
+                part.examples,
+                file,
+                count=part.count,
+                task=None if task is None else task.type,
+                progress=advance,
+                check=TaskCheck(part.examples, part.part),
             )
         return Listed(part, rows, path)
 
@@ -174,6 +180,8 @@ class _Preparation:
             "characters": rows.characters,
             "quality": rows.quality,
             "status": verdict.status,
+            "lacks": rows.lacks,
+            "kinds": rows.prompt_kinds,
             "place_files": rows.place_files,
             "place_numbers": rows.place_numbers,
             "lines": rows.lines if rows.stored else np.zeros_like(rows.lines),
@@ -209,6 +217,7 @@ class _Preparation:
 
     def header(self, listed: Listed, verdict: Verdict) -> IndexHeader:
         part, rows = listed.open, listed.rows
+        noted = rows.check if rows.check is not None and rows.check.numbered else None
         return IndexHeader(
             name=part.part.name,
             digest=part.digest,
@@ -226,6 +235,8 @@ class _Preparation:
             quarantined=_counts(verdict, ~verdict.kept),
             flagged=_counts(verdict, verdict.kept),
             settings=self.settings.plain(),
+            choice="" if noted is None else noted.digest,
+            lacks=() if noted is None else tuple(noted.reasons),
             places=rows.places,
             sources=part.sources,
         )

@@ -53,6 +53,10 @@ class IndexHeader:
     """Rows that are used although they would be left out of training, by reason."""
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
     """Limits by which rows were put into quarantine."""
+    choice: str = ""
+    """Digest of the task and languages for which it is noted what each row lacks; empty where that is not noted."""
+    lacks: tuple[str, ...] = ()
+    """What rows lack for the task, as numbered in the column."""
     places: tuple[str, ...] = ()
     """Files that rows stand in."""
     sources: tuple[FileState, ...] = ()
@@ -94,10 +98,18 @@ class IndexHeader:
         if checksum != _checksum(content):
             raise damaged(file, "its checksum differs")
         content["sources"] = tuple(FileState(**state) for state in content["sources"])
-        header = cls(**{**content, "places": tuple(content["places"])})
+        header = cls(**{**content, **{name: tuple(content.get(name, ())) for name in ("places", "lacks")}})
         for name, (size, crc) in header.files.items():
             header.check_file(folder / name, size, crc)
         return header
+
+    @staticmethod
+    def stamp_in(folder: Path) -> str | None:
+        """The stamp of the part in a folder, at this moment; None where there is none."""
+        try:
+            return json.loads((folder / HEADER).read_bytes())["stamp"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def check_file(self, path: Path, size: int, crc: int) -> None:
         """Makes sure that a file of the index is as it was written.

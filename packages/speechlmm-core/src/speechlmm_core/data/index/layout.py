@@ -59,9 +59,19 @@ REASONS: dict[Status, str] = {
 }
 """The reasons as messages and reports name them."""
 
-SORTED = {"seconds": "<f8", "words": "<i4", "characters": "<i4", "quality": "<f8", "status": "|u1", "rows": "<u4"}
+SORTED = {
+    "seconds": "<f8",
+    "words": "<i4",
+    "characters": "<i4",
+    "quality": "<f8",
+    "status": "|u1",
+    "lacks": "|u1",
+    "kinds": "<u2",
+    "rows": "<u4",
+}
 """(N,) columns, used rows first: seconds of media, words and characters of the answer, the corpus' score (NaN for
-none), `Status`, and the row's number in the corpus."""
+none), `Status`, what the row lacks for its task (0: nothing, else from 1 on in the header's `lacks`), which rows get
+their prompts from the same place (a number for each), and the row's number in the corpus."""
 IN_ORDER = {"place_files": "<u2", "place_numbers": "<u4"}
 """(N,) columns in the corpus' order: which of the header's files a row stands in, and on which line."""
 STARTS = {"lines": "<i8", "media_starts": "<u4"}

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from speechlmm_core.data.example import Example
 from speechlmm_core.data.examples import Examples, as_examples
 from speechlmm_core.data.index.header import IndexHeader, damaged
-from speechlmm_core.data.index.layout import EXAMPLES, HASHES, NO_PLACE, SORTED, redo_hint
+from speechlmm_core.data.index.layout import EXAMPLES, HASHES, IN_ORDER, MEDIA, NO_PLACE, SORTED, STARTS, redo_hint
 from speechlmm_core.data.index.rows import decode_example, media_of
 from speechlmm_core.data.index.state import content_hash
 from speechlmm_core.errors import DataError, MediaError
@@ -66,6 +66,7 @@ class PreparedExamples(Examples):
         self._seen: set[tuple[str, int, int]] = set()
         self._unchecked = 0
         self._lock = threading.Lock()
+        self._map()
 
     def __len__(self) -> int:
         return self.header.kept
@@ -171,13 +172,23 @@ class PreparedExamples(Examples):
             DataError: Its file is damaged.
         """
         if name not in self._columns:
+            raise damaged(self.folder / f"{name}.npy", "no such column", self.header.spec)
+        return self._columns[name]
+
+    def _map(self) -> None:
+        """Maps all files at once, so that they stay what they are when the part is prepared again meanwhile."""
+        for name in (*SORTED, *IN_ORDER, *STARTS, *MEDIA, HASHES):
             path = self.folder / f"{name}.npy"
+            if path.name not in self.header.files:
+                continue
             try:
                 values = np.load(path, mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError, EOFError) as exc:
                 raise damaged(path, str(exc).splitlines()[0], self.header.spec) from exc
             self._columns[name] = values[: self.header.kept] if name in SORTED else values
-        return self._columns[name]
+        self._open()
+        if IndexHeader.stamp_in(self.folder) != self.header.stamp:
+            raise DataError(f"{self.folder}: was prepared anew while it was opened; start again")
 
     def _media(self, index: int) -> tuple[int, int]:
         row, starts = int(self.rows[index]), self.column("media_starts")
@@ -243,6 +254,6 @@ class PreparedExamples(Examples):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = threading.Lock()
-        stamp = self.header.stamp
-        if IndexHeader.read(self.folder).stamp != stamp:
+        if IndexHeader.read(self.folder).stamp != self.header.stamp:
             raise DataError(f"{self.folder}: was prepared anew while it was in use; start again")
+        self._map()

@@ -42,7 +42,7 @@ def write_part(
     Args:
         folder: The part's folder.
         header: Its header, but for the numbers that follow from the columns.
-        columns: All columns of `layout` but `rows`, in the corpus' order.
+        columns: All columns of `layout` but `rows`, in the corpus' order; `lacks` and `kinds` where the header says so.
         lines: The file of the examples' lines; it is moved.
         kept: (N,) rows that are used.
 
@@ -51,7 +51,8 @@ def write_part(
     """
     order = np.argsort(~kept, kind="stable")  # (N,)
     with atomic_folder(folder) as new:
-        values = {**columns, "rows": np.arange(len(kept))}
+        nothing = np.zeros(len(kept))
+        values = {"lacks": nothing, "kinds": nothing, **columns, "rows": np.arange(len(kept))}
         for name, kind in SORTED.items():
             _save(new, name, np.asarray(values[name])[order].astype(kind))
         for name, kind in {**IN_ORDER, **STARTS, **MEDIA}.items():

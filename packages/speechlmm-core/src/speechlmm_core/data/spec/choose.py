@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from speechlmm_core.data.chats import chat_of, draws_of, lack_of
+from speechlmm_core.data.chats import chat_of, draws_of
 from speechlmm_core.data.example import Example
 from speechlmm_core.data.examples import Examples
 from speechlmm_core.data.faults import Faults
@@ -25,9 +25,8 @@ from speechlmm_core.data.index.rows import answer_of
 from speechlmm_core.data.spec.amount import slice_of
 from speechlmm_core.data.spec.config import PartitionSpec
 from speechlmm_core.data.spec.durations import seconds_of
-from speechlmm_core.data.spec.language_codes import same_language
 from speechlmm_core.data.spec.parts import Part
-from speechlmm_core.data.spec.task_examples import TaskExamples
+from speechlmm_core.data.spec.task_check import Kind, TaskCheck, kind_of
 from speechlmm_core.errors import ConfigError, DataError
 
 TRIED = 64
@@ -129,22 +128,22 @@ class _Scan:
         self.examples, self.part, self.strict = examples, part, strict
         self.task = part.spec.task
         self.settings = part.settings
-        self.source, self.target = part.selection.source_language, part.selection.target_language
-        self.view = TaskExamples(examples, (), task=self.task, source_language=self.source, target_language=self.target)
+        self.check = TaskCheck(examples, part)
         self.faults = Faults()
-        self.tried: set[tuple[str, str | None, str | None, bool]] = set()
+        self.tried: set[Kind] = set()
         self.kinds: list[int] = []
 
     def needed(self, prepared: PreparedExamples | None) -> bool:
         """Whether examples have to be looked at one by one."""
         filters = self.settings.model_dump(exclude={"amount", "destination"}, exclude_none=True)
-        return self.task is not None or self.source is not None or (prepared is None and bool(filters))
+        return self.check.needed or (prepared is None and bool(filters))
 
     def run_prepared(self, chosen: Chosen, prepared: PreparedExamples) -> None:
         """As `run`, where the part has not changed, without a look at more than an example of each kind."""
-        task = None if self.task is None else (made_by(self.task), self.task.type, self.task.model_dump_json())
+        if prepared.header.choice == self.check.digest and self._run_noted(chosen, prepared):
+            return
         numbers, before = chosen.indices, Counter(chosen.dropped)
-        settings = (made_by(self.part.spec.reader), task, self.source, self.target, self.strict)
+        settings = (made_by(self.part.spec.reader), self.check.digest, self.strict)
         stored = StoredChoice(prepared, numbers, settings, cache=cache_folder())
         known = stored.load()
         if known is None:
@@ -153,9 +152,32 @@ class _Scan:
             return
         kept, dropped, kinds = known
         for number in kinds if self.task is not None else ():
-            self._try(self.view.fitted(self.examples.example(number)), number)
+            self._try(self.check.fitted(self.examples.example(number)), number)
         chosen.indices = numbers[kept]
         chosen.dropped.update(dropped)
+
+    def _run_noted(self, chosen: Chosen, prepared: PreparedExamples) -> bool:
+        """As `run`, by what was noted of each example when the part was prepared; False where that does not hold."""
+        numbers, reasons = chosen.indices, prepared.header.lacks
+        codes = np.asarray(prepared.column("lacks"))[numbers]  # (N,)
+        lacking = numbers[codes > 0]
+        if self.strict and len(lacking):
+            # What each of them lacks is told in full, and is only known by looking at it.
+            left_out = sum(isinstance(found, str) for found in self._each(lacking))
+            self.faults.raise_if_any()
+            if left_out < len(lacking):
+                return False
+        counts = np.bincount(codes, minlength=len(reasons) + 1)[1:]
+        if len(counts) > len(reasons):
+            return False
+        used = numbers[codes == 0]
+        if self.task is not None:
+            for first in np.sort(np.unique(np.asarray(prepared.column("kinds"))[used], return_index=True)[1]):
+                number = int(used[first])
+                self._try(self.check.fitted(self.examples.example(number)), number)
+        chosen.indices = used
+        chosen.dropped.update({reason: int(count) for reason, count in zip(reasons, counts, strict=True) if count})
+        return True
 
     def run(self, chosen: Chosen, prepared: PreparedExamples | None) -> None:
         numbers = chosen.indices
@@ -213,28 +235,20 @@ class _Scan:
         """Each example, or why it is left out."""
         for at, number in enumerate(numbers):
             try:
-                example = self.view.fitted(self.examples.example(int(number)))
+                example = self.check.fitted(self.examples.example(int(number)))
             except (DataError, OSError, ValueError) as exc:  # readers of third parties as well
                 self._fault(at, number, str(exc))
                 yield "unusable record"
                 continue
-            if self._foreign(example):
-                yield "another language"
-                continue
-            lack = None if self.task is None else lack_of(example, self.task)
+            reason, lack = self.check.look(example)
             if lack is not None:
                 self._fault(at, number, f"{self.examples.place(int(number))}: {lack}")
-                yield _reason(lack)
+            if reason is not None:
+                yield reason
                 continue
             if self.task is not None:
                 self._try(example, int(number))
             yield example
-
-    def _foreign(self, example: Example) -> bool:
-        pairs = ((self.source, example.source_language), (self.target, example.target_language))
-        return any(
-            wanted is not None and said is not None and not same_language(wanted, said) for wanted, said in pairs
-        )
 
     def _fault(self, at: int, number: int, line: str) -> None:
         if self.strict:
@@ -242,7 +256,7 @@ class _Scan:
 
     def _try(self, example: Example, number: int) -> None:
         """Makes the chats of the first example of each kind: a language without prompts comes up before training."""
-        kind = (example.task, example.source_language, example.target_language, example.messages is None)
+        kind = kind_of(example)
         if kind in self.tried:
             return
         self.tried.add(kind)
@@ -253,8 +267,3 @@ class _Scan:
                 chat_of(example, draw=drawn)
         except ConfigError as exc:
             raise DataError(f"{self.part.name}: {exc}") from exc
-
-
-def _reason(lack: str) -> str:
-    """What is lacking, without the value that this one example has."""
-    return lack.partition(", got ")[0].partition("; got ")[0]
