@@ -6,8 +6,8 @@ A mapping is ``{field: source}``. Fields are those of `Example` (`id`, `text`, `
 `audio.transcript`), and `fields.<name>` for what only a task knows. Sources are
 
 - a column, or a path into nested ones (`answers.text.0`),
-- a template of columns in braces (`"{speaker}/{id}.flac"`), which may also name what the path of the file or the
-  selection tells (`{partition}`, `{source_language}`, `{target_language}`),
+- a template of columns, or paths into nested ones, in braces (`"{speaker}/{id}.flac"`), which may also name what the
+  path of the file or the selection tells (`{partition}`, `{source_language}`, `{target_language}`),
 - a constant that begins with an equals sign (`=en`).
 """
 
@@ -51,10 +51,11 @@ class ColumnMap:
         self.columns = {field: source for field, source in columns.items() if source is not None}
         self.media_root = media_root
         self.constants = dict(constants or {})
+        self._templates: dict[str, list[tuple[str, str | None]]] = {}
         for field, source in self.columns.items():
             check_field(field)
             if "{" in source and not source.startswith("="):
-                _template_fields(field, source)
+                self._templates[field] = _template_parts(field, source)
 
     def example(self, record: Record, number: int, *, task: str) -> Example:
         """Makes the example of a record.
@@ -97,12 +98,17 @@ class ColumnMap:
         source = self.columns[field]
         if source.startswith("="):
             return source[1:]
-        if "{" not in source:
+        if field not in self._templates:
             return lookup(record, source, field)
-        found = {name: self._named(name, record, field) for name in _template_fields(field, source)}
-        if any(value is None for value in found.values()):
-            return None
-        return source.format(**found)
+        text = ""
+        for literal, name in self._templates[field]:
+            text += literal
+            if name is not None:
+                value = self._named(name, record, field)
+                if value is None:
+                    return None
+                text += str(value)
+        return text
 
     def missing(self, available: Sequence[str]) -> list[str]:
         """Columns that are mapped and not among those there are, as lines for the user."""
@@ -110,8 +116,8 @@ class ColumnMap:
         for field, source in self.columns.items():
             if source.startswith("="):
                 continue
-            names = _template_fields(field, source) if "{" in source else [source]
-            for name in names:
+            parts = self._templates.get(field, [("", source)])
+            for name in [name for _, name in parts if name is not None]:
                 top = name if name in available else name.partition(".")[0]
                 if top not in available and name not in self.constants:
                     near = nearest(name, list(available))
@@ -198,14 +204,21 @@ def check_field(field: str) -> None:
     )
 
 
-def _template_fields(field: str, template: str) -> list[str]:
+def _template_parts(field: str, template: str) -> list[tuple[str, str | None]]:
+    """Texts of a template, each with the column that follows it."""
     try:
-        names = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+        parts = list(Formatter().parse(template))
     except ValueError as exc:
         raise DataError(f"columns.{field}: {template!r} is no template: {exc}") from exc
-    if not all(names):
-        raise DataError(f"columns.{field}: {template!r} has empty braces; write a column's name into them")
-    return names
+    for _, name, form, conversion in parts:
+        if name == "":
+            raise DataError(f"columns.{field}: {template!r} has empty braces; write a column's name into them")
+        if form or conversion:
+            written = f"{name}{f'!{conversion}' if conversion else ''}{f':{form}' if form else ''}"
+            raise DataError(
+                f"columns.{field}: {template!r} has a format in {written!r}; braces hold a column's name and no more"
+            )
+    return [(literal, name) for literal, name, _, _ in parts]
 
 
 def _text(field: str, value: Any) -> str | None:

@@ -17,6 +17,7 @@ from speechlmm_train.readers.parquet.local import open_files
 if TYPE_CHECKING:
     from speechlmm_train.readers.parquet.config import ParquetDatasetConfig
 
+PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -62,9 +63,13 @@ def _subset(config: ParquetDatasetConfig, selection: Selection) -> str | None:
     if config.subset is None:
         return None
     values = {key: config.names.written(key, value) for key, value in chosen(selection).items()}
-    try:
-        return config.subset.format(**values)
-    except (KeyError, IndexError, ValueError) as exc:
-        raise DataError(
-            f"`subset` {config.subset!r} needs {exc}, which the specification does not give; name its `languages`"
-        ) from exc
+
+    def filled(match: re.Match[str]) -> str:
+        if match[1] not in values:
+            raise DataError(
+                f"`subset` {config.subset!r} needs {match[1]!r}, which the specification does not give; "
+                "name its `languages`"
+            )
+        return values[match[1]]
+
+    return PLACEHOLDER.sub(filled, config.subset)
