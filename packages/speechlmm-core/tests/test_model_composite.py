@@ -166,7 +166,7 @@ def test_a_medium_that_the_encoder_does_not_take_is_refused_by_its_length(tiny_p
 
     monkeypatch.setattr(type(tiny_processor.inputs["audio"].encoder), "check_length", check_length)
     chat = conversation(5_001, "a")
-    with pytest.raises(MediaError, match="'audio': too long; cut it"):
+    with pytest.raises(MediaError, match="'in-memory audio': too long; cut it"):
         tiny_processor.sample(chat, with_answer=True)
     with pytest.raises(MediaError, match="too long; cut it"):
         tiny_processor.sizes(chat, [5_001])
