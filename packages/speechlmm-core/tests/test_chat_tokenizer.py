@@ -440,3 +440,33 @@ def test_answers_of_a_conversation_are_learnt_to_the_letter_in_every_layout(name
     assert [chat.decode(run).strip() for run in runs] == wanted
     assert all(run[-1] in chat.stop_token_ids for run in runs)
     assert not any(set(run[:-1]) & set(chat.stop_token_ids) for run in runs)
+
+
+@pytest.mark.parametrize("name", sorted(BUILT_IN))
+def test_a_token_across_the_border_of_an_answer_is_learnt_whole(name):
+    # A tokenizer without words joins what it likes; nothing of the answer is lost, and little of the template added.
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    tokens = BUILT_IN[name]
+    corpus = [f"{before}hello" for before in ("\n", "\n\n", "assistant\n", "model\n", "ASSISTANT: ", " ")] * 50
+    special = sorted({*tokens.all, "<s>", "</s>"})
+    backend.train_from_iterator(
+        corpus,
+        trainers.BpeTrainer(
+            vocab_size=600, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        ),
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=tokens.bos or "<s>", eos_token=tokens.eos or "</s>"
+    )
+    chat = ChatTokenizer(fast, read_template(name), name)
+    (piece,) = chat.encode_chat([Message(role="user", content="hi"), Message(role="assistant", content="hello")])
+    learnt = [number for number, supervised in zip(piece.ids, piece.supervised, strict=True) if supervised]
+    *said, end = learnt
+    text = fast.decode(said)
+    assert text.endswith("hello")
+    assert fast.decode(piece.ids).count("hello") == 1
+    first = fast.decode(said[:1])
+    assert text == "hello" or "h" in first or first.isspace()
+    assert fast.convert_ids_to_tokens(end) in special

@@ -5,6 +5,10 @@ special token has an alias that nobody can guess. The template's own special tok
 text is written as it is, and the copy splits the real names of special tokens like any other text. Media are aliases
 too: no string in a prompt stands for a medium. The result equals the joint tokenisation of the rendered template
 wherever the user's text holds no special token.
+
+As in that, a tokenizer may join the last characters of the template before an answer with the answer's first ones into
+one token, which is then learnt whole. Those that split text at words first, as that of nearly every language model
+does, join spaces and line breaks at most.
 """
 
 from __future__ import annotations
