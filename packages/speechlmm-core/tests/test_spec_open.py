@@ -145,6 +145,22 @@ def test_a_task_leaves_out_what_it_cannot_use(tmp_path: Path) -> None:
     assert "French" in str(other.examples.chat(0)[0].content)
 
 
+class DamagedExamples(ListExamples):
+    """Examples none of which can be made."""
+
+    def example(self, index: int) -> Example:
+        raise DataError(f"t.csv:{index + 2}: `text` must be a text, got\n{index}")
+
+
+def test_the_first_that_cannot_be_used_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RowsDatasetConfig, "read", lambda *_: DamagedExamples(ROWS))
+    with pytest.raises(DataError) as caught:
+        opened(tmp_path, {"type": "test.rows", "name": "rows", "partitions": ["train"], "task": "asr"})
+    assert str(caught.value).splitlines()[-1] == (
+        "  12 unusable record (the first: t.csv:2: `text` must be a text, got 0)"
+    )
+
+
 def test_why_nothing_is_left(tmp_path: Path) -> None:
     entry = {"type": "test.rows", "name": "rows", "partitions": {"train": {"amount": 8, "min_duration": 30}}}
     with pytest.raises(DataError) as caught:
@@ -156,8 +172,8 @@ def test_why_nothing_is_left(tmp_path: Path) -> None:
         "  other/train: no example is left of 12; change the filters, or the data",
         "  6 shorter than 30 s",
         "  4 outside of amount 8",
-        "  1 task 'asr' needs a medium (`audio`, `video`)",
-        "  1 task 'asr' needs a `text`, the answer",
+        "  1 task 'asr' needs a medium (`audio`, `video`) (the first: example 3: got none)",
+        "  1 task 'asr' needs a `text`, the answer (the first: example 5: got ' ')",
     ]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,10 +25,13 @@ from speechlmm_core.data.index.rows import answer_of
 from speechlmm_core.data.spec.amount import slice_of
 from speechlmm_core.data.spec.config import PartitionSpec
 from speechlmm_core.data.spec.durations import seconds_of
+from speechlmm_core.data.spec.entry_faults import shortened
 from speechlmm_core.data.spec.parts import Part
 from speechlmm_core.data.spec.task_check import Kind, TaskCheck, kind_of
 from speechlmm_core.errors import ConfigError, DataError
 
+FIRST = 300
+"""Characters of what is told of an example that was left out."""
 TRIED = 64
 """Wordings that are tried out for each pair of languages."""
 
@@ -43,13 +46,18 @@ class Chosen:
     """Records there were."""
     dropped: Counter[str] = field(default_factory=Counter[str])
     """How many were left out, by reason."""
+    firsts: dict[str, str] = field(default_factory=dict[str, str])
+    """The first that was left out, by reason, where it was looked at."""
 
     def table(self, name: str) -> str:
         """Why nothing is left."""
         if not self.total:
             return f"{name}: there are no examples"
         width = len(str(max(self.dropped.values(), default=0)))
-        rows = [f"  {count:>{width}} {reason}" for reason, count in self.dropped.most_common()]
+        rows: list[str] = []
+        for reason, count in self.dropped.most_common():
+            first = " ".join(self.firsts.get(reason, "").split())
+            rows.append(f"  {count:>{width}} {reason}" + (f" (the first: {shortened(first)[:FIRST]})" if first else ""))
         return "\n".join([f"{name}: no example is left of {self.total}; change the filters, or the data", *rows])
 
 
@@ -73,10 +81,12 @@ def choose(examples: Examples, part: Part, *, strict: bool) -> Chosen:
     scan = _Scan(examples, part, strict=strict)
     with nullcontext() if prepared is None else prepared.unchecked():
         _by_columns(chosen, part.settings, prepared)
+        numbers = chosen.indices
         if prepared is not None and scan.needed(prepared):
             scan.run_prepared(chosen, prepared)
         elif scan.needed(prepared):
             scan.run(chosen, prepared)
+        scan.explain(chosen, numbers)
     return chosen
 
 
@@ -132,6 +142,7 @@ class _Scan:
         self.faults = Faults()
         self.tried: set[Kind] = set()
         self.kinds: list[int] = []
+        self.firsts: dict[str, str] = {}
 
     def needed(self, prepared: PreparedExamples | None) -> bool:
         """Whether examples have to be looked at one by one."""
@@ -218,6 +229,8 @@ class _Scan:
                 self.faults.add(self.examples.place(int(chosen.indices[at])), str(found), order=int(at))
             else:
                 chosen.dropped["unreadable"] += 1
+                place = self.examples.place(int(chosen.indices[at]))
+                chosen.firsts.setdefault("unreadable", f"{place}: {found}")
         self.faults.raise_if_any()
 
     def _filter(
@@ -238,17 +251,28 @@ class _Scan:
                 example = self.check.fitted(self.examples.example(int(number)))
             except (DataError, OSError, ValueError) as exc:  # readers of third parties as well
                 self._fault(at, number, str(exc))
+                self.firsts.setdefault("unusable record", str(exc))
                 yield "unusable record"
                 continue
             reason, lack = self.check.look(example)
             if lack is not None:
                 self._fault(at, number, f"{self.examples.place(int(number))}: {lack}")
             if reason is not None:
+                if reason not in self.firsts:
+                    got = (lack or "").removeprefix(reason).strip(",; ")
+                    self.firsts[reason] = self.examples.place(int(number)) + (f": {got}" if got else "")
                 yield reason
                 continue
             if self.task is not None:
                 self._try(example, int(number))
             yield example
+
+    def explain(self, chosen: Chosen, numbers: NDArray[np.int64]) -> None:
+        """Where nothing is left, and by what was noted before, looks at the first examples again to say why."""
+        if not len(chosen.indices) and not self.firsts and self.needed(None):
+            with suppress(DataError):
+                all(isinstance(found, str) for found in self._each(numbers[:TRIED]))
+        chosen.firsts.update(self.firsts)
 
     def _fault(self, at: int, number: int, line: str) -> None:
         if self.strict:
