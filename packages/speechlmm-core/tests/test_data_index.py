@@ -2,6 +2,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from speechlmm_core.chat.messages import Message
 from speechlmm_core.data.example import Example
 from speechlmm_core.data.index.header import CHECKED_BYTES, IndexHeader
 from speechlmm_core.data.index.layout import EXAMPLES, HEADER, Status, part_digest, part_folder
+from speechlmm_core.data.index.listed import MANY
 from speechlmm_core.data.index.open import index_dir_of, made_by, open_prepared
 from speechlmm_core.data.index.prepared import PreparedExamples
 from speechlmm_core.data.index.rows import answer_of, decode_example, encode_example, media_of
@@ -318,3 +320,32 @@ def test_a_part_that_is_prepared_again_while_it_is_opened(corpus: Path, monkeypa
     with pytest.raises(DataError, match="was prepared anew while it was opened; start again"):
         opened(corpus)
     assert len(opened(corpus)) == 4
+
+
+def test_a_table_of_many_files_that_list_examples(corpus: Path) -> None:
+    names = ["a.txt", "ö ü.txt", "new\nline.txt", os.fsdecode(b"\xff.txt"), *(f"d/{n}.txt" for n in range(MANY))]
+    (corpus / "texts" / "d").mkdir(parents=True)
+    paths = [corpus / "texts" / name for name in names]
+    for path in paths:
+        path.write_text(path.stem, errors="surrogateescape")
+    sources = tuple(FileState.of(path, hashed=number != 1) for number, path in enumerate(paths))
+    folder = index_of(corpus, [Status.OK] * 5, sources=sources)
+    header = IndexHeader.read(folder)
+    assert header.sources == ()
+    assert len(opened(corpus)) == 5
+    for path in (paths[0], paths[2], paths[3], paths[-1]):
+        os.utime(path, (1, 1))
+    assert len(opened(corpus)) == 5
+    for path in paths[1:4]:
+        before = path.stat()
+        os.utime(path, (1, 1))
+        if path != paths[1]:  # that is not hashed, and has changed where its time has
+            path.write_bytes(path.read_bytes()[: before.st_size - 1] + b"?")
+        with pytest.raises(DataError, match=f"^m: {re.escape(str(path))} has changed since it was prepared; run"):
+            opened(corpus)
+        path.write_text(path.stem, errors="surrogateescape")
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert len(opened(corpus)) == 5
+    (folder / "listed.txt").write_bytes((folder / "listed.txt").read_bytes() + b"\0x")
+    with pytest.raises(DataError, match=r"listed\.txt: damaged index"):
+        opened(corpus)

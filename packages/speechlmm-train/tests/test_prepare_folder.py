@@ -107,3 +107,38 @@ def test_names_that_look_the_same_in_a_folder(tmp_path: Path) -> None:
     assert sorted(names) == ["a b", "a-b", "a/b"]
     opened = open_spec(read_spec(spec), base=tmp_path, index_dir=index_dir_of(spec))
     assert [(one.name, one.destination) for one in opened][1:] == [("a/b", "test"), ("a-b", "train")]
+
+
+def test_a_text_among_more_than_a_thousand_is_noticed_when_it_changes(tmp_path: Path) -> None:
+    chapter = tmp_path / "train-clean-100" / "1" / "2"
+    chapter.mkdir(parents=True)
+    for number in range(1100):
+        values = np.full(2000, number / 2000, np.float32)
+        soundfile.write(chapter / f"1_2_{number:04}_0.wav", values, 8_000, subtype="PCM_16")
+        (chapter / f"1_2_{number:04}_0.normalized.txt").write_text(f"{number:04}")
+    spec = tmp_path / "s.yaml"
+    entry = {"type": "LibriTTS", "path": ".", "task": "asr", "partitions": ["train-clean-100"]}
+    spec.write_text(json.dumps({"datasets": [entry]}))
+
+    def text(number: int) -> str | None:
+        (opened,) = open_spec(read_spec(spec), base=tmp_path, index_dir=index_dir_of(spec))
+        assert len(opened.examples) == 1100
+        return opened.examples[number].text
+
+    (part,) = run(spec).parts
+    assert part.kept == 1100, part.reasons
+    assert text(1099) == "1099"
+    last = chapter / "1_2_1099_0.normalized.txt"
+    last.touch()
+    assert text(1099) == "1099"  # the same bytes at another time
+    last.write_text("9901")
+    with pytest.raises(DataError, match=r"1_2_1099_0\.normalized\.txt has changed since .*speechlmm-train prepare"):
+        text(0)
+    (chapter / "1_2_0003_0.normalized.txt").write_text("three")
+    with pytest.raises(DataError, match=r"0003_0\S+ has changed: 5 bytes, 4 .* 1 more of 1,100 files that list its"):
+        text(0)
+    assert run(spec).files_read == 0
+    assert (text(3), text(1099)) == ("three", "9901")
+    last.unlink()
+    with pytest.raises(DataError, match=r"1099_0\.normalized\.txt does not exist any more"):
+        text(0)

@@ -8,6 +8,7 @@ from pathlib import Path
 from speechlmm_core.data.examples import Examples, as_examples
 from speechlmm_core.data.faults import Faults
 from speechlmm_core.data.index.layout import part_digest, part_folder
+from speechlmm_core.data.index.listed import states_change
 from speechlmm_core.data.index.state import FileState
 from speechlmm_core.data.jsonl.config import JsonlDatasetConfig
 from speechlmm_core.data.spec.config import DataSpec
@@ -43,9 +44,8 @@ class OpenPart:
         Raises:
             DataError: One has changed.
         """
-        for source in self.sources:
-            if change := source.changed():
-                raise DataError(f"{self.part.name}: {change}, while it was prepared; start again")
+        if change := states_change(self.sources):
+            raise DataError(f"{self.part.name}: {change}, while it was prepared; start again")
 
 
 def open_parts(spec: DataSpec, base: Path, index_dir: Path, *, limit: int | None) -> list[OpenPart]:

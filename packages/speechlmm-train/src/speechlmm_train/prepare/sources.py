@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from speechlmm_core.data.examples import Examples
+from speechlmm_core.data.index.listed import in_threads
 from speechlmm_core.data.index.state import FileState
 from speechlmm_core.errors import DataError
 from speechlmm_core.interfaces.dataset import DatasetConfig
@@ -14,8 +15,6 @@ TABLES = frozenset(
     {".arrow", ".csv", ".json", ".jsonl", ".gz", ".lst", ".parquet", ".srt", ".trn", ".tsv", ".txt", ".xml", ".yaml"}
 )
 """Endings of files that may list examples, where a reader does not tell."""
-WATCHED = 1000
-"""Files that are watched at most, those nearest to the corpus' root first."""
 DEPTH = 3
 HASHED_BYTES = 256 << 20
 """Larger files are told apart by size and time alone: they hold media, which have hashes of their own."""
@@ -28,13 +27,14 @@ def source_states(examples: Examples, reader: DatasetConfig, base: Path) -> tupl
         DataError: One cannot be read.
     """
     paths = list(examples.sources) or _tables(reader, base)
-    states: list[FileState] = []
-    for path in list(dict.fromkeys(Path(path) for path in paths))[:WATCHED]:
-        try:
-            states.append(FileState.of(path, hashed=path.stat().st_size <= HASHED_BYTES))
-        except OSError as exc:
-            raise DataError(f"cannot read {str(path)!r}: {exc.strerror or exc}") from exc
-    return tuple(states)
+    return tuple(in_threads(_state, dict.fromkeys(Path(path) for path in paths)))
+
+
+def _state(path: Path) -> FileState:
+    try:
+        return FileState.of(path, hashed=path.stat().st_size <= HASHED_BYTES)
+    except OSError as exc:
+        raise DataError(f"cannot read {str(path)!r}: {exc.strerror or exc}") from exc
 
 
 def _tables(reader: DatasetConfig, base: Path) -> list[Path]:
@@ -56,7 +56,5 @@ def _tables(reader: DatasetConfig, base: Path) -> list[Path]:
                 continue
             found += [Path(one.path) for one in ordered if one.is_file() and Path(one.name).suffix in TABLES]
             below += [Path(one.path) for one in ordered if one.is_dir() and not one.name.endswith(".index")]
-            if len(found) >= WATCHED:
-                return found[:WATCHED]
         level = below
     return found

@@ -60,7 +60,7 @@ class IndexHeader:
     places: tuple[str, ...] = ()
     """Files that rows stand in."""
     sources: tuple[FileState, ...] = ()
-    """Files that list the examples, as they were."""
+    """Files that list the examples, as they were; where they are many, a table beside the columns has them."""
     files: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
     """Size of each file of the index, and CRC-32 of small ones."""
 

@@ -5,7 +5,8 @@ An index is a folder for each part of a corpus (a reader, and what is selected o
 - `header.json`: what was prepared and how, the state of the files that list the examples, sizes and checksums;
 - `examples.jsonl`: the examples, a line each, in the corpus' order (empty where they hold bytes: the reader makes
   them then);
-- a `.npy` file for each column below.
+- a `.npy` file for each column below,
+- `listed.npy` and `listed.txt`: the state of the files that list the examples, where they are more than 1,000.
 
 Rows that are used come first, in the corpus' order, and those in quarantine after them: what is used is a plain slice
 of a mapped file. Columns in the corpus' own order say so.

@@ -7,8 +7,9 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from speechlmm_core.data.index.header import IndexHeader
+from speechlmm_core.data.index.header import IndexHeader, damaged
 from speechlmm_core.data.index.layout import HEADER, index_dir_of, part_digest, part_folder, part_slug, redo_hint
+from speechlmm_core.data.index.listed import LISTED, listed_change
 from speechlmm_core.data.index.prepared import PreparedExamples
 from speechlmm_core.errors import DataError
 from speechlmm_core.interfaces.dataset import DatasetConfig, Selection
@@ -54,12 +55,21 @@ def open_prepared(
             f"{name}: prepared by {header.made_by}, and {made_by(reader)} may read the corpus differently; "
             f"{redo_hint(header.spec)}"
         )
-    for source in header.sources:
-        if change := source.changed():
-            raise DataError(f"{name}: {change}; {redo_hint(header.spec)} (only what is new is read)")
+    if change := _change(folder, header):
+        raise DataError(f"{name}: {change}; {redo_hint(header.spec)} (only what is new is read)")
     prepared = PreparedExamples(folder, reader, base, selection, header=header)
     prepared.check_sample()
     return prepared
+
+
+def _change(folder: Path, header: IndexHeader) -> str | None:
+    """What happened to the files that list the examples since."""
+    if LISTED not in header.files:
+        return next((change for source in header.sources if (change := source.changed())), None)
+    try:
+        return listed_change(folder)
+    except (OSError, ValueError, EOFError) as exc:
+        raise damaged(folder / LISTED, str(exc).splitlines()[0], header.spec) from exc
 
 
 def made_by(component: ComponentConfig) -> str:

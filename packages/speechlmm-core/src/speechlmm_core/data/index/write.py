@@ -29,6 +29,7 @@ from speechlmm_core.data.index.layout import (
     SORTED,
     STARTS,
 )
+from speechlmm_core.data.index.listed import MANY, write_listed
 from speechlmm_core.data.index.state import content_hash
 from speechlmm_core.errors import DataError
 from speechlmm_core.media.source import MediaSource
@@ -59,6 +60,9 @@ def write_part(
             _save(new, name, np.asarray(values[name]).astype(kind))
         _save(new, HASHES, np.asarray(values[HASHES], np.uint8).reshape(-1, HASH_BYTES))
         os.replace(lines, new / EXAMPLES)
+        if len(header.sources) > MANY:
+            write_listed(new, header.sources)
+            header = replace(header, sources=())
         complete = replace(
             header, total=len(kept), kept=int(kept.sum()), num_media=len(values["keys"]), stamp=_stamp(new)
         )
