@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    cache_utils,
+)
 
 from speechlmm_core.inference import shrinking
 from speechlmm_core.inference.shrinking import generate_shrinking
@@ -65,22 +72,29 @@ def cut(ids):
     return [row[: row.index(STOP) + 1] if STOP in row else row for row in rows]
 
 
+@pytest.mark.parametrize("embedded", [False, True])
 @pytest.mark.parametrize("every", [1, 3])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_answers_are_those_of_generate(family, every, monkeypatch):
+def test_answers_are_those_of_generate(family, every, embedded, monkeypatch):
     model = made_model(family)
     ids, mask = prompts()
     seen = []
     model.register_forward_pre_hook(
-        lambda _, args, kwargs: seen.append(len(kwargs["input_ids"] if kwargs.get("input_ids") is not None else ids)),
+        lambda _, args, kwargs: seen.append(
+            len(kwargs["inputs_embeds"] if kwargs.get("input_ids") is None else kwargs["input_ids"])
+        ),
         with_kwargs=True,
     )
     monkeypatch.setitem(shrinking.CHECK_EVERY, "cpu", every)
     options = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": [STOP], "pad_token_id": PAD}
     with torch.no_grad():
-        expected = cut(model.generate(ids, attention_mask=mask, **options)[:, 10:])
+        # As the engine asks: by embeddings, so that only new tokens come back.
+        given = {"inputs_embeds": model.get_input_embeddings()(ids)} if embedded else {"input_ids": ids}
+        given |= {"attention_mask": mask, **options}
+        start = 0 if embedded else 10
+        expected = cut(model.generate(**given)[:, start:])
         seen.clear()
-        found = cut(model.generate(ids, attention_mask=mask, **options, custom_generate=generate_shrinking)[:, 10:])
+        found = cut(model.generate(**given, custom_generate=generate_shrinking)[:, start:])
     lengths = [len(row) for row in expected]
     assert len(set(lengths)) > 2, "the made model ends its answers at different steps"
     assert [row[:length] for row, length in zip(found, lengths, strict=True)] == expected
@@ -89,6 +103,23 @@ def test_answers_are_those_of_generate(family, every, monkeypatch):
         assert seen == sorted(seen, reverse=True)
     else:
         assert set(seen) == {12}
+
+
+def test_a_layer_that_holds_more_than_keys_and_values_keeps_its_rows():
+    keys = torch.randn(4, 2, 3, 8)
+    for layer, selects in (
+        (cache_utils.DynamicLayer(), True),
+        (cache_utils.DynamicSlidingWindowLayer(sliding_window=2), True),
+        (cache_utils.LinearAttentionAndFullAttentionLayer(), False),
+        (cache_utils.LinearAttentionAndSlidingWindowAttentionLayer(sliding_window=2), False),
+    ):
+        cache = DynamicCache()
+        cache.layers = [layer]
+        layer.update(keys, keys)
+        given = {"past_key_values": cache, "attention_mask": torch.ones(4, 3)}
+        before = len(layer.keys)
+        assert shrinking._select(given, LogitsProcessorList(), torch.tensor([0, 2]), 4) is selects
+        assert len(layer.keys) == len(given["attention_mask"]) == (2 if selects else before)
 
 
 def test_without_a_cache_all_rows_stay():

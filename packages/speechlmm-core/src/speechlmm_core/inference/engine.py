@@ -6,6 +6,7 @@ Shapes: B batch, N tokens.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -131,6 +132,7 @@ class InferenceEngine:
         pool: ThreadPoolExecutor,
     ) -> Iterator[tuple[int, Result]]:
         """Results with the numbers of their requests, as they come."""
+        began = time.perf_counter()
         sizes: list[tuple[int, Size]] = []
         for i, size in enumerate(pool.map(lambda request: _guarded(self._measure, request), requests)):
             if isinstance(size, Result):
@@ -142,7 +144,11 @@ class InferenceEngine:
         for loaded in self._loaded(list(plan), requests, pool):
             samples = {i: one for i, one in loaded.items() if not isinstance(one, Result)}
             yield from ((i, one) for i, one in loaded.items() if isinstance(one, Result))
-            yield from self._results(requests, samples, options).items()
+            results = self._results(requests, samples, options)
+            each = (time.perf_counter() - began) / max(len(results), 1)
+            yield from ((i, result._replace(seconds=each)) for i, result in results.items())
+            if results:  # what was done with them meanwhile is no time of ours
+                began = time.perf_counter()
 
     def _loaded(
         self, plan: Sequence[Sequence[int]], requests: Sequence[Request], pool: ThreadPoolExecutor

@@ -72,3 +72,5 @@ class Result(NamedTuple):
     """Generated tokens, the stop token included."""
     complete: bool = True
     """Whether the answer ended by itself, not at `max_new_tokens`."""
+    seconds: float = 0.0
+    """Wall clock of the answer's batch, waiting for its media included, divided by the batch's rows."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from speechlmm_core.model.penalties import TextOnly
 
@@ -80,7 +81,8 @@ def _select(model_kwargs: dict[str, Any], processors: LogitsProcessorList, kept:
     """Leaves rows out of everything that has them; false where that is not possible."""
     cache = model_kwargs.get("past_key_values")
     layers = getattr(cache, "layers", None)
-    if not isinstance(cache, Cache) or not layers or not all(hasattr(one, "batch_select_indices") for one in layers):
+    # Exactly these: a hybrid layer inherits the method, which leaves its recurrent state as it is.
+    if not isinstance(cache, Cache) or not layers or not all(type(one) in _PLAIN_LAYERS for one in layers):
         return False
     tensors = {key: value for key, value in model_kwargs.items() if isinstance(value, Tensor)}
     if any(key not in _KNOWN or len(value) != count for key, value in tensors.items()):
@@ -93,6 +95,8 @@ def _select(model_kwargs: dict[str, Any], processors: LogitsProcessorList, kept:
     return True
 
 
+_PLAIN_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
+"""Layers of a cache that hold keys and values and nothing else."""
 _KNOWN = ("attention_mask", "position_ids", "inputs_embeds", "token_type_ids")
 """What of the prepared inputs has a row for each of the batch, in its first dimension."""
 
