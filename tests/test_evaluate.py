@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -143,6 +145,7 @@ def test_what_an_evaluation_writes(capsys, data, model_path, tmp_path):
     report = json.loads((tmp_path / "e" / "report.json").read_text())
     assert report["media_seconds"] == pytest.approx(sum(SECONDS[:3]), abs=0.01)
     assert report["real_time_factor"] > 0
+    assert report["inverse_real_time_factor"] == pytest.approx(1 / report["real_time_factor"], rel=0.01)
     page = (tmp_path / "e" / "report.html").read_text()
     assert page.count("<article>") == page.count("data:audio/flac") == 2
     code, out, _ = call(capsys, train, "score", tmp_path / "e", "--json")
@@ -152,30 +155,36 @@ def test_what_an_evaluation_writes(capsys, data, model_path, tmp_path):
     assert "--resume" in err
 
 
+KILLED = """
+import os, signal, sys
+from speechlmm_train.cli import main
+from speechlmm_train.evaluate import run
+
+def killed(*args, predict=run.predict, **kwargs):
+    for number, prediction in enumerate(predict(*args, **kwargs)):
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield prediction
+
+run.predict = killed
+main(sys.argv[1:])
+"""
+
+
 def test_an_evaluation_goes_on_after_a_kill(capsys, data, model_path, tmp_path):
     out = tmp_path / "e"
     argv = ["evaluate", "--model-path", model_path, "--output-dir", out, "--batch-size", 1, data / "clips.jsonl"]
-    slow = [*argv, "--max-new-tokens", 80]
-    script = "import sys\nfrom speechlmm_train.cli import main\nmain(sys.argv[1:])"
+    slow = [*argv, "--max-new-tokens", 8]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "SPEECHLMM_CACHE": str(tmp_path)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, *map(str, slow)], env=environment, stdout=subprocess.DEVNULL
-    )
+    killed = subprocess.run([sys.executable, "-c", KILLED, *map(str, slow)], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
     file = out / "predictions.jsonl"
-    deadline = time.monotonic() + 120
-    while not (file.exists() and file.read_bytes().count(b"\n") > 1):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    written = file.read_bytes()
-    whole = written.splitlines(keepends=True)[: written.count(b"\n")]
-    assert 1 < len(whole) < len(SECONDS)
+    whole = file.read_bytes().splitlines(keepends=True)
+    assert len(whole) == 3, "what came before the kill is there"
     file.write_bytes(b"".join(whole) + b'{"key": "torn')
     code, _, err = call(capsys, train, *slow[:-1], 3, "--resume")
     assert (code, err.count("\n")) == (2, 1)
-    assert "its options.max_new_tokens was 80, not 3" in err
+    assert "its options.max_new_tokens was 8, not 3" in err
     other = [part if part is not model_path else data for part in slow]
     assert call(capsys, train, *other, "--resume")[0] == 2
     code, _, err = call(capsys, train, *slow, "--resume")
@@ -193,6 +202,66 @@ def test_an_evaluation_goes_on_after_a_kill(capsys, data, model_path, tmp_path):
         manifest.write_text(content)
     assert (code, err.count("\n")) == (2, 1)
     assert "was made from other data (its 'references' is not the same)" in err
+
+
+def test_a_model_that_cannot_be_loaded_costs_no_earlier_evaluation(capsys, data, model_path, tmp_path):
+    argv = ("--max-new-tokens", 2, "--output-dir", tmp_path / "e", data / "clips.jsonl", "--limit", 2)
+    assert call(capsys, train, "evaluate", "--model-path", model_path, *argv)[0] == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "e").iterdir()}
+    broken = tmp_path / "broken"
+    shutil.copytree(model_path, broken)
+    (broken / "model.safetensors").write_bytes(b"torn")
+    code, _, err = call(capsys, train, "evaluate", "--model-path", broken, *argv, "--overwrite")
+    assert (code, "Traceback" in err) == (2, False)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "e").iterdir()} == before
+
+
+def test_an_evaluation_that_begins_leaves_no_older_report(capsys, data, model_path, tmp_path, monkeypatch):
+    argv = ("--max-new-tokens", 2, "--output-dir", tmp_path / "e", data / "clips.jsonl", "--limit", 2)
+    assert call(capsys, train, "evaluate", "--model-path", model_path, *argv)[0] == 0
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("speechlmm_train.evaluate.run.predict", killed)
+    assert call(capsys, train, "evaluate", "--model-path", model_path, *argv, "--overwrite")[0] == 130
+    assert {path.name for path in (tmp_path / "e").iterdir()} == {"predictions.jsonl", "predictions.about.json"}
+    assert (tmp_path / "e" / "predictions.jsonl").read_bytes() == b""
+
+
+def test_metrics_are_checked_in_every_language_before_a_model_is_loaded(capsys, data, model_path, tmp_path):
+    row = {"audio": "0.wav", "text": "ein Wort", "task": "st", "source_language": "en", "id": "a"}
+    lines = [json.dumps({**row, "target_language": language, "id": language}) for language in ("de", "de", "ja")]
+    (data / "translated.jsonl").write_text("\n".join(lines) + "\n")
+    argv = ("--model-path", model_path, "--max-new-tokens", 2, "--output-dir", tmp_path / "e")
+    code, out, err = call(capsys, train, "evaluate", *argv, data / "translated.jsonl", "--json")
+    assert code == 0, err
+    assert {"tok:13a", "tok:char"} <= set(
+        json.loads(out)["metrics"]["bleu"]["signature"].replace(" / ", "|").split("|")
+    )
+    code, _, err = call(
+        *(capsys, train, "evaluate", *argv[:-1], tmp_path / "f", data / "translated.jsonl"),
+        *("--metric", "bleu:tokenize=ja-mecab"),
+    )
+    assert (code, err.count("\n")) == (2, 1)
+    assert "pip install 'sacrebleu[ja]'" in err
+    assert not (tmp_path / "f" / "predictions.jsonl").exists()
+
+
+def test_the_seconds_of_the_rows_are_those_of_the_generation(capsys, data, model_path, tmp_path):
+    argv = ("--model-path", model_path, "--max-new-tokens", 8, "--output-dir", tmp_path / "e", "--batch-size", 3)
+    began = time.perf_counter()
+    assert call(capsys, train, "evaluate", *argv, data / "clips.jsonl")[0] == 0
+    took = time.perf_counter() - began
+    rows = [json.loads(line) for line in (tmp_path / "e" / "predictions.jsonl").read_text().splitlines()]
+    by_length = sorted(rows, key=lambda row: -row["duration"])
+    for batch in (by_length[:3], by_length[3:6], by_length[6:]):
+        assert len({row["seconds"] for row in batch}) == 1, "a batch's time is shared by its rows"
+        assert batch[0]["seconds"] > 0
+    assert sum(row["seconds"] for row in rows) < took
+    report = json.loads((tmp_path / "e" / "report.json").read_text())
+    media, seconds = sum(row["duration"] for row in rows), sum(row["seconds"] for row in rows)
+    assert report["real_time_factor"] == pytest.approx(seconds / media, abs=1e-6)
 
 
 def test_what_is_wrong_is_one_line(capsys, data, model_path, tmp_path, monkeypatch):

@@ -71,7 +71,8 @@ def test_the_report_by_dataset_and_task():
     every = [*rows(), failed, unscored, *second[2:]]
     report = report_on(every, draws=200)
     assert (report["examples"], report["failed"], report["without_reference"]) == (50, 1, 1)
-    assert report["real_time_factor"] == pytest.approx(49 * 2 / 25)
+    assert report["real_time_factor"] == pytest.approx(25 / (49 * 2), abs=1e-6)
+    assert report["inverse_real_time_factor"] == pytest.approx(49 * 2 / 25)
     assert report["tokens_per_second"] == pytest.approx(490 / 25, abs=0.01)
     assert list(report["datasets"]) == ["a", "b"]
     first = report["datasets"]["a"]

@@ -143,7 +143,11 @@ def test_what_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert comet.importlib.util.find_spec("comet") is translation.importlib.util.find_spec("MeCab") is None
     with pytest.raises(MissingDependencyError, match=r"ja-mecab.*sacrebleu\[ja\]"):
-        BLEUConfig().compute(answers(["これ"], ["それ"], "ja"))
+        BLEUConfig(tokenize="ja-mecab").compute(answers(["これ"], ["それ"], "ja"))
+    for language in ("ja", "ko"):  # as it stands, nothing else is needed
+        given = answers(["これは"], ["これが"], language)
+        assert BLEUConfig().compute(given)["bleu_correct_1"] == 2
+        assert "|tok:char|" in BLEUConfig().signature_for(given)
     with pytest.raises(MissingDependencyError, match="pip install unbabel-comet"):
         comet.COMETConfig().compute([Answer("b", ("c",), source="a")])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())

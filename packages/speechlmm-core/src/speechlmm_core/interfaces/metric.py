@@ -11,12 +11,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from speechlmm_core.registry import ComponentConfig, Registry
+
+Scale = Literal["fraction", "hundred", "number"]
+"""What values mean: a `fraction` of 1, shown in per cent; from 0 to a `hundred`; or any other `number`."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class MetricConfig(ComponentConfig, ABC):
     """A metric over a corpus of answers."""
 
     higher_is_better: ClassVar[bool] = False
+    scale: ClassVar[Scale] = "number"
+    """How tables show the metric's own value."""
 
     @abstractmethod
     def statistics(self, answers: Sequence[Answer]) -> NDArray[np.float64]:
@@ -52,7 +57,7 @@ class MetricConfig(ComponentConfig, ABC):
     def score(self, total: NDArray[np.float64]) -> dict[str, float]:
         """The values from summed statistics (S,): first the metric's own, named like its `type`, then its counts.
 
-        Rates are fractions of 1, but for metrics that the field states from 0 to 100 (BLEU, chrF).
+        Rates are fractions of 1, but for metrics that the field states from 0 to 100 (BLEU, chrF); `scale` says which.
         """
 
     @property

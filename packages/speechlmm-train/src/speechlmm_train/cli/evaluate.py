@@ -77,7 +77,7 @@ def evaluate(
         raise click.BadParameter(
             f"expected a number from 1 on or 'auto', got {batch_size!r}", param_hint="--batch-size"
         )
-    overrides = [one for one in what if _OVERRIDE.match(one) and not Path(one).exists()]
+    overrides = [one for one in what if _is_override(one)]
     manifests = [Path(one) for one in what if one not in overrides]
     given = [bool(overrides), bool(manifests), dataset_config is not None]
     if sum(given) != 1:
@@ -132,6 +132,18 @@ def evaluate(
     return code
 
 
+def _is_override(one: str) -> bool:
+    """Whether an argument is a KEY=VALUE and no manifest, which may hold a `=` and may be missing."""
+    if not _OVERRIDE.match(one) or Path(one).exists():
+        return False
+    section = re.split(r"[./@=]", one.lstrip("+~"), maxsplit=1)[0]
+    if not one.endswith(".jsonl"):
+        return bool(section)
+    from speechlmm_train.config import RunConfig
+
+    return section in RunConfig.model_fields
+
+
 def show(report: dict[str, Any], *, as_json: bool) -> int:
     """Prints a report, and what is amiss on stderr; returns the exit code."""
     from speechlmm_train.evaluate.markdown import metric_lines
@@ -150,5 +162,7 @@ def show(report: dict[str, Any], *, as_json: bool) -> int:
     for line in invalid:
         click.echo(f"error: {line}", err=True)
     if report["failed"]:
-        click.echo(f"{report['failed']} examples failed; the predictions say why", err=True)
+        unread = report["unreadable"]
+        rest = f"; {unread} of them could not be read and have no answer to be scored with" if unread else ""
+        click.echo(f"{report['failed']} examples failed; the predictions say why{rest}", err=True)
     return 1 if report["failed"] or invalid else 0

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from speechlmm_core.errors import ConfigError, DataError
+from speechlmm_core.interfaces.metric import Scale
 from speechlmm_train.evaluate.align import align, as_text
 from speechlmm_train.evaluate.bootstrap import DRAWS, Paired, paired
 from speechlmm_train.evaluate.markdown import number, table
@@ -49,6 +50,8 @@ class Comparison:
     """By dataset (`all` for all together), then by metric."""
     signatures: dict[str, str]
     higher_is_better: dict[str, bool]
+    scales: dict[str, Scale]
+    """How tables show each metric."""
     changes: list[Change]
     """Those that got worse first, then those that got better; the largest changes first."""
     same: int
@@ -61,6 +64,7 @@ class Comparison:
         return {
             **{name: getattr(self, name) for name in ("examples", "left_out", "same", "signatures")},
             "higher_is_better": self.higher_is_better,
+            "scales": self.scales,
             "metrics": {
                 dataset: {name: {**asdict(one), "difference": one.difference} for name, one in found.items()}
                 for dataset, found in self.metrics.items()
@@ -112,6 +116,7 @@ def compare(
         found,
         {name: one.metric.signature_for([left[row].answer for row in one.rows]) for name, one in scored_a.items()},
         {name: one.metric.higher_is_better for name, one in scored_a.items()},
+        {name: one.metric.scale for name, one in scored_a.items()},
         changes,
         same,
         left_out,
@@ -132,7 +137,7 @@ def to_markdown(found: Comparison, name_a: str, name_b: str, *, examples: int = 
     ):
         lines += [f"## {heading}: {len(changes)}", ""]
         for one in changes[:examples]:
-            values = " → ".join(number(one.metric, value) for value in (one.value_a, one.value_b))
+            values = " → ".join(number(found.scales[one.metric], value) for value in (one.value_a, one.value_b))
             lines += [f"### `{one.key}` ({one.metric} {values})", ""]
             lines += ["```text", f"reference  {_line(one.reference)}", f"A          {one.aligned_a}"]
             lines += [f"B          {one.aligned_b}", "```", ""]
@@ -148,10 +153,9 @@ def summary(found: Comparison) -> list[str]:
         [
             dataset,
             name,
-            number(name, one.a),
-            number(name, one.b),
-            number(name, one.difference, signed=True),
-            f"{number(name, one.low, signed=True)} to {number(name, one.high, signed=True)}",
+            *(number(found.scales[name], value) for value in (one.a, one.b)),
+            number(found.scales[name], one.difference, signed=True),
+            " to ".join(number(found.scales[name], end, signed=True) for end in (one.low, one.high)),
             f"{one.p_bootstrap:.4f}",
             f"{one.p_randomisation:.4f}",
             _verdict(one, higher=found.higher_is_better[name]),

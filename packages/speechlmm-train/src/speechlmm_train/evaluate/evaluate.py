@@ -17,7 +17,7 @@ from speechlmm_core.inference.options import GenerationOptions, Request
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.evaluate.prediction import Prediction, write_predictions
-from speechlmm_train.evaluate.questions import questions
+from speechlmm_train.evaluate.questions import Keys, questions
 from speechlmm_train.evaluate.score import score
 
 __all__ = ["Evaluation", "Prediction", "evaluate", "predict", "score"]
@@ -85,7 +85,7 @@ def predict(
     batch_size: int | Literal["auto"] = "auto",
     done: Collection[str] = (),
     ordered: bool = True,
-    asked: list[str] | None = None,
+    keys: Keys | None = None,
 ) -> Iterator[Prediction]:
     """Answers examples.
 
@@ -99,7 +99,7 @@ def predict(
         batch_size: Rows of a batch, or `auto`.
         done: Keys of those that are left out.
         ordered: Whether predictions come in the examples' order; otherwise as soon as they are there.
-        asked: Takes the keys of all examples, in their order.
+        keys: Gives the examples' keys; the same one for all datasets of an evaluation.
 
     Yields:
         One prediction per example; what is wrong with it is its `error`.
@@ -110,9 +110,7 @@ def predict(
 
     def requests() -> Iterator[Request]:
         nonlocal count
-        for question, messages in questions(as_examples(examples), dataset):
-            if asked is not None:
-                asked.append(question.key)
+        for question, messages in questions(as_examples(examples), dataset, keys):
             if question.key in done:
                 continue
             if messages is None:
@@ -122,7 +120,6 @@ def predict(
                 pending[question.key] = question
                 yield Request(messages, question.key)
 
-    before = time.perf_counter()
     results = engine.run(requests(), options=options, batch_size=batch_size, ordered=ordered)
     given = 0
     with closing(results):  # pyright: ignore[reportArgumentType]  # a generator
@@ -131,15 +128,13 @@ def predict(
                 yield faulty.popleft()[1]
             question = pending.pop(result.id)
             given += 1
-            now = time.perf_counter()
             answer = {
                 "text": result.text,
                 "error": result.error,
                 "duration": None if result.duration is None else round(result.duration, 4),
                 "num_tokens": result.num_tokens,
                 "complete": result.complete,
-                "seconds": round(now - before, 6),
+                "seconds": round(result.seconds, 6),
             }
-            before = now
             yield question.model_copy(update=answer)
     yield from (question for _, question in faulty)

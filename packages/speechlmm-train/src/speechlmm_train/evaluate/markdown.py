@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from speechlmm_core.interfaces.metric import metrics
-
-_IN_HUNDREDS = frozenset({"bleu", "chrf"})
+from speechlmm_core.interfaces.metric import Scale
 
 
 def to_markdown(report: Mapping[str, Any], title: str) -> str:
@@ -19,7 +17,7 @@ def to_markdown(report: Mapping[str, Any], title: str) -> str:
 def metric_lines(report: Mapping[str, Any]) -> list[str]:
     """A row for each dataset, task and metric, with the interval."""
     rows = [
-        [dataset, task, name, shown(name, entry), spread(name, entry), str(entry["answers"]), _count(own, "failed")]
+        [dataset, task, name, shown(entry), spread(entry), str(entry["answers"]), _count(own, "failed")]
         for dataset, task, own in _groups(report)
         for name, entry in own["metrics"].items()
     ]
@@ -38,22 +36,26 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
 
 
-def shown(name: str, entry: Mapping[str, Any]) -> str:
+def shown(entry: Mapping[str, Any]) -> str:
     """A value as tables show it: rates in per cent."""
-    return "no number" if entry["value"] is None else number(name, entry["value"])
+    return "no number" if entry["value"] is None else number(entry["scale"], entry["value"])
 
 
-def spread(name: str, entry: Mapping[str, Any]) -> str:
+def spread(entry: Mapping[str, Any]) -> str:
     """The interval as tables show it."""
-    return "" if entry["low"] is None else f"{number(name, entry['low'])} to {number(name, entry['high'])}"
+    low, high = entry["low"], entry["high"]
+    return "" if low is None else f"{number(entry['scale'], low)} to {number(entry['scale'], high)}"
 
 
-def number(name: str, value: float, *, signed: bool = False) -> str:
+def number(scale: Scale, value: float, *, signed: bool = False) -> str:
     """A metric's value; fractions in per cent."""
     sign = "+" if signed else ""
-    if name in _IN_HUNDREDS or name not in metrics.names() or name == "comet":
-        return f"{value:{sign}.2f}" if name != "comet" else f"{value:{sign}.4f}"
-    return f"{100 * value:{sign}.2f} %"
+    if scale == "fraction":
+        return f"{100 * value:{sign}.2f} %"
+    return f"{value:{sign}.2f}" if scale == "hundred" else f"{value:{sign}.4f}"
+
+
+_SPEEDS = ("inverse_real_time_factor", "tokens_per_second")
 
 
 def _speed(report: Mapping[str, Any]) -> list[str]:
@@ -62,7 +64,7 @@ def _speed(report: Mapping[str, Any]) -> list[str]:
             dataset,
             *(_count(own, name) for name in ("examples", "failed", "cut", "without_reference")),
             *(f"{own[name]:.1f}" for name in ("media_seconds", "seconds")),
-            *("" if own[name] is None else f"{own[name]:.1f}" for name in ("real_time_factor", "tokens_per_second")),
+            *("" if own[name] is None else f"{own[name]:.1f}" for name in _SPEEDS),
         ]
         for dataset, own in [*report["datasets"].items(), ("all", report)]
     ]

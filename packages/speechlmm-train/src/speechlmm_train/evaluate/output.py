@@ -41,6 +41,7 @@ class EvaluationFolder:
         self.path = path
         self.predictions = path / PREDICTIONS
         self.about = path / ABOUT
+        self.reports = [path / f"{REPORT}.{kind}" for kind in ("json", "md", "html")]
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
         """Refuses to touch what is there already.
@@ -50,8 +51,7 @@ class EvaluationFolder:
         """
         if resume and overwrite:
             raise ConfigError("give either --resume or --overwrite, not both")
-        reports = [self.path / f"{REPORT}.{kind}" for kind in ("json", "md", "html")]
-        for file in (self.predictions, *reports):
+        for file in (self.predictions, *self.reports):
             if file.exists() and not (resume or overwrite):
                 raise ConfigError(
                     f"{str(file)!r} is there already; replace it with --overwrite, go on with --resume, or choose "
@@ -67,27 +67,27 @@ class EvaluationFolder:
         """
         make_folder(self.path, "--output-dir")
 
-    def open(self, about: Mapping[str, Any], *, resume: bool) -> dict[str, Prediction]:
-        """Begins an evaluation, or goes on with one.
+    def kept(self, about: Mapping[str, Any]) -> dict[str, Prediction]:
+        """What an earlier evaluation left, to go on with: predictions that succeeded, by key. Writes nothing.
 
         Args:
             about: What decides the answers: fingerprint of the model, options, data.
-            resume: Whether predictions that are there are kept.
-
-        Returns:
-            Predictions that succeeded, by key.
 
         Raises:
             ConfigError: What is there is of another model, other data or other options.
             DataError: What is there are no predictions.
         """
-        kept: dict[str, Prediction] = {}
-        if resume and self.predictions.exists():
-            self._check_same(about)
-            kept = {one.key: one for one in self._read() if one.error is None}
+        if not self.predictions.exists():
+            return {}
+        self._check_same(about)
+        return {one.key: one for one in self._read() if one.error is None}
+
+    def begin(self, about: Mapping[str, Any], kept: Mapping[str, Prediction]) -> None:
+        """Begins an evaluation: what is there goes, its reports as well, but for the predictions that are kept."""
+        for report in self.reports:
+            report.unlink(missing_ok=True)
         write_text(self.about, json.dumps({"format": FORMAT, **about}, indent=2) + "\n")
         write_predictions(self.predictions, list(kept.values()))
-        return kept
 
     def append(self) -> IO[str]:
         """The file of predictions, to be written to at its end."""

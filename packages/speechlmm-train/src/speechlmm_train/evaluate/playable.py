@@ -13,12 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from speechlmm_core.errors import SpeechLMMError
-
 SAMPLING_RATE = 16_000
 LONGEST_S = 60.0
 """Seconds of a sound that the page holds."""
 LARGEST_VIDEO = 50 << 20
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".ogv"})
 FOLDER = "media"
 """Folder beside the page."""
 
@@ -42,7 +41,7 @@ def playable(item: Mapping[str, Any], folder: Path) -> Playable:
     kind = str(item.get("type", "audio"))
     try:
         return _video(item, folder) if "video" in kind else _audio(item)
-    except (SpeechLMMError, OSError, ValueError, RuntimeError) as exc:
+    except Exception as exc:  # a row may name anything, and a page must come of it
         return Playable("note", f"{kind} cannot be played: {' '.join(str(exc).split())}")
 
 
@@ -66,12 +65,21 @@ def _video(item: Mapping[str, Any], folder: Path) -> Playable:
     path = Path(str(item["path"])) if "path" in item else None
     if path is None or "offset" in item or "row" in item:
         return Playable("note", "a video inside a container is not shown")
+    if path.suffix.lower() not in VIDEO_SUFFIXES or not _has_pictures(path):
+        return Playable("note", f"{str(path)!r} is no video")
     if path.stat().st_size > LARGEST_VIDEO:
         return Playable("note", f"{str(path)!r} is too large to be shown")
+    part = [item.get("start"), item.get("end")]
+    fragment = "" if part == [None, None] else f"#t={part[0] or 0:g}{'' if part[1] is None else f',{part[1]:g}'}"
     name = f"{hashlib.sha256(str(path).encode()).hexdigest()[:12]}{path.suffix}"
     (folder / FOLDER).mkdir(exist_ok=True)
     if not (folder / FOLDER / name).exists():
         shutil.copyfile(path, folder / FOLDER / name)
-    part = [item.get("start"), item.get("end")]
-    fragment = "" if part == [None, None] else f"#t={part[0] or 0:g}{'' if part[1] is None else f',{part[1]:g}'}"
     return Playable("video", f"{FOLDER}/{name}{fragment}")
+
+
+def _has_pictures(path: Path) -> bool:
+    import av
+
+    with av.open(str(path)) as file:
+        return bool(file.streams.video)

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,6 +17,11 @@ from speechlmm_core.interfaces.metric import Answer
 
 PREDICTIONS = "predictions.jsonl"
 """Name of the file in an evaluation's folder."""
+
+
+LARGEST = 10**12
+Seconds = Annotated[float, Field(ge=0, le=LARGEST)]
+"""Some thousands of years at most, so that sums stay numbers."""
 
 
 class Prediction(BaseModel):
@@ -48,14 +53,14 @@ class Prediction(BaseModel):
     """The model's answer; None where it failed."""
     error: str | None = None
     """Why it failed."""
-    duration: float | None = None
+    duration: Seconds | None = None
     """Seconds of media."""
-    num_tokens: int = 0
+    num_tokens: Annotated[int, Field(ge=0, le=LARGEST)] = 0
     """Generated tokens, the stop token included."""
     complete: bool = True
     """Whether the answer ended by itself, not at `max_new_tokens`."""
-    seconds: float = 0.0
-    """Wall clock since the prediction before; their sum is that of the generation."""
+    seconds: Seconds = 0.0
+    """Wall clock of the answer's batch, waiting for its media included, divided by the batch's rows."""
     media: tuple[dict[str, Any], ...] = ()
     """Content items of the question (`type`, `path`, `start`, `end`, or a place in a container)."""
     prompt: str = ""

@@ -26,24 +26,56 @@ UNANSWERED: dict[str, Any] = {
 """What the answer fills in."""
 
 
-def questions(examples: Examples, dataset: str) -> Iterator[tuple[Prediction, list[Message] | None]]:
+class Keys:
+    """Keys of questions: `dataset/id`, and `dataset/id#2` for the second of an id; none is given twice.
+
+    The same questions in the same order have the same keys.
+    """
+
+    def __init__(self) -> None:
+        self.given: dict[str, None] = {}
+        self._times: Counter[str] = Counter()
+
+    def new(self, name: str) -> str:
+        """A key that is not taken: the name itself, if possible."""
+        key = name
+        while key in self.given:  # an id may look like the second of another
+            self._times[name] += 1
+            key = f"{name}#{self._times[name] + 1}"
+        self.given[key] = None
+        return key
+
+
+def questions(
+    examples: Examples, dataset: str, keys: Keys | None = None
+) -> Iterator[tuple[Prediction, list[Message] | None]]:
     """Each example as a prediction that lacks its answer, with the chat that is to be answered.
 
     Where the chat cannot be made, the prediction's `error` says why, and there is none.
+
+    Args:
+        examples: The examples.
+        dataset: Name of their dataset.
+        keys: Gives the keys; the same one for all datasets of an evaluation.
     """
-    seen: Counter[str] = Counter()
+    keys = Keys() if keys is None else keys
     for number in range(len(examples)):
+        messages: list[Message] | None = None
+        error: str | None = None
         try:
             example = examples[number]
-            messages = examples.chat(number, with_answer=False)
+            try:
+                messages = examples.chat(number, with_answer=False)
+            except (SpeechLMMError, ValueError) as exc:  # it counts as an empty answer
+                error = " ".join(str(exc).split())
+            name = example.id or str(number + 1)
+            question = question_of(example, messages or (), key="", dataset=dataset, name=name)
         except (SpeechLMMError, ValueError) as exc:
-            error = " ".join(str(exc).split())
-            yield Prediction(key=f"{dataset}#{number + 1}", dataset=dataset, task="", metrics=(), error=error), None
+            error = " ".join(str(exc).split()) if error is None else error
+            key = keys.new(f"{dataset}#{number + 1}")
+            yield Prediction(key=key, dataset=dataset, task="", metrics=(), error=error), None
             continue
-        name = example.id or str(number + 1)
-        seen[name] += 1
-        key = f"{dataset}/{name}" if seen[name] == 1 else f"{dataset}/{name}#{seen[name]}"
-        yield question_of(example, messages, key=key, dataset=dataset, name=name), messages
+        yield question.model_copy(update={"key": keys.new(f"{dataset}/{name}"), "error": error}), messages
 
 
 def question_of(example: Example, messages: Sequence[Message], *, key: str, dataset: str, name: str) -> Prediction:

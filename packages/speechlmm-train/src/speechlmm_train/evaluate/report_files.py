@@ -60,7 +60,7 @@ def to_html(
             "name": name,
             "own": own,
             "metrics": [
-                {**entry, "task": task, "name": metric, "value": shown(metric, entry), "spread": spread(metric, entry)}
+                {**entry, "task": task, "name": metric, "value": shown(entry), "spread": spread(entry)}
                 for task, part in own["tasks"].items()
                 for metric, entry in part["metrics"].items()
             ],
@@ -80,7 +80,7 @@ def _shown(one: Ranked, folder: EvaluationFolder) -> dict[str, Any]:
     )
     return {
         "prediction": prediction,
-        "score": "" if one.value is None else f"{one.metric} {number(one.metric, one.value)}",
+        "score": "" if one.value is None else f"{one.metric} {number(one.scale, one.value)}",
         "pieces": nearest,
         "media": [playable(item, folder.path) for item in prediction.media],
     }

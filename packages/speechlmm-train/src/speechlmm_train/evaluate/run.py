@@ -21,12 +21,9 @@ from speechlmm_train.evaluate.evaluate import predict
 from speechlmm_train.evaluate.metric_choice import MetricChoice
 from speechlmm_train.evaluate.output import EvaluationFolder, check_questions, model_fingerprint
 from speechlmm_train.evaluate.prediction import Prediction, write_predictions
-from speechlmm_train.evaluate.questions import questions
+from speechlmm_train.evaluate.questions import Keys, questions
 from speechlmm_train.evaluate.report_files import write_reports
 from speechlmm_train.evaluate.score import report_on
-
-LOOKED_AT = 20
-"""Examples that are tried before a model is loaded, until one can be read."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +70,16 @@ def evaluate_datasets(run: EvaluationRun, open_data: Callable[[], Sequence[Opene
     datasets = {one.name: _limited(one.examples, run.limit) for one in open_data()}
     for name, examples in datasets.items():
         _check(name, examples, run.choice)
-    kept = folder.open(_about(run, checkpoint, datasets), resume=run.resume)
-    keys = _keys(datasets, kept, folder.predictions) if kept else None
-    found = {key: kept[key] for key in keys or () if key in kept}
-    asked: list[str] = []
+    about = _about(run, checkpoint, datasets)
+    kept = folder.kept(about) if run.resume else {}
+    found = {key: kept[key] for key in _keys(datasets, kept, folder.predictions)} if kept else {}
     total = sum(map(len, datasets.values()))
+    engine = None
     if len(found) < total:
         engine = InferenceEngine.from_pretrained(str(run.model_path), device=device, dtype=run.dtype)
+    folder.begin(about, kept)  # only now: a model that cannot be loaded must not cost an earlier evaluation
+    keys = Keys()
+    if engine is not None:
         bar = tqdm(total=total, initial=len(found), unit="example", disable=not run.progress, dynamic_ncols=True)
         with bar, folder.append() as file:
             for name, examples in datasets.items():
@@ -92,13 +92,13 @@ def evaluate_datasets(run: EvaluationRun, open_data: Callable[[], Sequence[Opene
                     batch_size=run.batch_size,
                     done=kept.keys(),
                     ordered=False,
-                    asked=asked,
+                    keys=keys,
                 ):
                     file.write(prediction.line)
                     file.flush()
                     found[prediction.key] = prediction
                     bar.update()
-    predictions = [found[key] for key in keys or asked]
+    predictions = [found[key] for key in keys.given or found]
     write_predictions(folder.predictions, predictions)  # they came as they were ready
     report = report_on(predictions, run.choice)
     write_reports(folder, report, predictions, run.choice, worst=run.worst, title=str(run.model_path))
@@ -109,30 +109,31 @@ def _limited(examples: Examples, limit: int | None) -> Examples:
     return examples if limit is None else SubsetExamples(examples, range(min(limit, len(examples))))
 
 
-def _is_readable(examples: Examples, number: int) -> bool:
-    try:
-        examples[number]
-    except DataError:
-        return False
-    return True
-
-
 def _check(name: str, examples: Examples, choice: MetricChoice) -> None:
-    """Looks at a dataset's first readable example: what is wrong with all of them shows before a model is loaded.
+    """Looks at a dataset's examples: what is wrong with a task or a language shows before a model is loaded.
+
+    Those that cannot be read are passed over; each says in its own row why.
 
     Raises:
         DataError: There is none.
-        ConfigError: Its task has no prompts in its language, or a metric that is not installed.
+        ConfigError: The first readable one's task has no prompts in its language, or a metric is not installed.
+        MissingDependencyError: A library that a metric needs for some language is not installed.
     """
     if not len(examples):
         raise DataError(f"dataset {name!r} holds no example to evaluate on")
-    first = next((number for number in range(min(len(examples), LOOKED_AT)) if _is_readable(examples, number)), None)
-    if first is None:
-        return  # each says in its own row why
-    example = examples[first]
-    examples.chat(first, with_answer=False)
-    task = task_for(example)
-    choice.check([(task.type, task.metrics, example.target_language or example.source_language)])
+    asked: dict[tuple[str, tuple[str, ...], str | None], None] = {}
+    tried = False
+    for number in range(len(examples)):
+        try:
+            example = examples[number]
+            if not tried:
+                examples.chat(number, with_answer=False)
+                tried = True
+        except DataError:
+            continue
+        task = task_for(example)
+        asked[task.type, tuple(task.metrics), example.target_language or example.source_language] = None
+    choice.check(asked)
 
 
 def _about(run: EvaluationRun, checkpoint: Path, datasets: dict[str, Examples]) -> dict[str, Any]:
@@ -144,15 +145,16 @@ def _about(run: EvaluationRun, checkpoint: Path, datasets: dict[str, Examples]) 
 
 
 def _keys(datasets: dict[str, Examples], kept: dict[str, Prediction], path: Path) -> list[str]:
-    """Keys of all examples, in order. Those that are kept must be of the same questions.
+    """Keys of the examples that are kept, in order. They must be of the same questions.
 
     Raises:
         ConfigError: The data changed.
     """
-    keys: list[str] = []
+    found: list[str] = []
+    keys = Keys()
     for name, examples in datasets.items():
-        for question, _ in questions(examples, name):
-            keys.append(question.key)
+        for question, _ in questions(examples, name, keys):
             if question.key in kept:
                 check_questions(kept, question, path)
-    return keys
+                found.append(question.key)
+    return found

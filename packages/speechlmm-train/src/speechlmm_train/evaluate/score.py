@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from speechlmm_core.errors import DataError
+from speechlmm_core.errors import DataError, SpeechLMMError
 from speechlmm_core.interfaces.metric import MetricConfig
 from speechlmm_train.evaluate.bootstrap import DRAWS, interval
 from speechlmm_train.evaluate.metric_choice import MetricChoice
@@ -43,19 +44,7 @@ def statistics(predictions: Sequence[Prediction], choice: MetricChoice = NO_CHOI
         MissingDependencyError: A library that a metric needs is not installed.
         DataError: A metric cannot be computed on these predictions.
     """
-    wanted: dict[str, list[int]] = {}
-    for number, prediction in enumerate(predictions):
-        if prediction.references:
-            for name in choice.names(prediction):
-                wanted.setdefault(name, []).append(number)
-    found: dict[str, Scored] = {}
-    for name, numbers in wanted.items():
-        metric = choice.metric(name)
-        table = metric.statistics([predictions[number].answer for number in numbers])
-        invalid = ~np.isfinite(table).all(axis=1)
-        keys = tuple(predictions[numbers[row]].key for row in np.flatnonzero(invalid))
-        found[name] = Scored(metric, np.array(numbers, dtype=np.int64), table, keys)
-    return found
+    return {name: _scored(name, rows, predictions, choice) for name, rows in _wanted(predictions, choice).items()}
 
 
 def report_on(
@@ -113,14 +102,24 @@ def score(predictions: Sequence[Prediction], choice: MetricChoice = NO_CHOICE) -
     """
     scored = statistics(predictions, choice)
     raise_if_invalid(scored)
-    found: dict[str, dict[str, float]] = {}
-    tasks = np.array([p.task for p in predictions])
-    for task in sorted(set(tasks.tolist())):
-        for one in scored.values():
-            own = one.total(tasks == task)
-            if len(own):
-                found.setdefault(task, {}).update(one.metric.score(own.sum(axis=0)))
-    return found
+    return _by_task(predictions, scored)
+
+
+def score_what_can_be(
+    predictions: Sequence[Prediction], choice: MetricChoice = NO_CHOICE
+) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """What `score` gives, without the metrics that fail or have no number; and a line for each of those."""
+    found: dict[str, Scored] = {}
+    faults: list[str] = []
+    for name, rows in _wanted(predictions, choice).items():
+        try:
+            one = _scored(name, rows, predictions, choice)
+            raise_if_invalid({name: one})
+        except SpeechLMMError as exc:
+            faults.append(str(exc))
+        else:
+            found[name] = one
+    return _by_task(predictions, found), faults
 
 
 def invalid_lines(scored: dict[str, list[str]]) -> list[str]:
@@ -148,6 +147,35 @@ def invalid_in(report: dict[str, Any]) -> dict[str, list[str]]:
     return {name: entry["invalid"] for name, entry in report["metrics"].items() if entry.get("invalid")}
 
 
+def _wanted(predictions: Sequence[Prediction], choice: MetricChoice) -> dict[str, list[int]]:
+    """Numbers of the predictions that each metric applies to."""
+    wanted: dict[str, list[int]] = {}
+    for number, prediction in enumerate(predictions):
+        if prediction.references:
+            for name in choice.names(prediction):
+                wanted.setdefault(name, []).append(number)
+    return wanted
+
+
+def _scored(name: str, rows: Sequence[int], predictions: Sequence[Prediction], choice: MetricChoice) -> Scored:
+    metric = choice.metric(name)
+    table = metric.statistics([predictions[row].answer for row in rows])
+    invalid = ~np.isfinite(table).all(axis=1)
+    keys = tuple(predictions[rows[row]].key for row in np.flatnonzero(invalid).tolist())
+    return Scored(metric, np.array(rows, dtype=np.int64), table, keys)
+
+
+def _by_task(predictions: Sequence[Prediction], scored: Mapping[str, Scored]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    tasks = np.array([p.task for p in predictions])
+    for task in sorted(set(tasks.tolist())):
+        for one in scored.values():
+            own = one.total(tasks == task)
+            if len(own):
+                found.setdefault(task, {}).update(one.metric.score(own.sum(axis=0)))
+    return found
+
+
 def _entry(
     one: Scored, predictions: Sequence[Prediction], chosen: NDArray[np.bool_], draws: int, seed: int
 ) -> dict[str, Any]:
@@ -159,6 +187,7 @@ def _entry(
         "high": None,
         "answers": len(own),
         "higher_is_better": one.metric.higher_is_better,
+        "scale": one.metric.scale,
         "signature": one.metric.signature_for([p.answer for p in own]),
     }
     bad = set(one.invalid)
@@ -171,7 +200,7 @@ def _entry(
 
 
 def _counts(own: Sequence[Prediction]) -> dict[str, Any]:
-    """How many there were, and how fast: seconds of media and tokens in a second of generation."""
+    """How many there were, and how fast they were answered."""
     seconds = sum(p.seconds for p in own)
     media = sum(p.duration or 0.0 for p in own)
     tokens = sum(p.num_tokens for p in own)
@@ -179,9 +208,17 @@ def _counts(own: Sequence[Prediction]) -> dict[str, Any]:
         "examples": len(own),
         "failed": sum(p.error is not None for p in own),
         "cut": sum(p.error is None and not p.complete for p in own),
-        "without_reference": sum(not p.references for p in own),
+        "unreadable": sum(p.error is not None and not p.references for p in own),
+        "without_reference": sum(p.error is None and not p.references for p in own),
         "media_seconds": round(media, 3),
         "seconds": round(seconds, 3),
-        "real_time_factor": round(media / seconds, 3) if seconds else None,
-        "tokens_per_second": round(tokens / seconds, 2) if seconds else None,
+        "real_time_factor": _ratio(seconds, media, 6),
+        "inverse_real_time_factor": _ratio(media, seconds, 3),
+        "tokens_per_second": _ratio(tokens, seconds, 2),
     }
+
+
+def _ratio(part: float, whole: float, digits: int) -> float | None:
+    """A ratio; None where there is none, or none that a number can hold."""
+    found = part / whole if whole else math.inf
+    return round(found, digits) if math.isfinite(found) else None

@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from speechlmm_core.interfaces.metric import Answer, MetricConfig
+from speechlmm_core.interfaces.metric import Answer, MetricConfig, Scale
 from speechlmm_train.metrics.normalise import base_language, words
 
 _ARTICLES = {
@@ -48,6 +48,7 @@ def short_answer(text: str, language: str | None = None) -> str:
 
 class _AnswerConfig(MetricConfig):
     higher_is_better: ClassVar[bool] = True
+    scale: ClassVar[Scale] = "fraction"
 
     @property
     def signature(self) -> str:

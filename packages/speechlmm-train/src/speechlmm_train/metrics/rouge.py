@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from speechlmm_core.interfaces.metric import Answer, MetricConfig
+from speechlmm_core.interfaces.metric import Answer, MetricConfig, Scale
 from speechlmm_train.metrics.normalise import base_language, normalise, words
 
 _KEYS = ("rouge1", "rouge2", "rougeL")
@@ -26,6 +26,7 @@ class ROUGEConfig(MetricConfig):
 
     type: Literal["rouge"] = "rouge"
     higher_is_better: ClassVar[bool] = True
+    scale: ClassVar[Scale] = "fraction"
 
     @property
     def signature(self) -> str:

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from speechlmm_core.interfaces.metric import Answer, MetricConfig
+from speechlmm_core.interfaces.metric import Answer, MetricConfig, Scale
 from speechlmm_core.tasks.slu.frame import parse
 from speechlmm_train.metrics.normalise import normalise
 
@@ -22,6 +22,7 @@ class IntentAccuracyConfig(MetricConfig):
 
     type: Literal["intent_accuracy"] = "intent_accuracy"
     higher_is_better: ClassVar[bool] = True
+    scale: ClassVar[Scale] = "fraction"
 
     @property
     def signature(self) -> str:
@@ -46,6 +47,7 @@ class SlotF1Config(MetricConfig):
 
     type: Literal["slot_f1"] = "slot_f1"
     higher_is_better: ClassVar[bool] = True
+    scale: ClassVar[Scale] = "fraction"
 
     @property
     def signature(self) -> str:

@@ -18,17 +18,18 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from speechlmm_core.errors import MissingDependencyError
-from speechlmm_core.interfaces.metric import Answer, MetricConfig
+from speechlmm_core.interfaces.metric import Answer, MetricConfig, Scale
 from speechlmm_train.metrics.normalise import base_language
 
 Tokenizer = Literal["auto", "13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "none"]
-_BY_LANGUAGE = {"zh": "zh", "yue": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
-_CHARACTERS = frozenset({"th", "lo", "my", "km", "bo"})
+_CHINESE = frozenset({"zh", "yue"})
+_CHARACTERS = frozenset({"ja", "ko", "th", "lo", "my", "km", "bo"})
 _NEEDS = {"ja-mecab": ("MeCab", "sacrebleu[ja]"), "ko-mecab": ("mecab_ko", "sacrebleu[ko]")}
 
 
 class _SacreBLEUConfig(MetricConfig):
     higher_is_better: ClassVar[bool] = True
+    scale: ClassVar[Scale] = "hundred"
     names: ClassVar[tuple[str, ...]] = ()
     """What the statistics count, by column."""
 
@@ -57,7 +58,7 @@ class _SacreBLEUConfig(MetricConfig):
         """SacreBLEU's statistics of each answer (N, S).
 
         Raises:
-            MissingDependencyError: The language's tokenizer is not installed.
+            MissingDependencyError: The tokenizer is not installed.
         """
         table = np.zeros((len(answers), len(self.names)))
         by_language: dict[str | None, list[int]] = {}
@@ -85,7 +86,8 @@ class BLEUConfig(_SacreBLEUConfig):
 
     type: Literal["bleu"] = "bleu"
     tokenize: Tokenizer = "auto"
-    """sacreBLEU's tokenizer; `auto`: by the answers' language, `13a` for all but Asian ones."""
+    """sacreBLEU's tokenizer. `auto` goes by the answers' language and needs nothing else installed: `zh` for Chinese,
+    characters for Japanese, Korean and others of Asia, else `13a`; `ja-mecab` and `ko-mecab` have to be asked for."""
     lowercase: bool = False
     """Whether case is left out of account."""
     names: ClassVar[tuple[str, ...]] = (
@@ -98,19 +100,19 @@ class BLEUConfig(_SacreBLEUConfig):
         """SacreBLEU's metric for answers in a language.
 
         Raises:
-            MissingDependencyError: The language's tokenizer is not installed.
+            MissingDependencyError: The tokenizer is not installed.
         """
         from sacrebleu.metrics.bleu import BLEU
 
         name = self.tokenize
         if name == "auto":
             plain = base_language(language) or ""
-            name = "char" if plain in _CHARACTERS else _BY_LANGUAGE.get(plain, "13a")
+            name = "char" if plain in _CHARACTERS else "zh" if plain in _CHINESE else "13a"
         module, extra = _NEEDS.get(name, ("", ""))
         if module and importlib.util.find_spec(module) is None:
             raise MissingDependencyError(
-                f"metric 'bleu' splits {language or name!r} with {name!r}, which is not installed: "
-                f"pip install '{extra}', or set tokenize=char"
+                f"metric 'bleu' was asked for with the tokenizer {name!r}, which is not installed: "
+                f"pip install '{extra}', or leave it out to take characters"
             )
         return BLEU(tokenize=name, lowercase=self.lowercase, force=True)
 

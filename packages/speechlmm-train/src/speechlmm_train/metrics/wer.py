@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from speechlmm_core.interfaces.metric import Answer, MetricConfig
+from speechlmm_core.interfaces.metric import Answer, MetricConfig, Scale
 from speechlmm_train.metrics.normalise import Normaliser, normaliser_for, without_loose_spaces, words
 
 _NAMES = {"substitution": 0, "deletion": 1, "insertion": 2}
@@ -25,6 +25,7 @@ class _ErrorRateConfig(MetricConfig):
     normaliser: Normaliser = "basic"
     """`basic` leaves case and punctuation out, `whisper` does as the Whisper models are scored, `none` nothing."""
 
+    scale: ClassVar[Scale] = "fraction"
     unit: ClassVar[str] = ""
 
     @property
