@@ -14,7 +14,7 @@ from transformers import TrainerControl
 from speechlmm_core.data.example import Example
 from speechlmm_core.data.examples import ListExamples
 from speechlmm_core.data.spec.opened import OpenedDataset
-from speechlmm_core.errors import ConfigError, DataError, SpeechLMMError
+from speechlmm_core.errors import ConfigError, MissingDependencyError, SpeechLMMError
 from speechlmm_train.compose import validate
 from speechlmm_train.plan_table import mixture_lines
 from speechlmm_train.run import run
@@ -157,7 +157,8 @@ def test_the_best_checkpoint_is_kept_and_can_be_the_model(corpus, tmp_path, scri
     report = go(corpus, out, max_steps=3, save_steps=1, save_total_limit=1, load_best_model_at_end=True, **BEST)
     assert checkpoints(out) == [2, 3]
     assert os.readlink(out / "best") == "checkpoint-2"
-    assert report.best["train"] == {"figure": "eval/asr_wer", "value": 0.4, "step": 2, "checkpoint": "checkpoint-2"}
+    best = {"figure": "eval/asr_wer", "value": 0.4, "step": 2, "checkpoint": "checkpoint-2", "greater": False}
+    assert {name: report.best["train"][name] for name in best} == best
     saved = (out / "checkpoint-2" / "model.safetensors").read_bytes()
     assert (out / "model" / "model.safetensors").read_bytes() == saved
     assert (out / "checkpoint-3" / "model.safetensors").read_bytes() != saved
@@ -221,7 +222,10 @@ def test_what_was_best_and_how_long_nothing_improved_is_resumed(corpus, tmp_path
     resumed = go(corpus, torn, data=guard, max_steps=9, resume=True, **settings)
     assert resumed.best == report.best == {"train": {**report.best["train"], "step": 2}}
     assert resumed.guard == report.guard
-    assert resumed.guard["guard/asr_wer"] == {"first": 0.5, "last": 0.7, "worsened": pytest.approx(0.4)}
+    assert resumed.guard["guard/asr_wer"] == {
+        **{"first": 0.5, "last": 0.7, "step": 4},
+        "worsened": pytest.approx(0.4),
+    }
     assert resumed.mixture == report.mixture
     assert [warning.split()[:3] for warning in resumed.warnings] == [
         ["step", "3:", "guard/asr_wer"],
@@ -263,6 +267,69 @@ def test_the_next_stage_starts_from_the_best_also_when_resumed(corpus, tmp_path,
     assert left == right
 
 
+def test_the_reported_guard_is_that_of_the_weights(corpus, tmp_path, scripted):
+    guard = {"guard": [str(corpus / "asr.jsonl")]}
+    stages = [
+        {"name": "one", "max_steps": 2, "data": guard},
+        {"name": "two", "max_steps": 1, "data": {"guard": []}},
+    ]
+    scripted["eval"] += [0.9, 0.4, 0.6, 0.7]
+    scripted["guard"] += [0.5, 0.52, 0.8]
+    report = go(corpus, tmp_path / "out", stages=stages, load_best_model_at_end=True, **BEST)
+    assert report.guard == {}, "the last stage has none"
+    assert report.guards["one"]["guard/asr_wer"] == {
+        **{"first": 0.5, "last": 0.52, "step": 1},
+        "worsened": pytest.approx(0.04),
+    }
+
+
+def test_resuming_by_another_figure_seeks_the_best_anew(corpus, tmp_path, scripted, caplog):
+    out = tmp_path / "out"
+    settings = {"save_steps": 1, "early_stopping_patience": 1, **BEST}
+    scripted["eval"] += [0.2, 0.1]
+    go(corpus, out, max_steps=2, **settings)
+    scripted["eval"] += [0.6]
+    with caplog.at_level(logging.WARNING):
+        report = go(corpus, out, max_steps=3, resume=True, **{**settings, "greater_is_better": True})
+    assert "the best is sought anew, for eval/asr_wer is another measure" in caplog.text
+    assert report.best["train"]["step"] == 3
+    assert os.readlink(out / "best") == "checkpoint-3"
+    scripted["eval"] += [0.5]  # of a larger sample: not to be compared with 0.6
+    settings["greater_is_better"] = True
+    report = go(corpus, out, max_steps=4, resume=True, **{**settings, "eval_samples": 3})
+    assert (report.best["train"]["value"], report.best["train"]["step"]) == (0.5, 4)
+
+
+def test_the_guard_is_evaluated_again_when_it_is_measured_otherwise(corpus, tmp_path, scripted):
+    out = tmp_path / "out"
+    guard = {"guard": [str(corpus / "asr.jsonl")]}
+    scripted["eval"] += [0.9, 0.8]
+    scripted["guard"] += [0.5, 0.5]
+    go(corpus, out, data=guard, max_steps=1, save_steps=1, eval_steps=1)
+    scripted["eval"] += [0.7]
+    scripted["guard"] += [0.8, 0.82]  # with longer answers: first anew, then that of the second step
+    report = go(corpus, out, data=guard, max_steps=2, resume=True, save_steps=1, eval_steps=1, eval_max_new_tokens=2)
+    assert report.guard["guard/asr_wer"]["first"] == 0.8
+    assert any("the guard set is another or is measured otherwise" in warning for warning in report.warnings)
+    assert not any("has worsened" in warning for warning in report.warnings)
+
+
+def test_metrics_are_checked_in_the_languages_of_the_sample(corpus, tmp_path, monkeypatch):
+    from speechlmm_train.metrics.translation import BLEUConfig
+
+    scorer = BLEUConfig.scorer
+
+    def needy(self, language):
+        if language == "de":
+            raise MissingDependencyError("there is no tokenizer for German")
+        return scorer(self, language)
+
+    monkeypatch.setattr(BLEUConfig, "scorer", needy)
+    with pytest.raises(MissingDependencyError, match="for German"):
+        go(corpus, tmp_path / "out", max_steps=1, eval_steps=1)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_guard_warns_beyond_its_tolerance(corpus, tmp_path, scripted, caplog):
     out = tmp_path / "out"
     scripted["eval"] += [0.9, 0.8, 0.7]
@@ -302,16 +369,20 @@ def test_a_figure_without_a_value_is_never_the_best():
 
 
 def test_a_metric_without_a_number_does_not_end_a_training(corpus, tmp_path, monkeypatch):
-    def fails(predictions):
-        raise DataError("metric 'wer' has no number (NaN) for the prediction 'a'")
+    def none(self, answers):
+        return np.full((len(answers), 4), np.nan)
 
-    monkeypatch.setattr(evaluation, "score", fails)
-    report = go(corpus, tmp_path / "out", max_steps=1, **BEST)
+    monkeypatch.setattr("speechlmm_train.metrics.wer.WERConfig.statistics", none)
+    out = tmp_path / "out"
+    report = go(corpus, out, max_steps=1, eval_samples=1, **BEST)
     assert report.steps == 1
     assert [warning.partition(":")[0] for warning in report.warnings] == ["step 1"] * 2
-    assert "no number (NaN) for the prediction 'a'" in report.warnings[0]
+    assert "metric 'wer' has no number (NaN) for the prediction" in report.warnings[0]
     assert "eval/asr_wer has no value" in report.warnings[1]
     assert not report.best
+    (row,) = [row for row in rows(out) if "eval/asr_cer" in row]
+    assert "eval/st_bleu" in row, "the other metrics have their figures"
+    assert "eval/asr_wer" not in row
 
 
 def test_a_figure_that_will_not_be_there_is_refused_at_the_start(corpus, tmp_path):

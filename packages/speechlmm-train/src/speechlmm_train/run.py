@@ -52,7 +52,13 @@ class RunReport:
     best: dict[str, Any] = field(default_factory=dict)
     """The best checkpoint of each stage, with the figure that it was chosen by."""
     guard: dict[str, Any] = field(default_factory=dict)
-    """First and last figures of the guard set, and by which share each has worsened."""
+    """First and last figures of the last stage's guard set, and by which share each has worsened.
+
+    The last ones are those of the best checkpoint where `model/` holds it, else of the last evaluation; `step` says
+    of when.
+    """
+    guards: dict[str, Any] = field(default_factory=dict)
+    """The same of each stage that has a guard set."""
     warnings: list[str] = field(default_factory=list)
     """What evaluations warned of."""
     mixture: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -111,6 +117,10 @@ def run(
     folder.cut_metrics(done_steps if checkpoint else -1)  # without a checkpoint, step 0 is evaluated again
     state = RunState.read(checkpoint.path) if checkpoint else RunState()
     if checkpoint is not None:
+        for stage in stages[checkpoint.progress.stage :]:
+            rule, name = stage.evaluation.rule if stage.evaluation else None, stage.settings.name
+            if rule is not None and state.forget_unlike(name, rule):
+                logger.warning("stage %r: the best is sought anew, for %s is another measure", name, rule.figure)
         folder.point_to_best(list(state.best.values())[-1].checkpoint if state.best else None)
     sinks = open_sinks(list(config.training.report_to), folder.path, first_step=done_steps, config=written)
     reporter = Reporter(sinks, total_steps=total, first_step=done_steps, progress=progress)
@@ -123,6 +133,11 @@ def run(
         reporter.close()
     with guarded_save(folder.model_path), atomic_folder(folder.model_path) as temporary:
         save_model(model, processor, temporary, save=config.training.save)
+    guards: dict[str, Any] = {}
+    for stage in stages:
+        name, best = stage.settings.name, stage.settings.training.load_best_model_at_end
+        if stage.evaluation and (found := state.worsened(name, stage.evaluation.known, of_best=best)):
+            guards[name] = found
     report = RunReport(
         folder.model_path,
         total - sum(stage.max_steps - state.stopped.get(stage.settings.name, stage.max_steps) for stage in stages),
@@ -130,7 +145,8 @@ def run(
         reporter.last,
         total,
         best={stage: asdict(best) for stage, best in state.best.items()},
-        guard=state.worsened(stages[-1].evaluation.known if stages[-1].evaluation else {}),
+        guard=guards.get(stages[-1].settings.name, {}),
+        guards=guards,
         warnings=reporter.warnings,
         mixture={
             stage.settings.name: stage.mixture.trained_on(state.drawn.get(stage.settings.name, {})) for stage in stages

@@ -11,14 +11,15 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from speechlmm_core.errors import DataError, SpeechLMMError
+from speechlmm_core.errors import SpeechLMMError
 from speechlmm_core.inference.engine import InferenceEngine
 from speechlmm_core.inference.options import GenerationOptions
 from speechlmm_core.model.describe import attention_of
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_train.evaluate.evaluate import predict
 from speechlmm_train.evaluate.prediction import Prediction, write_predictions
-from speechlmm_train.evaluate.score import score
+from speechlmm_train.evaluate.questions import Keys
+from speechlmm_train.evaluate.score import score_what_can_be
 from speechlmm_train.trainer.best import RunState, worsening
 from speechlmm_train.trainer.evaluation_plan import EVAL, GUARD, EvaluationPlan
 from speechlmm_train.trainer.sample import Sample
@@ -51,6 +52,8 @@ class EvaluationCallback(TrainerCallback):
         """Evaluates what later evaluations of the guard set are compared with."""
         if GUARD not in self.plan.samples or self.state.guarded == self.plan.guarded:
             return
+        if self.state.guarded and self.trainer.state.global_step:
+            self.trainer.warn("the guard set is another or is measured otherwise; its figures start anew")
         self.state.guard, self.state.guarded = {}, self.plan.guarded
         self._together(lambda: self._evaluate(self.plan.samples if not self.trainer.state.global_step else (GUARD,)))
 
@@ -96,18 +99,18 @@ class EvaluationCallback(TrainerCallback):
     def _figures(self, kind: str, sample: Sample, engine: InferenceEngine) -> dict[str, float]:
         options = GenerationOptions(max_new_tokens=self.training.eval_max_new_tokens)
         predictions: list[Prediction] = []
+        keys = Keys()
         for name, examples in sample.parts:
-            predictions += predict(engine, examples, dataset=name, options=options)
+            predictions += predict(engine, examples, dataset=name, options=options, keys=keys)
         step = self.trainer.total_step
         name = f"step-{step}.jsonl" if kind == EVAL else f"{kind}-step-{step}.jsonl"
         write_predictions(self.trainer.folder.path / FOLDER / name, predictions)
         found: dict[str, float] = {}
         for prefix, members in sample.slices.items():
-            try:
-                scores = score([predictions[i] for i in members])
-            except DataError as exc:  # a metric without a number must not end a training
-                self.trainer.warn(f"evaluation of step {step}: {exc}")
-                continue
+            scores, faults = score_what_can_be([predictions[i] for i in members])
+            if not prefix:  # what is wrong with a dataset is wrong with all together, too
+                for fault in faults:  # none of it must end a training
+                    self.trainer.warn(f"evaluation of step {step}: {fault}")
             for task, values in scores.items():
                 found |= {f"{kind}/{prefix}{task}_{metric}": value for metric, value in values.items()}
         return found
@@ -118,8 +121,7 @@ class EvaluationCallback(TrainerCallback):
             value = figures.get(name, math.nan)
             if not name.startswith(f"{GUARD}/") or math.isnan(value):
                 continue
-            first = self.state.guard.setdefault(name, [value, value])[0]
-            self.state.guard[name][1] = value
+            first = self.state.guard_stage(self.trainer.stage.name, name, value, step=self.trainer.total_step)
             lost = worsening(first, value, greater=greater)
             figures[f"{name}_worsened"] = lost
             if lost > self.training.guard_tolerance + ROUNDING:

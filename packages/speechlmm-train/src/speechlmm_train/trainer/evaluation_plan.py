@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
+from speechlmm_core.data.spec.opened import OpenedDataset
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.registry import nearest
 from speechlmm_train.evaluate.metric_choice import MetricChoice
@@ -31,7 +32,7 @@ class EvaluationPlan:
     rule: Rule | None = None
     """How evaluations are compared; None where they are not."""
     guarded: str = ""
-    """Names the guard set, so that its figures are not compared with those of another."""
+    """Names the guard set and how it is measured, so that its figures are not compared with those of another."""
 
 
 def plan_evaluation(stage: ResolvedStage, sets: OpenedSets) -> EvaluationPlan | None:
@@ -54,9 +55,18 @@ def plan_evaluation(stage: ResolvedStage, sets: OpenedSets) -> EvaluationPlan | 
     samples = {kind: sample_of(parts, training.eval_samples) for kind, parts in given.items() if parts}
     known = figures_of(samples)
     rule = rule_of(training, known, stage.name)
+    if rule is not None:
+        by = sets.guard if rule.figure.startswith(f"{GUARD}/") else sets.evaluation
+        rule = replace(rule, measured=measured(by, training))
     if not samples:
         return None
-    return EvaluationPlan(samples, known, rule, " ".join(part.name for part in sets.guard))
+    return EvaluationPlan(samples, known, rule, measured(sets.guard, training) if sets.guard else "")
+
+
+def measured(parts: Sequence[OpenedDataset], training: TrainingConfig) -> str:
+    """What figures are measured on, and how: only those of which this is the same can be compared."""
+    names = ", ".join(f"{part.name} ({len(part.examples)})" for part in parts)
+    return f"{names}: {training.eval_samples} of each task, {training.eval_max_new_tokens} tokens"
 
 
 def rule_of(training: TrainingConfig, known: Mapping[str, bool], stage: str) -> Rule | None:
@@ -96,7 +106,9 @@ def figures_of(samples: Mapping[str, Sample]) -> dict[str, bool]:
     choice = MetricChoice()
     known: dict[str, bool] = {}
     for kind, sample in samples.items():
-        choice.check((task, names, None) for task, names in sample.metrics.items())
+        languages = sample.languages or [None] * len(sample.tasks)
+        asked = dict.fromkeys(zip(sample.tasks, languages, strict=True))
+        choice.check((task, sample.metrics[task], language) for task, language in asked)
         for prefix, members in sample.slices.items():
             for task in dict.fromkeys(sample.tasks[i] for i in members):
                 for name in sample.metrics[task]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from speechlmm_core.data.chats import task_for
 from speechlmm_core.data.examples import Examples, SubsetExamples
 from speechlmm_core.data.spec.opened import OpenedDataset
+from speechlmm_core.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Sample:
     """Dataset of each example, as figures call it."""
     metrics: dict[str, tuple[str, ...]]
     """Names of each task's metrics."""
+    languages: list[str | None] = field(default_factory=list[str | None])
+    """Language of each example's answer."""
 
     @property
     def slices(self) -> dict[str, list[int]]:
@@ -64,8 +67,20 @@ def sample_of(parts: Sequence[OpenedDataset], count: int) -> Sample:
         own = [index for one, index in order if one == number]
         views.append((parts[number].name, SubsetExamples(parts[number].examples, own)))
     return Sample(
-        views, [chosen[place] for place in order], [labels[parts[number].dataset] for number, _ in order], metrics
+        views,
+        [chosen[place] for place in order],
+        [labels[parts[number].dataset] for number, _ in order],
+        metrics,
+        [_language(parts[number].examples, index) for number, index in order],
     )
+
+
+def _language(examples: Examples, index: int) -> str | None:
+    try:
+        example = examples.example(index)
+    except DataError:  # answered with what is wrong with it
+        return None
+    return example.target_language or example.source_language
 
 
 def even(sizes: Sequence[int], count: int) -> list[int]:
