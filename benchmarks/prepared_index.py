@@ -1,8 +1,9 @@
-"""Opening a prepared index of a million rows, against reading a JSONL manifest of the same.
+"""Opening an entry of a specification with a million rows from its prepared index, against its JSONL manifest.
 
-Each is opened in a process of its own: seconds from the call to a random access, and what the resident memory grows by.
-The manifest is read as training reads it (each line checked, files looked for) and, as a lower bound, by `json.loads`
-alone into a list.
+The entry names a task and a language; the index is what `speechlmm-train prepare` writes. Each is opened by `open_spec`
+in a process of its own, with an empty cache: seconds from the call to a random access, and what the resident memory
+grows by, measured while what was opened is held. The manifest is read as training reads it without an index (each line
+checked, files looked for) and, as a lower bound, by `json.loads` alone into a list.
 
 Run: python benchmarks/prepared_index.py [--rows 1000000]
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import statistics
 import tempfile
 import time
@@ -19,69 +21,41 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 from _bench import check_equal, report
 
-from speechlmm_core.data.example import Example
-from speechlmm_core.data.index.header import IndexHeader
-from speechlmm_core.data.index.layout import part_digest, part_folder
-from speechlmm_core.data.index.open import made_by, open_prepared
-from speechlmm_core.data.index.rows import encode_example
-from speechlmm_core.data.index.state import FileState
-from speechlmm_core.data.index.write import write_part
-from speechlmm_core.data.jsonl.config import JsonlDatasetConfig
-from speechlmm_core.data.jsonl.reader import JsonlExamples
-from speechlmm_core.interfaces.dataset import EVERYTHING
+from speechlmm_core.data.index.open import index_dir_of
+from speechlmm_core.data.spec.file import read_spec
+from speechlmm_core.data.spec.open import open_spec
 
-READER = JsonlDatasetConfig(path="m.jsonl")
+RATE = 8_000
 TEXT = "a sentence of about ten words as corpora of speech have it"
 
 
-def make(folder: Path, rows: int) -> float:
-    """A manifest and its index; returns the index' bytes a row besides their text."""
-    sound = folder / "sound.wav"
-    sound.write_bytes(b"RIFF")
-    status = sound.stat()
-    starts = np.zeros(rows + 1, np.int64)
+def make(folder: Path, rows: int) -> tuple[float, float]:
+    """A manifest and its index; returns the seconds that it took to prepare, and its bytes a row besides the text."""
+    from speechlmm_train.prepare.prepare import prepare
+    from speechlmm_train.prepare.settings import Settings
+
+    samples = np.random.default_rng(0).uniform(-0.1, 0.1, round((rows / 1000 + 20) * RATE))
+    soundfile.write(folder / "sound.wav", samples.astype(np.float32), RATE, subtype="PCM_16")
     text = 0
-    with (folder / "m.jsonl").open("w") as manifest, (folder / "staged").open("wb") as lines:
+    with (folder / "m.jsonl").open("w") as manifest:
         for row in range(rows):
-            one = {"audio": "sound.wav", "text": f"{TEXT} {row}", "id": f"utt-{row}", "language": "en"}
+            audio = {"path": "sound.wav", "start": row / 1000, "end": row / 1000 + 4 + row % 16}
+            one = {"audio": audio, "text": f"{TEXT} {row}", "id": f"utt-{row}", "language": "en"}
             manifest.write(json.dumps(one) + "\n")
-            media = {"audio": {"type": "audio", "path": str(sound)}}
-            example = Example.model_construct(
-                id=one["id"], task="asr", media=media, text=one["text"], source_language="en"
-            )
-            line = encode_example(example, f"{folder}/")
-            lines.write(line)
-            starts[row + 1] = starts[row] + len(line)
             text += len(one["text"])
-    zeros = np.zeros(rows)
-    columns: dict[str, Any] = {
-        **dict.fromkeys(("words", "characters", "quality", "status", "place_files", "clipped", "peaks"), zeros),
-        "seconds": np.arange(rows) % 30 + 1.0,
-        "place_numbers": np.arange(rows) + 1,
-        "lines": starts,
-        "media_starts": np.arange(rows + 1),
-        "num_samples": np.full(rows, 16_000),
-        "sampling_rates": np.full(rows, 16_000),
-        "sizes": np.full(rows, status.st_size),
-        "times": np.full(rows, status.st_mtime_ns),
-        "keys": np.arange(rows),
-        "measured": zeros,
-        "hashes": np.zeros(16 * rows, np.uint8),
-    }
-    digest = part_digest("m", READER, folder, EVERYTHING)
-    sources = (FileState.of(folder / "m.jsonl"),)
-    header = IndexHeader(
-        *("m", digest, 0, 0, 0, "fast", ""),
-        root=f"{folder}/",
-        made_by=made_by(READER),
-        sources=sources,
-        places=("m.jsonl",),
+    entry = {"type": "jsonl", "path": "m.jsonl", "name": "m", "task": "asr", "languages": ["en"]}
+    (folder / "s.yaml").write_text(json.dumps({"datasets": [entry]}))
+    start = time.perf_counter()
+    found = prepare(
+        folder / "s.yaml", index_dir=index_dir_of(folder / "s.yaml"), settings=Settings(), jobs=0, progress=False
     )
-    part = part_folder(folder / "m.index", "m", digest)
-    write_part(part, header, columns, folder / "staged", kept=np.arange(rows) % 100 != 99)
-    return (sum(file.stat().st_size for file in part.iterdir()) - text) / rows
+    seconds = time.perf_counter() - start
+    check_equal({"rows in quarantine": float(rows - found.parts[0].kept)}, 0)
+    size = sum(file.stat().st_size for file in index_dir_of(folder / "s.yaml").glob("*/*"))
+    return seconds, (size - text) / rows
 
 
 def resident() -> float:
@@ -90,16 +64,16 @@ def resident() -> float:
 
 
 def open_index(folder: Path) -> tuple[str, Any]:
-    """Opens the index, filters by duration and takes an example."""
-    found = open_prepared(folder / "m.index", "m", READER, folder, EVERYTHING)
-    assert found is not None
-    return found[len(found) // 2].text or "", (found, found.seconds <= 20)
+    """Opens the entry from its index, and takes an example."""
+    path = folder / "s.yaml"
+    (found,) = open_spec(read_spec(path), base=folder, index_dir=index_dir_of(path))
+    return found.examples[len(found.examples) // 2].text or "", found
 
 
 def open_manifest(folder: Path) -> tuple[str, Any]:
-    """Opens the manifest as training does without an index."""
-    found = JsonlExamples(folder / "m.jsonl")
-    return found[len(found) // 2].text or "", found
+    """Opens the entry as training does without an index."""
+    (found,) = open_spec(read_spec(folder / "s.yaml"), base=folder)
+    return found.examples[len(found.examples) // 2].text or "", found
 
 
 def parse_manifest(folder: Path) -> tuple[str, Any]:
@@ -114,6 +88,7 @@ CASES = {"index": open_index, "manifest": open_manifest, "json_list": parse_mani
 
 def child(case: str, folder: Path, queue: Any) -> None:
     """Opens one, and tells what it cost."""
+    os.environ["SPEECHLMM_CACHE"] = str(folder / f"cache-{os.getpid()}")
     before = resident()
     start = time.perf_counter()
     text, kept = CASES[case](folder)
@@ -134,13 +109,13 @@ def main() -> None:
     megabytes: dict[str, list[float]] = {name: [] for name in CASES}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        per_row = make(folder, options.rows)
+        preparing, per_row = make(folder, options.rows)
         for _ in range(options.repeats):
             for case in CASES:
                 queue = context.Queue()
                 process = context.Process(target=child, args=(case, folder, queue))
                 process.start()
-                taken, grown, text = queue.get(timeout=120)
+                taken, grown, text = queue.get(timeout=600)
                 process.join()
                 seconds[case].append(taken)
                 megabytes[case].append(grown)
@@ -150,6 +125,7 @@ def main() -> None:
         "prepared_index",
         {
             "rows": options.rows,
+            "seconds_to_prepare": round(preparing, 1),
             "bytes_a_row_besides_text": round(per_row, 1),
             "seconds": {case: round(value, 4) for case, value in medians.items()},
             "megabytes": {case: round(statistics.median(values), 1) for case, values in megabytes.items()},
