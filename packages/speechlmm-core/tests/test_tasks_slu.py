@@ -68,6 +68,7 @@ def test_corpora_write_slots_in_many_forms(value):
 
 def test_no_slots_and_wrong_slots():
     assert slots_of(None) == slots_of([]) == slots_of({}) == slots_of("turn it on") == ()
+    assert slots_of("wake me at 5:30 or 6 : 15") == ()
     for bad in (3, [3], [["a"]], [{"a": {"b": 1}}], [{"x": 1, "y": 2}], [None]):
         with pytest.raises(DataError):
             slots_of(bad)
@@ -110,7 +111,16 @@ def test_slots_may_be_written_as_json(value):
 
 
 @pytest.mark.parametrize(
-    "value", ["wake me at [time five]", "wake me at [time : five", '[{"time": "five"', '["time"]', '{"time": {"a": 1}}']
+    "value",
+    [
+        "garbage time: five",
+        "time : five",
+        "wake me at [time five]",
+        "wake me at [time : five",
+        '[{"time": "five"',
+        '["time"]',
+        '{"time": {"a": 1}}',
+    ],
 )
 def test_slots_that_are_written_in_no_form_are_refused(value):
     # They gave no slots, or pieces of JSON as slots.

@@ -15,6 +15,8 @@ from typing import Any, cast
 from speechlmm_core.errors import DataError
 
 _ANNOTATED = re.compile(r"\[\s*([^\[\]:]+?)\s*:\s*([^\[\]]*?)\s*\]")
+_NAMED = re.compile(r"[^\W\d]\s*:\s")
+"""A slot without its brackets, `time: five`; times of day, `5 : 30`, are none."""
 _BRACKETS = re.compile(r"[\[\]{}]")
 TYPE_KEYS = ("type", "slot", "name", "label")
 VALUE_KEYS = ("value", "filler", "text")
@@ -101,9 +103,10 @@ def _annotated(text: str) -> tuple[tuple[str, str], ...]:
         held = None
     if isinstance(held, list | dict):
         return slots_of(held)
-    if _BRACKETS.search(_ANNOTATED.sub("", text)):
+    found = tuple((kind, filler) for kind, filler in _ANNOTATED.findall(text))
+    if _BRACKETS.search(_ANNOTATED.sub("", text)) or (not found and _NAMED.search(text)):
         raise DataError(f"slots in a sentence must be written [type : value], got {text!r:.80}")
-    return tuple((kind, filler) for kind, filler in _ANNOTATED.findall(text))
+    return found
 
 
 def _slot(value: Any) -> tuple[str, str]:
