@@ -23,6 +23,16 @@ BESIDE = ("corpus", "tokenizer")
 """What training starts from: it lies in the demo's folder beside the run's own files."""
 PRETRAINING = "text_denoise.jsonl"
 """Name of the manifest of the text-only stage."""
+SPECIFICATION = "corpus.yaml"
+"""Name of the dataset specification of the recorded sets."""
+SETS = """\
+# The recorded sets of the demo, for `speechlmm-train prepare`, `inspect` and `evaluate`.
+train:
+  - { type: jsonl, name: demo, path: train.jsonl }
+test:
+  - { type: jsonl, name: known-voices, path: test.jsonl }
+  - { type: jsonl, name: unseen-voice, path: test_unseen.jsonl }
+"""
 VOCAB_SIZE = 2048
 """Bytes, word pieces, and a token for each word of the grammar and of the prompts, at most."""
 
@@ -84,6 +94,7 @@ def prepare(
     sentences = [line["text"] for line in _lines(corpus.text)]
     pretraining = folder / "corpus" / PRETRAINING
     lines = ({"task": "denoise", "text": text, "language": "en", "id": str(i)} for i, text in enumerate(sentences))
+    write_text(folder / "corpus" / SPECIFICATION, SETS)
     write_text(pretraining, "".join(json.dumps(line) + "\n" for line in lines))
     prompts = get_task("asr").prompts("en")
     vocab_size = saved_vocab_size(folder / "tokenizer") if resume else None

@@ -52,10 +52,7 @@ class EvaluationCallback(TrainerCallback):
         """Evaluates what later evaluations of the guard set are compared with."""
         if GUARD not in self.plan.samples or self.state.guarded == self.plan.guarded:
             return
-        if self.state.guarded and self.trainer.state.global_step:
-            self.trainer.warn("the guard set is another or is measured otherwise; its figures start anew")
-        self.state.guard, self.state.guarded = {}, self.plan.guarded
-        self._together(lambda: self._evaluate(self.plan.samples if not self.trainer.state.global_step else (GUARD,)))
+        self._together(self._guard_anew)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Evaluates when it is time; saves what is the best, and ends the stage where nothing improves any more."""
@@ -67,6 +64,13 @@ class EvaluationCallback(TrainerCallback):
             control.should_save = True
         if ends:
             control.should_training_stop = control.should_log = True
+
+    def _guard_anew(self) -> None:
+        began = bool(self.trainer.state.global_step)
+        if began and self.state.guarded:
+            self.trainer.warn("the guard set is another or is measured otherwise; its figures start anew")
+        self.state.guard, self.state.guarded = {}, self.plan.guarded
+        self._evaluate((GUARD,) if began else self.plan.samples)
 
     def _judged(self) -> tuple[bool, bool]:
         figures = self._evaluate(self.plan.samples)
