@@ -230,6 +230,47 @@ def test_what_is_no_specification(tmp_path: Path, text: str, expected: str) -> N
     assert expected in "\n".join(faults_of(tmp_path, text))
 
 
+def test_keys_of_the_first_speechlmm_say_what_to_do(tmp_path: Path) -> None:
+    options = ["add_speaker_descriptions", "caption_only", "condition_on_input", "condition_on_speaker_prob"]
+    options += ["add_translation_prefix"]
+    lines = faults_of(
+        tmp_path,
+        f"""
+INPUTS_TEXT_LIST: [a.json]
+OUTPUTS_TEXT_LIST: [b.json]
+DATA:
+  - jsonl: {{datapath: x, task: ST, additional_args: {{{", ".join(f"{one}: true" for one in options)}}}}}
+  - {{type: jsonl, path: x, caption_only: true}}
+""",
+    )
+    assert [line.partition(": ")[0] for line in lines] == [
+        *("INPUTS_TEXT_LIST", "OUTPUTS_TEXT_LIST"),
+        *(f"DATA[0].task_options.{one}" for one in options),
+        "DATA[1].caption_only",
+    ]
+    assert all("is a key of the first SpeechLMM, of " in line and "remove it" in line for line in lines)
+    assert "by the task's `prompts_path`" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "quoted"),
+    [
+        ("DATA: [{jsonl: {datapath: ${DATA_HOME}/x, task: ST}}]", '"${DATA_HOME}/x"'),
+        ("datasets:\n  - {path: ~/a${B}c, type: jsonl}", '"~/a${B}c"'),
+        ("train: [${oc.env:A}/x.jsonl]", '"${oc.env:A}/x.jsonl"'),
+    ],
+)
+def test_a_variable_that_is_not_quoted(tmp_path: Path, text: str, quoted: str) -> None:
+    (line,) = faults_of(tmp_path, text)
+    assert f"; quote what has a variable between brackets ({quoted})" in line
+
+
+def test_merges_that_multiply_are_refused_before_they_are_made(tmp_path: Path) -> None:
+    lines = [f"a0: &a0 {{{', '.join(f'k{n}: 1' for n in range(10))}}}"]
+    lines += [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}" for n in range(1, 30)]
+    assert "merges (`<<`) make over" in faults_of(tmp_path, "\n".join(lines))[0]
+
+
 def test_many_aliases_are_refused_and_not_expanded(tmp_path: Path) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
@@ -312,7 +353,11 @@ def test_slices_in_per_cent_are_parts_of_a_whole(count: int, inner: list[int]) -
 
 
 @pytest.mark.parametrize(
-    "amount", [0, -1, True, 1.5, "", ":", "a", "1:2:3", "101%", "5.5", "--5", "1:b", [], {}, "½", "5 %x"]
+    "amount",
+    [
+        *(0, -1, True, 1.5, "", ":", "a", "1:2:3", "101%", "5.5", "--5", "1:b", [], {}, "½", "5 %x"),
+        *("0", ":0", "0%", "5:2", "5:5", "50%:20%", "-2:-5", "100%:5", "-10%:5"),
+    ],
 )
 def test_what_is_no_amount(amount: Any) -> None:
     if amount in ("", ":"):

@@ -8,6 +8,8 @@ from fractions import Fraction
 from pydantic_core import PydanticCustomError
 
 EXPECTED = 'a number of records (1000), or a slice in records or per cent (":1000", ":10%", "10%:20%")'
+_COUNTS = (1, 2, 5, 10, 100, 10**3, 10**4, 10**6, 10**9, 10**40)
+"""Numbers of records of which an amount has some for at least one."""
 _BOUND = re.compile(r"(-?)(\d{1,18}(?:\.\d{1,18})?)(%?)")
 
 
@@ -19,6 +21,8 @@ def check_amount(value: object) -> object:
         text = f":{value}" if ":" not in value else value
         bounds = [_bound(part) for part in text.split(":")]
         if len(bounds) == 2 and None not in bounds:
+            if not any(slice_of(value.strip(), count) for count in _COUNTS):
+                raise PydanticCustomError("amount", "no record lies in it; expected {expected}", {"expected": EXPECTED})
             return value.strip()
     raise PydanticCustomError("amount", "expected {expected}", {"expected": EXPECTED})
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticCustomError
 
 from speechlmm_core.data.spec.config import DatasetSpec, Destination, Languages, PartitionSpec
-from speechlmm_core.data.spec.entry_faults import SpecFaults, key_fault, shown
+from speechlmm_core.data.spec.entry_faults import SpecFaults, key_fault, shown, unknown_key
 from speechlmm_core.data.spec.environment import check_characters, resolve_environment
 from speechlmm_core.data.spec.language_codes import EXPECTED, parse_languages
 from speechlmm_core.data.spec.partition_names import for_list, for_preset, spelt
@@ -290,9 +290,8 @@ def _reader(fields: dict[str, Any], place: str, faults: SpecFaults) -> DatasetCo
     known = (*cls.model_fields, *SELECTORS, *COMMON, *PARTITION_KEYS)
     unknown = [key for key in fields if key not in cls.model_fields]
     for key in unknown:
-        near = nearest(key, list(known))
         listed = ", ".join(sorted({*cls.model_fields, *COMMON, *PARTITION_KEYS} - {"whole"}))
-        faults.add(f"{place}.{key}", f"unknown key {key!r}{near} (known: {listed})")
+        faults.add(f"{place}.{key}", unknown_key(key, known, f" (known: {listed})"))
     return faults.validated(cls, {key: value for key, value in fields.items() if key not in unknown}, place)
 
 

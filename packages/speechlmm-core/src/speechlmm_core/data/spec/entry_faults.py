@@ -17,6 +17,18 @@ SHOWN = 80
 _LONG = re.compile(r"\S{200,}")
 
 
+_OF_SPEECH = "of speech output, which no task here has; remove it"
+_OF_ANSWERS = "of answers with words around them, where here they are the text alone; remove it"
+_FORMER = {
+    "INPUTS_TEXT_LIST": "of prompts, which tasks bring here; remove it, or name your own by the task's `prompts_path`",
+    "OUTPUTS_TEXT_LIST": _OF_ANSWERS,
+    "add_translation_prefix": _OF_ANSWERS,
+    **dict.fromkeys(("add_speaker_descriptions", "caption_only", "condition_on_input"), _OF_SPEECH),
+    "condition_on_speaker_prob": _OF_SPEECH,
+}
+"""Keys of the first SpeechLMM that have no counterpart."""
+
+
 class SpecFaults:
     """The lines so far."""
 
@@ -56,6 +68,13 @@ def shortened(text: str) -> str:
     return _LONG.sub(lambda word: f"{word[0][:SHOWN]}…", text).encode("utf-8", "backslashreplace").decode()
 
 
+def unknown_key(key: str, known: Iterable[str], more: str = "") -> str:
+    """Words for a key that is none, with the nearest that is; ``more`` follows where it is not one of old."""
+    if key in _FORMER:
+        return f"{key!r} is a key of the first SpeechLMM, {_FORMER[key]}"
+    return f"unknown key {key!r}{nearest(key, list(known))}{more}"
+
+
 def key_fault(wanted: str, keys: Iterable[str], known: Iterable[str]) -> str | None:
     """Words that a key resembles the one that is missing; None if none does."""
     for key in keys:
@@ -72,7 +91,7 @@ def _worded(detail: ErrorDetails, cls: type[BaseModel], place: str) -> tuple[str
         key = str(detail["loc"][-1])
         known = sorted(cls.model_fields) if len(detail["loc"]) == 1 else []
         listed = f" (known: {', '.join(known)})" if known else ""
-        return where, f"unknown key {key!r}{nearest(key, known)}{listed}"
+        return where, unknown_key(key, known, listed)
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] in ("missing", "crossed", "unknown_component") or isinstance(detail["input"], Mapping):
         return where, message

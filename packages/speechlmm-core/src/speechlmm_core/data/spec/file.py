@@ -13,10 +13,9 @@ from typing import Any, cast, get_args
 
 from speechlmm_core.data.spec.config import DatasetSpec, DataSpec, Destination
 from speechlmm_core.data.spec.entries import parse_entry
-from speechlmm_core.data.spec.entry_faults import SpecFaults, shown
+from speechlmm_core.data.spec.entry_faults import SpecFaults, shown, unknown_key
 from speechlmm_core.data.spec.yaml_text import read_yaml
 from speechlmm_core.errors import DataError, SpeechLMMError
-from speechlmm_core.registry import nearest
 
 DESTINATIONS: tuple[Destination, ...] = get_args(Destination)
 LISTS = ("datasets", "DATA", *DESTINATIONS)
@@ -49,7 +48,9 @@ def parse_lists(content: Any, faults: SpecFaults) -> list[DatasetSpec]:
     specs: list[DatasetSpec] = []
     for key, entries in cast("Mapping[Any, Any]", content).items():
         if key not in LISTS:
-            faults.add(str(key), f"unknown key {shown(key)}{nearest(str(key), list(LISTS))}; {expected}")
+            more = f"; {expected}"
+            said = unknown_key(key, LISTS, more) if isinstance(key, str) else f"unknown key {shown(key)}{more}"
+            faults.add(str(key), said)
             continue
         destination: Destination | None = next((one for one in DESTINATIONS if one == key), None)
         specs += parse_entries(entries, str(key), faults, destination=destination)

@@ -19,8 +19,15 @@ MAX_NODES = 200_000
 MAX_DEPTH = 64
 
 
+_UNQUOTED = re.compile(r"""[\s,:\[{]([^\s"',:\[{]*\$\{[^{}]*\}[^\s"',\]}]*)""")
+"""A variable without quotes, with what is written around it."""
+
+
 class _Loader(yaml.SafeLoader):
-    """The safe loader with the scalars of YAML 1.2's core schema; keys must be unlike each other."""
+    """The safe loader with the scalars of YAML 1.2's core schema; keys must be unlike each other.
+
+    A mapping that is merged into others is copied each time, which multiplies where those are merged as well.
+    """
 
     yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
 
@@ -35,6 +42,16 @@ class _Loader(yaml.SafeLoader):
                     )
                 seen.add(key.value)
         return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        self.merged += len(node.value)
+        if self.merged > MAX_NODES:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"merges (`<<`) make over {MAX_NODES} keys", node.start_mark
+            )
+
+    merged = 0
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         text = str(self.construct_scalar(node))
@@ -82,13 +99,23 @@ def parse_yaml(raw: bytes, name: str) -> Any:
     try:
         found: Any = yaml.load(raw, _Loader)  # a safe loader
     except (yaml.YAMLError, ValueError) as exc:
-        raise DataError(f"{name}: no valid YAML: {' '.join(str(exc).split())}") from exc
+        raise DataError(f"{name}: no valid YAML: {' '.join(str(exc).split())}{_hint(raw, exc)}") from exc
     except RecursionError as exc:
         raise DataError(f"{name}: no valid YAML: nested too deeply") from exc
     for count, depth in enumerate(_depths(found, 0, set())):
         if depth > MAX_DEPTH or count > MAX_NODES:
             raise DataError(f"{name}: nested too deeply or too large; does an anchor contain itself?")
     return found
+
+
+def _hint(raw: bytes, error: Exception) -> str:
+    """What to do about a variable that stands without quotes between brackets, where its brace ends the text."""
+    mark = getattr(error, "problem_mark", None)
+    lines = raw.decode(errors="replace").splitlines()
+    line = lines[mark.line] if mark is not None and mark.line < len(lines) else ""
+    if variable := _UNQUOTED.search(line):
+        return f'; quote what has a variable between brackets ("{variable[1]}"), or write it on a line of its own'
+    return ""
 
 
 def _depths(node: Any, depth: int, above: set[int]) -> Iterator[int]:
