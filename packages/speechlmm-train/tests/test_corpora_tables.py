@@ -90,6 +90,13 @@ def test_covost2(made: Any, heard: Any) -> None:
         ("de", "en"),
         ("en", "zh"),
     }
+    made.text("en/covost_v2.en_de.dev.tsv", "path\tsentence\ttranslation\tclient_id\nc.mp3\tHi\tHallo\ts\n")
+    for languages in ("en", "all"):
+        with pytest.raises(DataError, match=r"recordings are in en-de, en-zh; name one of them under `languages`"):
+            made.parts("covost2", task="asr", languages=languages, partitions=["dev"])
+    for task in ("st", "mt"):
+        both = made.examples("covost2", task=task, languages="en", partitions=["dev"])
+        assert [(e.id, e.text, e.target_language) for e in both] == [("c.mp3", "Hallo", "de"), ("c.mp3", "你好", "zh")]
     with pytest.raises(DataError, match=r"no partition 'test' \(there are: dev, train\)"):
         made.parts("covost2", task="st", languages=["de-en"], partitions=["test"])
     with pytest.raises(DataError, match=r"no file fits"):

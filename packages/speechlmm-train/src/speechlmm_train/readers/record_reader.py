@@ -19,6 +19,9 @@ from speechlmm_core.data.records import RecordDatasetConfig, RecordExamples, Rec
 from speechlmm_core.errors import DataError
 from speechlmm_core.interfaces.dataset import EVERYTHING, Selection
 
+MANY = 10_000
+"""Rows of the same name that are looked at to say where they come from."""
+
 
 class RecordReaderConfig(RecordDatasetConfig, ABC):
     """A dataset of records whose examples have names of their own."""
@@ -62,14 +65,18 @@ class RecordReaderConfig(RecordDatasetConfig, ABC):
 def check_unique(examples: RecordExamples) -> None:
     """Makes sure that no two examples have the same name, in 8 bytes each.
 
+    The same recording may be there for each language that it is translated into, where examples tell that language.
+
     Raises:
         DataError: Some have; the first two are named with their places.
     """
+    translated = any("target_language" in (mapped or "") for mapped in examples.columns.values())
     source = examples.columns["id"] or ""
     keys = array("Q")
     records = examples.records
-    for name in _names(examples, records, source):
-        digest = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    for index, name in enumerate(_names(examples, records, source)):
+        written = f"{_pair(records, index)}\0{name}" if translated else name
+        digest = blake2b(written.encode("utf-8", "surrogatepass"), digest_size=8).digest()
         keys.append(int.from_bytes(digest, "little"))
     values = np.frombuffer(keys, np.uint64)
     order = np.argsort(values, kind="stable")
@@ -77,10 +84,19 @@ def check_unique(examples: RecordExamples) -> None:
     if len(again):
         second = int(order[again + 1].min())
         first = int(np.flatnonzero(values == values[second])[0])
+        pairs = sorted({_pair(records, int(at)) for at in [first, *order[again + 1][:MANY], *order[again][:MANY]]})
+        if _pair(records, first) != _pair(records, second):
+            raise DataError(f"the same recordings are in {', '.join(pairs)}; name one of them under `languages`")
         raise DataError(
             f"{examples.place(second)}: the id {examples.example(second).id!r} stands at {examples.place(first)} "
             f"already ({len(again)} such rows); let columns.id name what tells all rows apart, or leave it out"
         )
+
+
+def _pair(records: Records, index: int) -> str:
+    """The languages that a row's file tells."""
+    told = records.constants(index)
+    return "-".join(told[name] for name in ("source_language", "target_language") if name in told)
 
 
 def _names(examples: RecordExamples, records: Records, source: str) -> Iterator[str]:
