@@ -1,5 +1,6 @@
 """Evaluation while training: samples per task, the best checkpoint, early stopping, the guard set, what is resumed."""
 
+import gc
 import json
 import logging
 import os
@@ -23,10 +24,18 @@ from speechlmm_train.trainer.best import Rule, RunState, worsening
 from speechlmm_train.trainer.open_sets import open_sets
 from speechlmm_train.trainer.sample import even, sample_of
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "little_garbage")
 
 WORDS = ("red", "green", "blue", "one", "two", "three")
 RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def little_garbage():
+    """Leaves the libraries out of the garbage collection that begins every training."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
