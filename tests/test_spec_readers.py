@@ -14,6 +14,7 @@ import pytest
 
 from speechlmm_core.data.spec.entries import dataset_spec
 from speechlmm_core.data.spec.open import open_spec
+from speechlmm_core.data.spec.partition_names import told_destination
 from speechlmm_core.data.spec.presets import preset_files, read_preset
 from speechlmm_core.data.spec.schema import SpecFile
 from speechlmm_core.errors import ConfigError, DataError, MissingDependencyError
@@ -71,6 +72,27 @@ def test_every_field_of_a_reader_wrong_in_turn(name: str, corpus: Path) -> None:
     for field in fields:
         for value in BAD:
             check({"type": name, "path": ".", "task": "asr", field: value}, corpus)
+
+
+NAMES = {
+    "eval": "dev devel val validation dev-clean dev-other",
+    "test": "test tst-COMMON tst-HE test-clean test-other",
+    "train": "train train-noisy train-clean-100 train_synthetic train_115 pretrain validated other ready all",
+}
+"""Partitions of the corpora that have presets, by what they are for."""
+
+
+@pytest.mark.parametrize("name", sorted(preset_files()))
+def test_partitions_are_for_what_their_names_say(name: str) -> None:
+    preset = read_preset(name)
+    task = next(iter(preset.get("tasks") or {None: None}))
+    spec = dataset_spec({"preset": name, "path": ".", "task": task})
+    for partition, settings in spec.partitions.items():
+        expected = next(one for one, names in NAMES.items() if partition in names.split())
+        assert (settings.destination or told_destination(partition) or "train") == expected
+    for destination, names in NAMES.items():
+        for partition in names.split():
+            assert (told_destination(partition) or "train") == destination
 
 
 @pytest.mark.parametrize("name", sorted(preset_files()))

@@ -272,6 +272,14 @@ def test_a_specification_of_the_users_folder(folder, tmp_path, monkeypatch):
     assert composed.config.data.data_config_path == "mine"
 
 
+def test_what_is_for_evaluation_is_not_trained_on(folder):
+    """By the entry's own word; a name such as `dev` alone says what it is for where no list does."""
+    needed = [one for one in NEEDED if not one.startswith("data.train")]
+    for field, destination in (("partitions: {dev: {destination: eval}}", "eval"), ("destination: test", "test")):
+        given = wrong(folder, *needed, f"data.train=[{{type: jsonl, path: m.jsonl, task: asr, {field}}}]")
+        assert f"'{destination}' in a list of datasets for 'train'; leave it out, or list it elsewhere" in given
+
+
 def test_entries_of_a_run_are_checked_before_anything_is_read(folder):
     entry = "data.train=[{type: jsonl, path: x, task: asrr, partitions: {dev: {amount: 5x}}}]"
     lines = wrong(folder, *NEEDED, entry).splitlines()

@@ -161,6 +161,10 @@ def test_fleurs(made: Any, heard: Any, top: str) -> None:
     assert [(e.id, e.text) for e in pairs["dev/de-en"].examples] == [("20001", "It's a dog, I think.")]
     (text,) = made.examples("fleurs", task="mt", languages=["de-en"])
     assert (text.source_text, text.text, dict(text.media)) == ("Es ist ein Hund.", "It's a dog, I think.", {})
+    assert {e.source_language for e in made.examples("fleurs", task="asr", languages="all")} == {"de", "en"}
+    for languages in ("all", ["en"]):
+        with pytest.raises(DataError, match=r"languages that are there \(de, en\) are a pair; name those you want"):
+            made.parts("fleurs", task="st", languages=languages)
     with pytest.raises(DataError, match=r"no source language 'fr' \(there are: de, en\)"):
         made.parts("fleurs", task="st", languages=["en-fr"])
     made.text(f"{top}en_us/dev.tsv", "1509\t10001.wav\tshort\n")

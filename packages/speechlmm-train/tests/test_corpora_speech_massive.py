@@ -82,5 +82,7 @@ def test_speech_massive(made: Any, heard: Any, tmp_path: Path, monkeypatch: pyte
     assert (intent.fields["intent"], heard(intent)) == ("alarm_set", 12_000)
     (spoken,) = made.examples("speech_massive", task="asr", languages=["de"], partitions=["validation"])
     assert spoken.text == "licht im bad und flur an"
+    every = made.examples("speech_massive", task="asr", languages="all", partitions=["train", "validation"])
+    assert [e.source_language for e in every] == ["fr", "fr", "de"]
     with pytest.raises(DataError, match=r"no partition 'dev'"):
         made.parts("speech_massive", task="slu", languages=["de"], partitions=["dev"])

@@ -117,6 +117,7 @@ def test_cvss(made: Any, heard: Any) -> None:
     for example, (_, english_text, _, seconds) in zip(translated, CLIPS.values(), strict=True):
         assert (example.text, example.source_language, example.target_language) == (english_text, "de", "en")
         assert near(heard(example), seconds)
+    assert [e.id for e in made.examples("cvss", task="st", languages="all")] == [e.id for e in translated]
 
 
 @pytest.mark.parametrize("top", ["transcribed_data/", ""])

@@ -140,6 +140,7 @@ def test_europarl_st(made: Any, heard: Any, top: str, extension: str) -> None:
         "Madam President,",
         "thank you.",
     ]
+    assert [e.target_language for e in made.examples("europarl_st", task="st", languages="all")] == ["de", "de"]
     (first, _) = made.examples("europarl_st", task="mt", languages=["en-de"])
     assert (first.source_text, first.text) == ("Madam President,", "Frau Präsidentin,")
     made.text(f"{top}en/de/dev/segments.lst", f"{speech} 0.00\n{speech} 1.25 2.75\n")

@@ -31,6 +31,12 @@ def read_fleurs(config: FleursDatasetConfig, root: Path, layout: Layout, selecti
     """
     target = selection.target_language
     spoken = layout.find(root, replace(selection, target_language=None))
+    if target is None and any((source or "") in TRANSLATED for source in config.columns.values()):
+        there = layout.values(root, "source_language")
+        raise DataError(
+            f"any two of the languages that are there ({', '.join(there)}) are a pair; name those you want under "
+            "`languages` (en-de)"
+        )
     faults = Faults()
     rows: list[Mapping[str, Any]] = []
     places: list[str] = []
