@@ -1,6 +1,8 @@
 """What `speechlmm-train prepare` leaves alone, keeps apart, and refuses before it writes anything."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from speechlmm_core.data.index.open import index_dir_of
 from speechlmm_core.data.spec.file import read_spec
 from speechlmm_core.data.spec.open import open_spec
 from speechlmm_core.errors import DataError
+from speechlmm_train.prepare.histogram import BINS, bin_edges
 from speechlmm_train.prepare.prepare import STAGED, prepare
 from speechlmm_train.prepare.report import PreparationReport
 from speechlmm_train.prepare.settings import Settings
@@ -142,3 +145,35 @@ def test_a_text_among_more_than_a_thousand_is_noticed_when_it_changes(tmp_path: 
     last.unlink()
     with pytest.raises(DataError, match=r"1099_0\.normalized\.txt does not exist any more"):
         text(0)
+
+
+@pytest.mark.parametrize("step", [1.0, 0.5, 0.25, 0.064, 0.01])
+def test_the_picture_of_durations_in_steps_is_no_comb(step: float) -> None:
+    # As many values of each multiple: bars differ only at the ends, and where the last is cut off.
+    values = np.repeat(np.arange(40, 1040 if step < 0.1 else 80) * step, 20)
+    edges = bin_edges(values)
+    assert len(edges) <= BINS + 1
+    counts, _ = np.histogram(values, edges)
+    assert len(set(counts[:-1].tolist())) == 1
+    assert edges[0] <= values.min()
+    assert edges[-1] >= np.quantile(values, 0.999)
+
+
+def test_bars_are_as_wide_as_numpy_has_it() -> None:
+    values = np.random.default_rng(0).normal(10, 1, 400)
+    edges = bin_edges(values)
+    expected = np.diff(np.histogram_bin_edges(values, bins="fd"))[0]
+    assert edges[1] - edges[0] == pytest.approx(expected, rel=0.1)  # NumPy widens them until they fill the range
+    same = bin_edges(np.full(5, 3.0))
+    assert same[0] < 3 < same[-1]
+    heavy = np.concatenate([np.random.default_rng(1).uniform(1, 2, 10_000), [500.0]])
+    assert len(bin_edges(heavy)) <= BINS + 1
+
+
+def test_processes_that_read_media_import_no_model_library() -> None:
+    code = "import speechlmm_train.prepare.media, speechlmm_train.prepare.pool, speechlmm_train.cli.main, sys"
+    heavy = "{'torch', 'transformers', 'datasets', 'matplotlib', 'pyarrow'}"
+    found = subprocess.run(
+        [sys.executable, "-c", f"{code}; print({heavy} & set(sys.modules))"], capture_output=True, check=True
+    )
+    assert found.stdout.strip() == b"set()", found.stderr

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
     from speechlmm_train.prepare.report import PreparationReport
 
-BINS = 48
+BINS = 30
+"""Bars at most."""
+DIGITS = 6
+"""Digits by which values differ."""
 MOST = 8
 """Datasets that have a curve of their own; smaller ones share one."""
 
@@ -63,12 +66,30 @@ def _by_dataset(parts: list[tuple[str, NDArray[np.float64]]]) -> dict[str, NDArr
     return dict(ordered)
 
 
-def _draw(axes: Axes, values: dict[str, NDArray[np.float64]], colours: dict[str, str], unit: str, title: str) -> None:
-    everything = np.concatenate(list(values.values()))
-    low, high = float(everything.min()), float(np.quantile(everything, 0.999))
+def bin_edges(values: NDArray[np.float64]) -> list[float]:
+    """Where bars begin and end: at most `BINS` of them, as wide as Freedman and Diaconis (1981) have it.
+
+    Values that are multiples of something (seconds, frames) get bars that hold equally many of these each, as a bar
+    with one more than its neighbour stands out of the picture like a tooth of a comb.
+    """
+    low, high = float(values.min()), float(np.quantile(values, 0.999))
     if high <= low:
         low, high = low * 0.9, max(low * 1.1, low + 1e-3)
-    edges = np.linspace(low, high, BINS + 1).tolist()
+    lower, upper = np.quantile(values, [0.25, 0.75])
+    width = max(float(2 * (upper - lower) / np.cbrt(len(values))), (high - low) / BINS)
+    gaps = np.diff(np.unique(np.round(values[values <= high], DIGITS)))
+    step = float(gaps.min()) if len(gaps) else 0.0
+    if step and np.allclose(gaps / step, np.round(gaps / step), atol=0.01):
+        width, low = max(1, np.ceil(width / step - 1e-6)) * step, low - step / 2
+        high += step / 2
+    count = max(1, int(np.ceil((high - low) / width - 1e-6)))
+    return [low + width * number for number in range(count + 1)]
+
+
+def _draw(axes: Axes, values: dict[str, NDArray[np.float64]], colours: dict[str, str], unit: str, title: str) -> None:
+    everything = np.concatenate(list(values.values()))
+    edges = bin_edges(everything)
+    high = float(np.quantile(everything, 0.999))
     for name, one in values.items():
         # What lies beyond the picture is counted in the last bar.
         axes.hist(
