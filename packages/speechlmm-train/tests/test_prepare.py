@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,9 +62,13 @@ def no_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr("speechlmm_train.prepare.histogram.draw_histogram", lambda *_: False)
 
 
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    """Four good rows, and one for each reason."""
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of `corpus` and of `many`, made once."""
+    tmp_path = tmp_path_factory.mktemp("made")
+    (tmp_path / "many").mkdir()
+    for number in range(400):
+        sound(tmp_path / "many" / f"{number}.wav", 0.2, number)
     for number in range(4):
         sound(tmp_path / f"{number}.flac", 1 + number, number)
     sound(tmp_path / "copy.flac", 1, 0)
@@ -75,6 +80,14 @@ def corpus(tmp_path: Path) -> Path:
     whole = (tmp_path / "3.flac").read_bytes()
     (tmp_path / "cut.flac").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.wav").write_text("no sound at all")
+    return tmp_path
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, made: Path) -> Path:
+    """Four good rows, and one for each reason."""
+    for path in made.glob("*.*"):
+        shutil.copy2(path, tmp_path)
     rows: list[dict[str, Any]] = [{"audio": f"{n}.flac", "text": f"row {n}", "language": "en"} for n in range(4)]
     rows += [
         {"audio": "copy.flac", "text": "Row 0", "id": "copy", "language": "en"},
@@ -281,9 +294,8 @@ def test_loudness_is_that_of_the_samples(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def many(tmp_path: Path) -> Path:
-    for number in range(400):
-        sound(tmp_path / f"{number}.wav", 0.2, number)
+def many(tmp_path: Path, made: Path) -> Path:
+    shutil.copytree(made / "many", tmp_path, dirs_exist_ok=True)
     manifest(tmp_path, [{"audio": f"{n}.wav", "text": f"{n}"} for n in range(400)])
     return spec_of(tmp_path, "type: jsonl, path: m.jsonl, name: m")
 

@@ -9,11 +9,20 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
 
 from speechlmm_train.prepare.media import Measured, Medium, measure_all
 
 AHEAD = 4
 """Chunks that wait for each process."""
+PRELOADED = ["__main__", "speechlmm_train.prepare.media"]
+"""What processes need, imported once in a process of which they are forks."""
+
+
+def start_ahead() -> None:
+    """Starts, without waiting for it, the process of which those that read media are forks."""
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    forkserver.ensure_running()
 
 
 class MediaPool:
@@ -79,7 +88,8 @@ class MediaPool:
     def _submit(self, chunk: Sequence[Medium]) -> Future[list[Measured]]:
         for _ in range(2):
             if self._pool is None:
-                context = multiprocessing.get_context("spawn")
+                multiprocessing.set_forkserver_preload(PRELOADED)
+                context = multiprocessing.get_context("forkserver")
                 self._pool = ProcessPoolExecutor(self.jobs, mp_context=context, initializer=follow_parent)
             try:
                 return self._pool.submit(measure_all, chunk)

@@ -25,6 +25,7 @@ from speechlmm_train.prepare.known import Journal, Records, joined, parts_in, re
 from speechlmm_train.prepare.listing import list_rows
 from speechlmm_train.prepare.lock import locked
 from speechlmm_train.prepare.opening import OpenPart, open_parts
+from speechlmm_train.prepare.pool import start_ahead
 from speechlmm_train.prepare.progress import Progress
 from speechlmm_train.prepare.reading import Listed, ReadResult, found_for, identifier, read_missing
 from speechlmm_train.prepare.report import PartReport, PreparationReport, Quarantined, write_report
@@ -110,6 +111,8 @@ class _Preparation:
         if redo:
             (self.index_dir / JOURNAL).unlink(missing_ok=True)
         full = self.settings.check == "full"
+        if jobs:
+            start_ahead()
         listed = [self.list(number, part) for number, part in enumerate(self.parts)]
         journal = Journal(self.index_dir / JOURNAL)
         try:
