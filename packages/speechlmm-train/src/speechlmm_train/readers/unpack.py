@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import zlib
 from pathlib import Path
 
 from speechlmm_core.checkpoint.atomic import atomic_write
-from speechlmm_core.data.header_cache import cache_folder
 from speechlmm_core.errors import DataError
+from speechlmm_train.readers.file_cache import cached_file
 
 BLOCK = 1 << 20
 PLAIN_BYTES = 64 << 20
@@ -27,13 +26,10 @@ def unpacked(path: Path) -> Path:
     """
     if path.suffix.lower() != ".gz":
         return path
-    status = path.stat()
-    identity = f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}"
-    name = hashlib.blake2b(identity.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-    target = cache_folder() / "unpacked" / f"{name}-{Path(path.stem).name[-100:]}"
+    target = cached_file(path, "unpacked", f"-{path.stem[-100:]}")
     if target.is_file():
         return target
-    limit = max(PLAIN_BYTES, MAX_RATIO * status.st_size)
+    limit = max(PLAIN_BYTES, MAX_RATIO * path.stat().st_size)
     try:
         with atomic_write(target) as temporary, gzip.open(path) as packed, temporary.open("wb") as file:
             while block := packed.read(BLOCK):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speechlmm_core.checkpoint.atomic import atomic_write
 from speechlmm_core.data.faults import Faults
-from speechlmm_core.data.header_cache import cache_folder
 from speechlmm_core.data.records import Records
 from speechlmm_core.errors import DataError
 from speechlmm_core.interfaces.dataset import Selection
+from speechlmm_train.readers.file_cache import cached_file
 from speechlmm_train.readers.file_pattern import FoundFile, find_files, find_partitions
 from speechlmm_train.readers.parquet.arrow_records import ArrowRecords
 from speechlmm_train.readers.record_reader import ConcatRecords
@@ -86,10 +85,7 @@ def as_arrow(path: Path) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    status = path.stat()
-    identity = f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}"
-    digest = hashlib.blake2b(identity.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-    target = cache_folder() / "arrow" / f"{digest}-{path.stem[-100:]}.arrow"
+    target = cached_file(path, "arrow", f"-{path.stem[-100:]}.arrow")
     if target.is_file():
         return target
     try:

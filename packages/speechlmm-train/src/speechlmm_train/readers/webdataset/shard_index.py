@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import tarfile
 import zipfile
@@ -14,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speechlmm_core.checkpoint.atomic import atomic_write
-from speechlmm_core.data.header_cache import cache_folder
 from speechlmm_core.errors import DataError
 from speechlmm_core.media.part_file import PartFile
 from speechlmm_core.media.source import MediaSource
+from speechlmm_train.readers.file_cache import cached_file
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +54,7 @@ def shard_index(path: Path) -> ShardIndex:
         DataError: It is no archive, compressed or damaged, or holds what cannot be a sample's file.
         OSError: It cannot be read.
     """
-    status = path.stat()
-    identity = f"{VERSION}\0{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}"
-    digest = hashlib.blake2b(identity.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-    kept = cache_folder() / "shards" / f"{digest}.npz"
+    kept = cached_file(path, "shards", ".npz", version=VERSION)
     try:
         with np.load(kept, allow_pickle=False) as arrays:
             return ShardIndex(*(arrays[name] for name in ShardIndex.__dataclass_fields__))
@@ -66,7 +62,7 @@ def shard_index(path: Path) -> ShardIndex:
         pass
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as exc:
         logger.info("cannot read %s, which is written anew: %s", kept, exc)
-    found = scan(path, status.st_size)
+    found = scan(path, path.stat().st_size)
     try:
         with atomic_write(kept) as temporary, temporary.open("wb") as file:
             np.savez(file, **{name: getattr(found, name) for name in ShardIndex.__dataclass_fields__})
