@@ -148,6 +148,34 @@ def test_augmentation_when_asked(call, corpus: Path, tmp_path: Path) -> None:
     assert "0.50 s, 8000 samples" in call(corpus / "spec.yaml", *MODEL, slow, "--index", 0)[1]
 
 
+def test_a_saved_model_needs_only_what_is_said_of_the_data(call, corpus: Path, tmp_path: Path) -> None:
+    overrides = [*MODEL, f'data.train=["{corpus / "m.jsonl"}"]', "training.max_steps=2", "training.output_dir=x"]
+    model = SpeechLMM.from_model_config(compose_config("pretrain", overrides).config.model)
+    save_model(model, SpeechLMMProcessor.from_config(model.model_config), tmp_path / "run" / "model")
+    saved = ("--model-path", tmp_path / "run", "--augment", "--index", 0)
+    slow = "data.augment=[{type: speed, factors: [0.5]}]"
+    expected = call(corpus / "spec.yaml", *MODEL, slow, *saved[2:])
+    assert call(corpus / "spec.yaml", slow, *saved)[:2] == expected[:2]
+    path = str(corpus / "spec.yaml").replace("'", r"\'")
+    code, out, _ = call(f"data.data_config_path='{path}'", slow, *saved)
+    assert (code, out) == expected[:2]
+    code, _, err = call(slow, *saved)
+    assert (code, err) == (2, "error: data: no training data; give data.train=[manifest.jsonl]\n")
+
+
+def test_a_page_takes_the_place_of_the_last_and_of_nothing_else(call, corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert call(corpus / "m.jsonl", "--index", 0)[0] == 0
+    before = set(out.iterdir())
+    mine = [out / "notes.txt", out / "0-1-0-audio.txt"]
+    for path in mine:
+        path.write_text("mine")
+    assert call(corpus / "m.jsonl", "--index", 1)[0] == 0
+    names = {path.name for path in out.iterdir()}
+    assert names == {"index.html", ".inspection", "0-1-0-audio.png", "0-1-0-audio.wav", *(path.name for path in mine)}
+    assert len(before - set(out.iterdir())) == 2
+
+
 def test_a_sample_that_cannot_be_made_is_a_line(call, corpus: Path) -> None:
     code, out, err = call(corpus / "m.jsonl", corpus / "bad.jsonl", "--num-samples", 1)
     assert code == 1

@@ -204,6 +204,14 @@ def test_a_room_of_one_echo_changes_nothing_and_takes_the_first_channel(folder: 
     np.testing.assert_allclose(one.apply(noise(5000), RATE, generator()), noise(5000), atol=1e-6)
 
 
+def test_a_folder_that_is_missing_is_named_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        NoiseAugmentationConfig(path="../musan").prepare(tmp_path / "walk")
+    assert (
+        str(caught.value) == f"{tmp_path / 'musan'}: no such folder; `path` is to name a folder of noise, or one file"
+    )
+
+
 def test_rooms_in_any_format_are_read(tmp_path: Path) -> None:
     delay = np.zeros(RATE // 2, np.float32)
     delay[3000] = 0.9

@@ -12,7 +12,7 @@ import importlib.util
 import logging
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -129,8 +129,20 @@ def _options(group: str) -> list[str]:
     return sorted(set(GlobalHydra.instance().config_loader().get_group_options(group)))
 
 
-def compose_plain(config_name: str, overrides: Sequence[str], *, config_dir: Path | None = None) -> dict[str, Any]:
+def compose_plain(
+    config_name: str,
+    overrides: Sequence[str],
+    *,
+    config_dir: Path | None = None,
+    model: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Composes without validating.
+
+    Args:
+        config_name: Name of the top-level configuration.
+        overrides: Overrides in Hydra's grammar.
+        config_dir: The user's folder of configurations, searched first.
+        model: A model that stands in place of what `model` says, which may then be left open.
 
     Raises:
         ConfigError: An override or a configuration file is wrong, or a value is missing.
@@ -149,6 +161,9 @@ def compose_plain(config_name: str, overrides: Sequence[str], *, config_dir: Pat
             raise ConfigError(_in_hydras_words(exc)) from exc
     assert isinstance(plain, dict)
     named = {str(key): value for key, value in plain.items()}
+    if model is not None:
+        named["model"] = dict(model)
+        missing = [key for key in missing if not key.startswith("model.")]
     if missing and not _names_data(named):
         missing = sorted([*missing, "data.train"])
     if missing:
@@ -178,6 +193,7 @@ def compose_config(
     *,
     config_dir: Path | None = None,
     imports: Sequence[Path] = (),
+    model: Mapping[str, Any] | None = None,
 ) -> Composed:
     """Composes and validates a run's configuration.
 
@@ -186,13 +202,14 @@ def compose_config(
         overrides: Overrides in Hydra's grammar.
         config_dir: The user's folder of configurations, searched first.
         imports: Python files that register the user's own components.
+        model: A model that stands in place of the configuration's.
 
     Raises:
         ConfigError: Everything that is wrong, a line each.
     """
     for path in imports:
         import_file(path)
-    plain = compose_plain(config_name, overrides, config_dir=config_dir)
+    plain = compose_plain(config_name, overrides, config_dir=config_dir, model=model)
     if config_dir is not None:
         _find_specs(plain, config_dir)
     return Composed(plain, validate(plain))

@@ -43,7 +43,7 @@ def find_sounds(path: str | None, base: Path, what: str) -> tuple[Sound, ...]:
             key=lambda file: file.relative_to(folder).as_posix(),
         )
     else:
-        raise DataError(f"{folder}: no such folder; expected one of {what}")
+        raise DataError(f"{folder.resolve()}: no such folder; `path` is to name a folder of {what}, or one file")
     if not files:
         raise DataError(f"{folder}: holds no audio file; expected {what} ({', '.join(sorted(SUFFIXES))})")
     faults = Faults()

@@ -56,7 +56,14 @@ def inspect(
     from speechlmm_core.errors import ConfigError
     from speechlmm_train.inspection.choose import name, open_named, pick
 
-    named = name(what, config_name=config_name, config_dir=config_dir, imports=imports, index_dir=index_dir)
+    named = name(
+        what,
+        config_name=config_name,
+        config_dir=config_dir,
+        imports=imports,
+        index_dir=index_dir,
+        model_path=model_path,
+    )
     if augment and (named.composed is None or not named.composed.config.data.augment):
         raise ConfigError("--augment: give what to apply as an override, data.augment=[{type: speed}]")
     chosen = open_named(named.source, names, split)

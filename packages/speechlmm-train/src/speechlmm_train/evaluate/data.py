@@ -14,6 +14,7 @@ from speechlmm_core.data.spec.find import find_spec
 from speechlmm_core.data.spec.opened import OpenedDataset
 from speechlmm_core.data.spec.split import open_split
 from speechlmm_train.compose import compose_config
+from speechlmm_train.data_config import DataConfig
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,16 @@ def of_run(
         ConfigError: What is wrong with the configuration.
         DataError: What is wrong with the specification that it names.
     """
-    data = compose_config(config_name, overrides, config_dir=config_dir, imports=imports).config.data
+    composed = compose_config(config_name, overrides, config_dir=config_dir, imports=imports)
+    return of_configuration(composed.config.data, config_dir=config_dir)
+
+
+def of_configuration(data: DataConfig, *, config_dir: Path | None = None) -> DataSource:
+    """The datasets of a typed configuration.
+
+    Raises:
+        DataError: What is wrong with the specification that it names.
+    """
     index_dir = None if data.index_dir is None else Path(data.index_dir).expanduser()
     if data.data_config_path is not None:
         return of_specification(data.data_config_path, config_dir=config_dir, index_dir=index_dir)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from speechlmm_core.data.draw import permutation
 from speechlmm_core.data.spec.config import Destination
@@ -15,7 +16,7 @@ from speechlmm_core.data.spec.opened import OpenedDataset
 from speechlmm_core.errors import ConfigError, DataError
 from speechlmm_core.registry import nearest
 from speechlmm_train.compose import Composed, compose_config, import_file
-from speechlmm_train.evaluate.data import DataSource, of_manifests, of_run, of_specification
+from speechlmm_train.evaluate.data import DataSource, of_configuration, of_manifests, of_specification
 
 OVERRIDE = re.compile(r"[+~]{0,2}[\w./@:-]+=|~[\w./@:-]+$")
 """What a KEY=VALUE looks like."""
@@ -42,7 +43,13 @@ class Chosen:
 
 
 def name(
-    what: Sequence[str], *, config_name: str, config_dir: Path | None, imports: Sequence[Path], index_dir: Path | None
+    what: Sequence[str],
+    *,
+    config_name: str,
+    config_dir: Path | None,
+    imports: Sequence[Path],
+    index_dir: Path | None,
+    model_path: Path | None = None,
 ) -> Named:
     """Tells manifests, a specification and overrides apart.
 
@@ -52,8 +59,10 @@ def name(
         config_dir: The user's folder of configurations.
         imports: The user's own Python files.
         index_dir: What `prepare` wrote.
+        model_path: Folder of a saved model; overrides then need not name one.
 
     Raises:
+        CheckpointError: There is no model in `model_path`.
         ConfigError: Nothing is named, or two things at once; the configuration is wrong, or there is no `index_dir`.
         DataError: There is no such specification, or it is wrong.
     """
@@ -65,28 +74,40 @@ def name(
         raise ConfigError(f"expected one dataset specification, or manifests, or the KEY=VALUEs of a run; {got}")
     if index_dir is not None and not index_dir.expanduser().is_dir():
         raise ConfigError(f"--index-dir {str(index_dir)!r}: no such folder; `speechlmm-train prepare` makes one")
+    for path in imports:
+        import_file(path)
     composed = None
     if overrides:
-        given = [*overrides, *(_filled(files, bool(manifests), overrides) if files else ())]
-        composed = compose_config(config_name, given, config_dir=config_dir, imports=imports)
-    else:
-        for path in imports:
-            import_file(path)
+        given = [*overrides, *_filled(files, bool(manifests), overrides, data_only=model_path is not None)]
+        model = None if model_path is None else _saved(model_path)
+        composed = compose_config(config_name, given, config_dir=config_dir, model=model)
     if manifests:
         source = of_manifests([Path(one) for one in manifests])
     elif files:
         source = of_specification(files[0], config_dir=config_dir)
     else:
-        source = of_run(config_name, overrides, config_dir=config_dir)
+        assert composed is not None
+        source = of_configuration(composed.config.data, config_dir=config_dir)
     if index_dir is not None:
         source = replace(source, index_dir=index_dir.expanduser())
     return Named(source, composed)
 
 
-def _filled(files: Sequence[str], are_manifests: bool, overrides: Sequence[str]) -> list[str]:
-    """What a run's configuration must have and the command line need not say where files name the data."""
+def _saved(model_path: Path) -> dict[str, Any]:
+    """The configuration of a saved model."""
+    from speechlmm_core.checkpoint.load import read_model_config, resolve_model_path
+
+    return read_model_config(resolve_model_path(model_path)).model_dump(mode="json")
+
+
+def _filled(files: Sequence[str], are_manifests: bool, overrides: Sequence[str], *, data_only: bool) -> list[str]:
+    """What a run's configuration must have and the command line need not say where files or a model are named."""
+    if not files and not data_only:
+        return []
     quoted = ", ".join(_quote(one) for one in files)
-    data = [f"data.train=[{quoted}]"] if are_manifests else ["data.train=[]", f"data.data_config_path={quoted}"]
+    data: list[str] = []
+    if files:
+        data = [f"data.train=[{quoted}]"] if are_manifests else ["data.train=[]", f"data.data_config_path={quoted}"]
     training = ["training.output_dir=inspection", "training.max_steps=1"]
     return data + [one for one in training if not any(given.startswith(one.split("=")[0] + "=") for given in overrides)]
 
