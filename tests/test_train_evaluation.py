@@ -4,6 +4,7 @@ import gc
 import json
 import logging
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ from speechlmm_train.trainer import evaluation
 from speechlmm_train.trainer.best import Rule, RunState, worsening
 from speechlmm_train.trainer.open_sets import open_sets
 from speechlmm_train.trainer.sample import even, sample_of
+from speechlmm_train.trainer.summary import evaluation_lines
 
 pytestmark = pytest.mark.usefixtures("one_thread", "little_garbage")
 
@@ -199,6 +201,28 @@ def test_a_stage_ends_early_and_the_next_begins(corpus, tmp_path, scripted):
     again = go(corpus, out, stages=stages, save_steps=100, resume=True, **patience, **BEST)
     assert again.best == report.best
     assert again.steps == 5
+
+
+def test_patience_that_ends_where_the_stage_would_is_no_warning(corpus, tmp_path, scripted):
+    scripted["eval"] += [0.4, 0.5, 0.6]
+    report = go(corpus, tmp_path / "out", max_steps=3, early_stopping_patience=2, **BEST)
+    assert (report.steps, report.warnings) == (3, [])
+    assert not any("warning" in row for row in rows(tmp_path / "out"))
+
+
+def test_evaluations_are_told_on_lines_of_their_own_and_at_the_end(corpus, tmp_path, scripted, capsys):
+    scripted["eval"] += [0.4, 0.5]
+    config = plain(corpus, tmp_path / "out", max_steps=9, early_stopping_patience=1, **BEST)
+    report = run(validate(config), plain=config)
+    lines = [piece.strip() for piece in re.split(r"[\r\n]", capsys.readouterr().err)]
+    assert [line for line in lines if line.startswith("step ")] == [
+        *("step 1: eval/asr_wer 0.4", "step 2: eval/asr_wer 0.5"),
+        "step 2: stage 'train' ends after 2 steps: eval/asr_wer has not improved in 1 evaluation",
+    ]
+    assert [line.split() for line in evaluation_lines({**report.figures, "train/loss": 1.0}, report.best)[2:]] == [
+        ["|", "eval/asr_wer", "|", "0.5", "|", "0.4", "|", "checkpoint-1", "|"]
+    ]
+    assert evaluation_lines({"train/loss": 1.0}, {}) == []
 
 
 def test_what_was_best_and_how_long_nothing_improved_is_resumed(corpus, tmp_path, scripted, monkeypatch):

@@ -70,9 +70,12 @@ def stage_lines(config: RunConfig) -> Iterator[str]:
     """
     model = meta_model(config.model, flash_attention=can_flash(config.training))
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    fixed = _fixed(model)
     for stage in config.resolved_stages():
         check_stage(model, stage, max_steps=stage.max_steps or 1, world_size=world_size)
         yield f"stage {stage.name}: {_steps(config, stage)}, {_trained(stage)} ({_share(model)}), {_size(stage)}"
+    if fixed:
+        yield f"never trained, as their components fix them: {fixed}"
 
 
 def mixture_lines(config: RunConfig, base: Path) -> Iterator[str]:
@@ -117,6 +120,17 @@ def _share(model: SpeechLMM) -> str:
     return f"{sum(counts.values()):,} trainable parameters: {parts}"
 
 
+def _fixed(model: SpeechLMM) -> str:
+    """Parameters that are fixed before anything is frozen, such as the positions of Whisper."""
+    found = [
+        f"{component}.{name} {parameter.numel():,}"
+        for component, module in model.components().items()
+        for name, parameter in module.named_parameters()
+        if not parameter.requires_grad
+    ]
+    return ", ".join([*found[:3], *([f"and {len(found) - 3} more"] if len(found) > 3 else [])])
+
+
 def _size(stage: ResolvedStage) -> str:
     training = stage.training
     budgets = {
@@ -125,7 +139,8 @@ def _size(stage: ResolvedStage) -> str:
         "examples": training.per_device_train_batch_size,
     }
     size = ", ".join(f"{value} {name}" for name, value in budgets.items() if value)
-    return f"{training.micro_batches_per_step} micro-batches of at most {size} a step"
+    number = training.micro_batches_per_step
+    return f"{number} micro-batch{'' if number == 1 else 'es'} of at most {size} a step"
 
 
 def in_bytes(count: int) -> str:

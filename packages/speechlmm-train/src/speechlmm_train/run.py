@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tqdm.contrib.logging import logging_redirect_tqdm
+
 from speechlmm_core.checkpoint.atomic import atomic_folder, write_text
 from speechlmm_core.checkpoint.load import resolve_model_path, restore
 from speechlmm_core.checkpoint.save import save_model
@@ -127,8 +129,9 @@ def run(
     reporter.warnings += folder.warnings()
     try:
         whole = _Run(config, stages, model, processor, folder, reporter, checkpoint, state)
-        for index in range(len(stages)):
-            whole.stage(index)
+        with logging_redirect_tqdm():  # warnings stand on lines of their own, not behind the progress bar
+            for index in range(len(stages)):
+                whole.stage(index)
     finally:
         reporter.close()
     with guarded_save(folder.model_path), atomic_folder(folder.model_path) as temporary:

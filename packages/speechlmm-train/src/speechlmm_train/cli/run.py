@@ -35,6 +35,7 @@ def run(
     prepare_process()
     from speechlmm_train.run import run as train
     from speechlmm_train.trainer.mixture import table
+    from speechlmm_train.trainer.summary import evaluation_lines
 
     report = train(composed.config, plain=composed.plain, resume=resume, overwrite=overwrite, progress=progress)
     for stage, rows in report.mixture.items():
@@ -42,6 +43,8 @@ def run(
             click.echo(f"stage {stage} was trained on")
             for line in table(rows):
                 click.echo(line)
+    for line in evaluation_lines(report.figures, report.best):
+        click.echo(line)
     for name, guard in report.guard.items():
         if guard["worsened"] > composed.config.training.guard_tolerance:
             first, last = guard["first"], guard["last"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from speechlmm_core.checkpoint.atomic import write_text
 from speechlmm_core.errors import MissingDependencyError
 from speechlmm_train.trainer.output_folder import METRICS, WANDB_ID
+from speechlmm_train.trainer.summary import is_score
 
 logger = logging.getLogger(__name__)
 
@@ -117,11 +119,18 @@ class Reporter:
     def log(self, step: int, stage: str, figures: dict[str, float]) -> None:
         """Takes figures of a step; the bar shows the losses."""
         self.last.update(figures)
+        if told := [f"{name} {value:.4g}" for name, value in figures.items() if is_score(name)]:
+            self.say(f"step {step}: {', '.join(told)}")
         for sink in self.sinks:
             sink.write(step, stage, figures)
         losses = {name.removeprefix("train/"): f"{value:.3f}" for name, value in figures.items() if _is_loss(name)}
         if losses:
             self._bar.set_postfix(losses, refresh=False)
+
+    def say(self, line: str) -> None:
+        """Prints a line above the bar, on standard error; nothing where no progress is shown."""
+        if not self._bar.disable:
+            self._bar.write(line, file=sys.stderr)
 
     def warn(self, step: int, stage: str, warning: str) -> None:
         """Logs a warning, and writes it beside the figures."""

@@ -83,10 +83,13 @@ class EvaluationCallback(TrainerCallback):
         best, ends = self.state.judge(name, figures, rule=rule, step=trainer.total_step)
         if ends:
             self.state.stopped[name] = trainer.state.global_step
-            trainer.warn(
+            times = self.state.stale[name]
+            line = (
                 f"stage {name!r} ends after {trainer.state.global_step} steps: {rule.figure} has not improved in "
-                f"{self.state.stale[name]} evaluations"
+                f"{times} evaluation{'' if times == 1 else 's'}"
             )
+            if trainer.state.global_step < trainer.state.max_steps:  # else it ends as planned
+                trainer.warn(line)
         return best, ends
 
     def _evaluate(self, kinds: Mapping[str, Sample] | tuple[str, ...]) -> dict[str, float]:
