@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 
@@ -47,8 +49,6 @@ def archive(folder: Path) -> Path:
 
 def tables(folder: Path) -> dict[str, tuple[Path, str]]:
     """The same bytes in each kind of table, three rows a batch, as a column of bytes and one of objects."""
-    pa = pytest.importorskip("pyarrow")
-    pq = pytest.importorskip("pyarrow.parquet")
     data = [(folder / name).read_bytes() for name in FORMATS]
     objects = [{"bytes": one, "path": name} for one, name in zip(data, FORMATS, strict=True)]
     table = pa.table({"id": list(FORMATS), "raw": pa.array(data, pa.binary()), "audio": objects})
@@ -163,8 +163,6 @@ def test_one_channel_of_several(tmp_path: Path, name: str) -> None:
 
 
 def test_a_cell_may_name_a_file(tmp_path: Path, folder: Path) -> None:
-    pa = pytest.importorskip("pyarrow")
-    pq = pytest.importorskip("pyarrow.parquet")
     (tmp_path / "a.wav").write_bytes((folder / "a.wav").read_bytes())
     column = pa.array([{"bytes": None, "path": "a.wav"}, {"bytes": None, "path": None}, None])
     pq.write_table(pa.table({"audio": column, "name": ["a.wav"] * 3, "n": [1, 2, 3]}), tmp_path / "t.parquet")
@@ -265,8 +263,6 @@ def test_a_part_behaves_as_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["string", "object"])
 @pytest.mark.parametrize("table", ["t.arrow", "t.parquet"])
 def test_a_cell_names_files_in_the_folder_of_its_table_only(tmp_path: Path, kind: str, table: str) -> None:
-    pa = pytest.importorskip("pyarrow")
-    pq = pytest.importorskip("pyarrow.parquet")
     inside, outside = tmp_path / "corpus" / "clips" / "a.wav", tmp_path / "other.wav"
     inside.parent.mkdir(parents=True)
     for file in (inside, outside):

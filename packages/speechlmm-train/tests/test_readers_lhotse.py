@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import lhotse
 import numpy as np
 import pytest
 import soundfile
@@ -16,8 +17,6 @@ from speechlmm_core.errors import DataError
 from speechlmm_core.interfaces.dataset import Selection, datasets
 from speechlmm_core.media.audio import load_audio_item
 from speechlmm_train.readers.lhotse.config import LhotseDatasetConfig
-
-lhotse = pytest.importorskip("lhotse", reason="the extra `lhotse` is not installed")
 
 
 @pytest.fixture(autouse=True)
