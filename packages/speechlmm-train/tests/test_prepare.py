@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from speechlmm_core.data.index.layout import HEADER
 from speechlmm_core.data.index.open import index_dir_of, open_prepared
 from speechlmm_core.data.index.prepared import PreparedExamples
+from speechlmm_core.data.index.views import prepared_in
 from speechlmm_core.data.spec.file import read_spec
 from speechlmm_core.data.spec.open import open_spec
 from speechlmm_core.data.spec.parts import parts_of
@@ -125,6 +126,7 @@ FAST = {
     "same part": "duplicate",
     "text": "unreadable",
     "missing": "unreadable",
+    "cut": "unreadable",
     "long": "too long",
     "late": "no such segment",
     "empty": "empty text",
@@ -135,13 +137,13 @@ FAST = {
 
 def test_each_reason_is_found_by_its_check(corpus: Path) -> None:
     report = run(corpus, max_duration=20)
-    assert reasons(corpus) == FAST  # what is cut off or silent shows only when it is decoded
+    assert reasons(corpus) == FAST  # what is silent shows only when it is decoded
     part = report.parts[0]
     assert part.total == 17
     assert part.kept + sum(part.reasons.values()) == part.total
     assert Counter(part.reasons) == Counter(FAST.values())
     report = run(corpus, check="full", max_duration=20)
-    assert reasons(corpus) == {**FAST, "cut": "unreadable", "silent": "silent"}
+    assert reasons(corpus) == {**FAST, "silent": "silent"}
     part = report.parts[0]
     assert part.kept + sum(part.reasons.values()) == part.total
     assert part.clipped == 1
@@ -206,11 +208,36 @@ def test_filters_of_a_prepared_specification_choose_the_same(tmp_path: Path) -> 
 def test_sets_for_evaluation_are_kept_whole(corpus: Path) -> None:
     spec = spec_of(corpus.parent, "type: jsonl, path: m.jsonl, name: m, destination: test")
     report = run(spec, max_duration=20)
-    lost = {"text", "missing", "late"}
-    assert report.parts[0].kept == 17 - len(lost)
-    assert Counter(report.parts[0].reasons) == Counter(FAST[name] for name in lost)
-    assert Counter(report.parts[0].flagged) == Counter(reason for name, reason in FAST.items() if name not in lost)
+    assert report.parts[0].kept == 17
+    assert not report.parts[0].reasons
+    assert Counter(report.parts[0].flagged) == Counter(FAST.values())
     assert "kept whole" in (index_dir_of(spec) / "report.md").read_text()
+    command = CliRunner().invoke(cli, ["prepare", str(spec), "--jobs", "0", "--no-progress"])
+    assert "17 rows, 17 used" in command.output
+    assert "9 kept for evaluation that training would leave out" in command.output  # without the limit on seconds
+
+
+def test_what_cannot_be_loaded_fails_in_evaluation_with_an_index_and_without(corpus: Path) -> None:
+    for more in ("", ", min_duration: 0.5, max_duration: 25"):
+        lines = "columns: {audio: audio, text: text}, destination: test" + more
+        spec = spec_of(corpus.parent, f"type: table, path: m.jsonl, name: m, task: asr, {lines}")
+        (plain,) = open_spec(read_spec(spec), base=spec.parent)
+        run(spec)
+        (fast,) = open_spec(read_spec(spec), base=spec.parent, index_dir=index_dir_of(spec))
+        assert len(prepared_in(fast.examples)) == 1
+        assert [one.model_dump() for one in fast.examples] == [one.model_dump() for one in plain.examples]
+        assert (fast.total, fast.dropped) == (plain.total, plain.dropped)
+        found = {one.text for one in fast.examples}
+        assert {"text", "missing"} <= found if not more else not {"text", "missing", "long"} & found
+
+
+def test_what_was_prepared_for_something_else_is_not_taken(corpus: Path) -> None:
+    for first, then in (("train", "test"), ("test", "train")):
+        entry = "type: jsonl, path: m.jsonl, name: m, destination: "
+        run(spec_of(corpus.parent, entry + first))
+        spec = spec_of(corpus.parent, entry + then)
+        with pytest.raises(DataError, match=f"prepared for '{first}', and now for '{then}'.*speechlmm-train prepare"):
+            open_spec(read_spec(spec), base=spec.parent, index_dir=index_dir_of(spec))
 
 
 def test_only_what_is_new_is_read(tmp_path: Path) -> None:
@@ -390,7 +417,7 @@ def test_an_index_that_cannot_be_written(corpus: Path, monkeypatch: pytest.Monke
             with pytest.raises(DataError, match=r"cannot write the index .*No space left on device; make room"):
                 run(corpus, redo=True)
         assert {path: path.read_bytes() for path in index_dir_of(corpus).glob("*/*")} == before
-    assert run(corpus, max_duration=20).parts[0].kept == 8
+    assert run(corpus, max_duration=20).parts[0].kept == 7
 
 
 def test_what_a_newer_release_wrote_is_not_overwritten(corpus: Path) -> None:
@@ -480,7 +507,7 @@ def test_a_limit_is_for_trying_out(corpus: Path) -> None:
 def test_the_command(corpus: Path) -> None:
     found = CliRunner().invoke(cli, ["prepare", str(corpus), "--jobs", "0", "--no-progress", "--max-duration", "20"])
     assert found.exit_code == 0, found.output
-    assert "17 rows, 8 used, 9 in quarantine; 10 files read" in found.output
+    assert "17 rows, 7 used, 10 in quarantine; 10 files read" in found.output
     manifest(corpus.parent, [{"audio": "text.wav", "text": "x"}], "bad")
     spec = spec_of(corpus.parent, "type: jsonl, path: m.jsonl, name: m", "type: jsonl, path: bad.jsonl, name: bad")
     found = CliRunner().invoke(cli, ["prepare", str(spec), "--jobs", "0", "--no-progress"], standalone_mode=False)
@@ -538,7 +565,7 @@ def test_a_name_below_conf_datasets(corpus: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(corpus.parent)
     found = CliRunner().invoke(cli, ["prepare", "mine", "--jobs", "0", "--no-progress"])
     assert found.exit_code == 0, found.output
-    assert len(opened(corpus.parent / "conf" / "datasets" / "mine.yaml")) == 9
+    assert len(opened(corpus.parent / "conf" / "datasets" / "mine.yaml")) == 8
     found = CliRunner().invoke(cli, ["prepare", "mine2"], standalone_mode=False)
     assert isinstance(found.exception, DataError)
     assert "no dataset specification 'mine2'; did you mean 'mine'?" in str(found.exception)

@@ -30,6 +30,21 @@ def audio_info(path: str | Path | MediaSource) -> AudioInfo:
         reader.close()
 
 
+def complete_audio_info(path: str | Path | MediaSource) -> AudioInfo:
+    """As `audio_info`, and makes sure that the end is there, as far as that takes no decoding of the whole.
+
+    Raises:
+        MediaError: The file is missing, not audio, empty or cut off.
+    """
+    reader = open_audio(as_source(path))
+    try:
+        if isinstance(reader, SoundFileReader):
+            reader.check_end()
+        return reader.info
+    finally:
+        reader.close()
+
+
 def open_audio(path: MediaSource) -> AudioReader:
     """Opens an audio file for reading; the caller closes it.
 

@@ -54,6 +54,25 @@ class SoundFileReader:
                 f"of {self.info.duration_s:.1f} s ({exc.error_string.rstrip('.')}); copy or download it again"
             ) from exc
 
+    def check_end(self) -> None:
+        """Makes sure that the end of a FLAC file is there, whose header alone does not tell; decodes one frame.
+
+        Raises:
+            MediaError: The file is cut off.
+        """
+        if self._file.format != "FLAC":
+            return
+        try:
+            self._file.seek(self.info.num_samples - 1)
+            there = len(self._file.read(1, always_2d=True)) == 1
+        except soundfile.LibsndfileError:
+            there = False
+        if not there:
+            raise MediaError(
+                f"{self.path}: truncated: its header says {self.info.duration_s:.1f} s, and their end is not there; "
+                "copy or download it again"
+            )
+
     def _mono(self, block: Block) -> Block:
         channel = 0 if block.shape[1] == 1 else self.path.channel
         return average(block, axis=1) if channel is None else block[:, channel]  # (L, C) -> (L,)

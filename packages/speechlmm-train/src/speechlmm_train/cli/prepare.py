@@ -75,7 +75,7 @@ def prepare(
     SPEC is a path, or a name below conf/datasets.
 
     Training and evaluation then open the corpora without reading them. Rows that cannot be used are put into
-    quarantine, with the reason; sets for evaluation lose only what cannot be loaded. A preparation that was interrupted
+    quarantine, with the reason; sets for evaluation are kept whole, and reported. A preparation that was interrupted
     goes on where it was, and a further one reads only what is new.
 
     With --model-path, or --config-name and the KEY=VALUEs that `run` takes, what the examples take of that model is
@@ -114,7 +114,11 @@ def prepare(
     )
     Console(width=None if os.isatty(1) else 160).print(table(report))
     click.echo(report.summary())
-    if report.quarantined:
+    if report.flagged:
+        click.echo(
+            f"{report.flagged:,} kept for evaluation that training would leave out; what cannot be read fails there"
+        )
+    if report.quarantined or report.flagged:
         click.echo(f"why: {report.index_dir / REPORT}, each row: {report.index_dir / QUARANTINE}")
     for name in report.empty_datasets:
         click.echo(f"error: {name}: all of its rows are in quarantine", err=True)

@@ -31,7 +31,7 @@ class Verdict:
     status: NDArray[np.uint8]
     """(N,) `Status`."""
     kept: NDArray[np.bool_]
-    """(N,) rows that are used: those in order and, for evaluation, those that can be loaded."""
+    """(N,) rows that are used: those in order and, for evaluation, all."""
     details: dict[int, str]
     """What was found, by row."""
     clipped: int = 0
@@ -55,7 +55,8 @@ def decide(
         found: (M,) whether anything was.
         faults: Why media cannot be used, by their key.
         settings: The limits.
-        training: Whether rows are for training; sets for evaluation are kept whole but for what cannot be loaded.
+        training: Whether rows are for training; sets for evaluation are kept whole, as what cannot be loaded is an
+            empty answer there, and scores on less are not comparable.
     """
     return _Decision(listing, records, found, faults, settings).run(training=training)
 
@@ -72,14 +73,13 @@ class _Decision:
         self.listing, self.records, self.found = listing, records, found
         self.faults, self.settings = faults, settings
         self.status = np.zeros(listing.count, np.uint8)
-        self.unusable = np.zeros(listing.count, np.bool_)
         self.details: dict[int, str] = {}
         self.owners = np.repeat(np.arange(listing.count), np.diff(listing.media_starts))  # (M,)
 
     def run(self, *, training: bool) -> Verdict:
         listing = self.listing
         for row, fault in listing.row_faults.items():
-            self.put(row, Status.RECORD, fault, unusable=True)
+            self.put(row, Status.RECORD, fault)
         seconds_of_media = self.measure()
         seconds = np.bincount(self.owners, seconds_of_media, minlength=listing.count).astype(np.float64)
         self.lengths(seconds_of_media, seconds)
@@ -88,16 +88,13 @@ class _Decision:
             self.put(int(row), Status.EMPTY_TEXT, "the answer has no characters")
         self.texts(seconds)
         self.duplicates()
-        kept = self.status == Status.OK
-        if not training:
-            kept |= ~self.unusable
+        kept = self.status == Status.OK if training else np.ones(listing.count, np.bool_)
         return Verdict(seconds, self.status, kept, self.details, self.count_clipped(kept))
 
-    def put(self, row: int, status: Status, detail: str, *, unusable: bool = False) -> None:
+    def put(self, row: int, status: Status, detail: str) -> None:
         """Notes the first reason of a row."""
         if self.status[row] == Status.OK:
             self.status[row] = status
-            self.unusable[row] = unusable
             self.details[row] = detail
 
     def measure(self) -> NDArray[np.float64]:
@@ -105,7 +102,7 @@ class _Decision:
         listing, records = self.listing, self.records
         for number in np.flatnonzero(~self.found):
             fault = listing.media_faults.get(int(number)) or self.faults.get(int(listing.keys[number]), "not read")
-            self.put(int(self.owners[number]), Status.UNREADABLE, fault, unusable=True)
+            self.put(int(self.owners[number]), Status.UNREADABLE, fault)
         seconds = np.zeros(len(records))
         known = self.found & (records["sampling_rate"] > 0)
         seconds[known] = records["num_samples"][known] / records["sampling_rate"][known]
@@ -117,7 +114,7 @@ class _Decision:
                 seconds[number] = (last - first) / rate
             except MediaError as exc:
                 seconds[number] = 0.0
-                self.put(int(self.owners[number]), Status.SEGMENT, str(exc), unusable=True)
+                self.put(int(self.owners[number]), Status.SEGMENT, str(exc))
         return seconds
 
     def lengths(self, of_media: NDArray[np.float64], of_rows: NDArray[np.float64]) -> None:
@@ -125,7 +122,7 @@ class _Decision:
         longest = np.where(video, LONGEST_VIDEO, LONGEST_AUDIO)
         for number in np.flatnonzero(of_media > longest):
             detail = f"{of_media[number]:.1f} s, more than the {longest[number]:g} s that are loaded"
-            self.put(int(self.owners[number]), Status.TOO_LONG, detail, unusable=True)
+            self.put(int(self.owners[number]), Status.TOO_LONG, detail)
         limit = self.settings.max_duration
         if limit is not None:
             for row in np.flatnonzero(of_rows > limit):

@@ -24,7 +24,7 @@ from speechlmm_core.data.example import Example
 from speechlmm_core.data.examples import Examples
 from speechlmm_core.data.index.layout import NO_PLACE
 from speechlmm_core.data.index.rows import answer_of, encode_example, media_of
-from speechlmm_core.data.spec.task_check import TaskCheck
+from speechlmm_core.data.spec.task_check import UNUSABLE, TaskCheck
 from speechlmm_core.errors import DataError, MediaError
 from speechlmm_core.media.source import MediaSource, item_source
 
@@ -193,6 +193,8 @@ class _Lister:
         except DataError as exc:
             found.row_faults[row] = " ".join(str(exc).split())
             example = Example(id=str(row + 1))
+            if self.check is not None:
+                found.lacks[row] = self.check.number(UNUSABLE)
         else:
             if self.check is not None:
                 found.lacks[row], found.prompt_kinds[row] = self.check.numbers(example)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from speechlmm_core.data.index.state import content_hash
 from speechlmm_core.errors import MediaError
 from speechlmm_core.media.audio import audio_item_length
-from speechlmm_core.media.audio_file import audio_info, open_audio
+from speechlmm_core.media.audio_file import complete_audio_info, open_audio
 from speechlmm_core.media.audio_lengths import segment_bounds
 from speechlmm_core.media.source import MediaSource, item_source
 
@@ -112,7 +112,7 @@ def _header(kind: str, source: MediaSource, item: Mapping[str, Any]) -> tuple[He
 
 
 def _audio(source: MediaSource, _item: Mapping[str, Any]) -> tuple[Header, Decode]:
-    info = audio_info(source)
+    info = complete_audio_info(source)
     return (info.num_samples, info.sampling_rate), lambda segments: loudness_of(source, segments)
 
 

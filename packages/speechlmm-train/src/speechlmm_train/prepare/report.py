@@ -80,6 +80,11 @@ class PreparationReport:
         return sum((Counter(part.reasons) for part in self.parts), Counter[str]())
 
     @property
+    def flagged(self) -> int:
+        """Rows that are used although training would leave them out."""
+        return sum(sum(part.flagged.values()) for part in self.parts)
+
+    @property
     def empty_datasets(self) -> list[str]:
         """Datasets of which no row is left."""
         kept: Counter[str] = Counter()

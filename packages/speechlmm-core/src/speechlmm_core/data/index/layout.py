@@ -59,6 +59,8 @@ REASONS: dict[Status, str] = {
     Status.DUPLICATE: "duplicate",
 }
 """The reasons as messages and reports name them."""
+UNMEASURED = (Status.RECORD, Status.UNREADABLE, Status.SEGMENT)
+"""Reasons why a row's media have no length."""
 
 SORTED = {
     "seconds": "<f8",

@@ -23,7 +23,17 @@ from numpy.typing import NDArray
 from speechlmm_core.data.example import Example
 from speechlmm_core.data.examples import Examples, as_examples
 from speechlmm_core.data.index.header import IndexHeader, damaged
-from speechlmm_core.data.index.layout import EXAMPLES, HASHES, IN_ORDER, MEDIA, NO_PLACE, SORTED, STARTS, redo_hint
+from speechlmm_core.data.index.layout import (
+    EXAMPLES,
+    HASHES,
+    IN_ORDER,
+    MEDIA,
+    NO_PLACE,
+    SORTED,
+    STARTS,
+    Status,
+    redo_hint,
+)
 from speechlmm_core.data.index.rows import decode_example, media_of
 from speechlmm_core.data.index.state import content_hash
 from speechlmm_core.errors import DataError, MediaError
@@ -119,10 +129,11 @@ class PreparedExamples(Examples):
         """The example of a number.
 
         Raises:
-            DataError: One of its files has changed since it was prepared, or the index is damaged.
+            DataError: One of its files has changed since it was prepared, the index is damaged, or the row, which a
+                set for evaluation keeps, is none that an example can be made of.
         """
-        row = int(self.rows[index])
-        if not self.header.stored:
+        row, status = int(self.rows[index]), int(self.column("status")[index])
+        if not self.header.stored or status == Status.RECORD:
             return self._backing().example(row)
         starts = self.column("lines")
         first, last = int(starts[row]), int(starts[row + 1])
@@ -132,7 +143,8 @@ class PreparedExamples(Examples):
             example = decode_example(line, self.header.root)
         except (ValueError, TypeError, AttributeError, RecursionError) as exc:
             raise damaged(self.folder / EXAMPLES, f"row {row} is no example", self.header.spec) from exc
-        if not self._unchecked and (example.media or example.messages):
+        # Of media that could not be read there is nothing to compare with; whoever loads them says what is wrong.
+        if not self._unchecked and status != Status.UNREADABLE and (example.media or example.messages):
             self._check_media(index, example)
         return example
 
@@ -163,7 +175,8 @@ class PreparedExamples(Examples):
         """
         if self.header.stored and len(self):
             for index in np.unique(np.linspace(0, len(self) - 1, count).astype(np.int64)):
-                self.example(int(index))
+                if int(self.column("status")[index]) != Status.RECORD:
+                    self.example(int(index))
 
     def column(self, name: str) -> NDArray[Any]:
         """A column by its name in `layout`; of the sorted ones, the rows that are used.

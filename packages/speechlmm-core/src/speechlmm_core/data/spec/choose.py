@@ -19,6 +19,7 @@ from speechlmm_core.data.examples import Examples
 from speechlmm_core.data.faults import Faults
 from speechlmm_core.data.header_cache import cache_folder
 from speechlmm_core.data.index.choice import StoredChoice
+from speechlmm_core.data.index.layout import UNMEASURED
 from speechlmm_core.data.index.open import made_by
 from speechlmm_core.data.index.prepared import PreparedExamples
 from speechlmm_core.data.index.rows import answer_of
@@ -27,7 +28,7 @@ from speechlmm_core.data.spec.config import PartitionSpec
 from speechlmm_core.data.spec.durations import seconds_of
 from speechlmm_core.data.spec.entry_faults import shortened
 from speechlmm_core.data.spec.parts import Part
-from speechlmm_core.data.spec.task_check import Kind, TaskCheck, kind_of
+from speechlmm_core.data.spec.task_check import UNUSABLE, Kind, TaskCheck, kind_of
 from speechlmm_core.errors import ConfigError, DataError
 
 FIRST = 300
@@ -80,7 +81,7 @@ def choose(examples: Examples, part: Part, *, strict: bool) -> Chosen:
     _slice(chosen, part.settings.amount, prepared)
     scan = _Scan(examples, part, strict=strict)
     with nullcontext() if prepared is None else prepared.unchecked():
-        _by_columns(chosen, part.settings, prepared)
+        scan.by_columns(chosen, prepared)
         numbers = chosen.indices
         if prepared is not None and scan.needed(prepared):
             scan.run_prepared(chosen, prepared)
@@ -102,16 +103,6 @@ def _keep(chosen: Chosen, kept: NDArray[np.bool_], reason: str) -> None:
     if left_out := int(np.count_nonzero(~kept)):
         chosen.dropped[reason] += left_out
         chosen.indices = chosen.indices[kept]
-
-
-def _by_columns(chosen: Chosen, settings: PartitionSpec, prepared: PreparedExamples | None) -> None:
-    """The filters whose values an index has."""
-    if prepared is None:
-        return
-    for name, values in (("duration", prepared.seconds), ("num_words", prepared.num_words)):
-        _bounds(chosen, settings, name, lambda values=values: np.asarray(values)[chosen.indices])
-    if settings.min_quality is not None:
-        _quality(chosen, settings.min_quality, np.asarray(prepared.quality)[chosen.indices])
 
 
 def _bounds(chosen: Chosen, settings: PartitionSpec, name: str, values: object) -> None:
@@ -148,6 +139,39 @@ class _Scan:
         """Whether examples have to be looked at one by one."""
         filters = self.settings.model_dump(exclude={"amount", "destination"}, exclude_none=True)
         return self.check.needed or (prepared is None and bool(filters))
+
+    def by_columns(self, chosen: Chosen, prepared: PreparedExamples | None) -> None:
+        """The filters whose values an index has."""
+        if prepared is None:
+            return
+        settings = self.settings
+        if (settings.min_duration, settings.max_duration) != (None, None):
+            seconds = self._durations(chosen, prepared)
+            start = chosen.indices
+            _bounds(chosen, settings, "duration", lambda: seconds[np.isin(start, chosen.indices)])
+        _bounds(chosen, settings, "num_words", lambda: np.asarray(prepared.num_words)[chosen.indices])
+        if settings.min_quality is not None:
+            _quality(chosen, settings.min_quality, np.asarray(prepared.quality)[chosen.indices])
+
+    def _durations(self, chosen: Chosen, prepared: PreparedExamples) -> NDArray[np.float64]:
+        """(N,) seconds of what is chosen; what has none, in sets for evaluation, is left out as without an index."""
+        seconds = np.array(np.asarray(prepared.seconds)[chosen.indices])
+        odd = np.isin(np.asarray(prepared.column("status"))[chosen.indices], UNMEASURED)
+        if not odd.any():
+            return seconds
+        kept = np.ones(len(odd), bool)
+        for at, found in zip(np.flatnonzero(odd), self._each(chosen.indices[odd]), strict=True):
+            kept[at] = not isinstance(found, str)
+            if isinstance(found, str):
+                chosen.dropped[found] += 1
+            else:
+                seconds[at] = np.nan if found.duration is None else found.duration
+        self.faults.raise_if_any()
+        chosen.indices, seconds = chosen.indices[kept], seconds[kept]
+        self._time(chosen, seconds, kept)
+        there = ~np.isnan(seconds)
+        chosen.indices = chosen.indices[there]
+        return seconds[there]
 
     def run_prepared(self, chosen: Chosen, prepared: PreparedExamples) -> None:
         """As `run`, where the part has not changed, without a look at more than an example of each kind."""
@@ -251,8 +275,8 @@ class _Scan:
                 example = self.check.fitted(self.examples.example(int(number)))
             except (DataError, OSError, ValueError) as exc:  # readers of third parties as well
                 self._fault(at, number, str(exc))
-                self.firsts.setdefault("unusable record", str(exc))
-                yield "unusable record"
+                self.firsts.setdefault(UNUSABLE, str(exc))
+                yield UNUSABLE
                 continue
             reason, lack = self.check.look(example)
             if lack is not None:

@@ -7,7 +7,10 @@ from pathlib import Path
 
 from speechlmm_core.data.examples import ConcatExamples, Examples, as_examples
 from speechlmm_core.data.faults import Faults
+from speechlmm_core.data.index.header import IndexHeader
+from speechlmm_core.data.index.layout import redo_hint
 from speechlmm_core.data.index.open import open_prepared
+from speechlmm_core.data.jsonl.config import JsonlDatasetConfig
 from speechlmm_core.data.spec.choose import choose
 from speechlmm_core.data.spec.config import DatasetSpec, DataSpec, Destination
 from speechlmm_core.data.spec.entries import Entry, dataset_spec
@@ -102,9 +105,26 @@ def _read(part: Part, base: Path, index_dir: Path | None) -> Examples:
     if index_dir is not None:
         prepared = open_prepared(index_dir, part.name, reader, base, part.selection)
         if prepared is not None:
+            _check_destination(part, prepared.header)
             return prepared
+    if isinstance(reader, JsonlDatasetConfig) and part.destination != "train":
+        # What is missing is an answer that fails, as any file that cannot be read, whether prepared or not.
+        return reader.open(base, part.selection, check_media=False)
     with reading(part.name):
         return as_examples(reader.read(base, part.selection))
+
+
+def _check_destination(part: Part, header: IndexHeader) -> None:
+    """Makes sure that the index leaves out what it should: nothing of sets for evaluation.
+
+    Raises:
+        DataError: The part was prepared for something else.
+    """
+    if header.flagged if part.destination == "train" else header.quarantined:
+        raise DataError(
+            f"{part.name}: prepared for {header.destination!r}, and now for {part.destination!r}, which other rows "
+            f"take part in; {redo_hint(header.spec)} (only what is new is read)"
+        )
 
 
 def _note(faults: Faults, error: Exception) -> None:

@@ -14,6 +14,8 @@ from speechlmm_core.data.spec.task_examples import TaskExamples
 
 MOST_REASONS, MOST_KINDS = 255, 1 << 16
 """What a prepared index has numbers for."""
+UNUSABLE = "unusable record"
+"""Why a row is left out of which no example can be made."""
 Kind = tuple[str, str | None, str | None, bool]
 """Examples of a kind get their prompts from the same place."""
 
@@ -62,8 +64,12 @@ class TaskCheck:
         fitted = self.fitted(example)
         reason, _ = self.look(fitted)
         if reason is not None:
-            return min(self.reasons.setdefault(reason, len(self.reasons) + 1), MOST_REASONS), 0
+            return self.number(reason), 0
         return 0, min(self.kinds.setdefault(kind_of(fitted), len(self.kinds)), MOST_KINDS - 1)
+
+    def number(self, reason: str) -> int:
+        """The number of a reason."""
+        return min(self.reasons.setdefault(reason, len(self.reasons) + 1), MOST_REASONS)
 
     @property
     def numbered(self) -> bool:
