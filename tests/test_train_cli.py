@@ -60,6 +60,9 @@ def test_plan_counts_what_the_model_has(capsys, manifest, tmp_path, monkeypatch)
         assert rows[name][3:6] == [f"{count:,}", f"{trained:,}", "float32"]
     assert rows["text_decoder"][-1] == "sdpa"
     assert "stage train: 3 steps, freezes audio_encoder" in out
+    positions = model.audio_encoder.model.embed_positions.weight.numel()
+    assert f"fix them: audio_encoder.model.embed_positions.weight {positions:,}\n" in out
+    assert ", 1 micro-batch of at most " in out
 
 
 def test_plan_takes_and_checks_what_run_does(capsys, manifest, tmp_path):

@@ -13,11 +13,12 @@ from speechlmm_core.errors import DataError
 from speechlmm_core.interfaces.metric import MetricConfig, metrics
 from speechlmm_train.cli import main
 from speechlmm_train.evaluate.compare import compare, summary
-from speechlmm_train.evaluate.markdown import to_markdown
+from speechlmm_train.evaluate.markdown import difference, to_markdown
 from speechlmm_train.evaluate.metric_choice import MetricChoice
 from speechlmm_train.evaluate.playable import playable
 from speechlmm_train.evaluate.prediction import Prediction, write_predictions
 from speechlmm_train.evaluate.questions import Keys, questions
+from speechlmm_train.evaluate.report_files import heading
 from speechlmm_train.evaluate.score import report_on, score_what_can_be
 from speechlmm_train.evaluate.worst import worst_examples
 
@@ -179,3 +180,38 @@ def test_a_missing_manifest_is_no_override(name, capsys, tmp_path, monkeypatch):
     assert (code, err.count("\n")) == (2, 1)
     code, _, other = call(capsys, "evaluate", "--model-path", tmp_path, "nothing.jsonl")
     assert err.replace(given, "nothing.jsonl") == other
+
+
+@pytest.mark.parametrize(
+    ("key", "paths", "expected"),
+    [
+        ("d/utt-1", ["/a/utt-1.wav"], "d/utt-1"),
+        ("d/17", ["/a/kitchen.wav"], "d/17 (kitchen.wav)"),
+        ("d/17", ["/a/x.wav", "/a/x.wav", "/b/y.mp4"], "d/17 (x.wav, y.mp4)"),
+        ("d/17", [], "d/17"),
+    ],
+)
+def test_an_example_is_called_by_its_dataset_and_its_file(key, paths, expected):
+    assert heading(row(key, media=tuple({"type": "audio", "path": path} for path in paths))) == expected
+
+
+def test_differences_of_per_cent_are_in_points():
+    assert [difference(scale, -0.25) for scale in ("fraction", "hundred", "number")] == [
+        *("-25.00 points", "-0.25", "-0.2500")
+    ]
+
+
+def test_answers_that_were_cut_are_told(tmp_path, capsys):
+    whole = [row(f"whole/{i}", dataset="whole", num_tokens=3) for i in range(2)]
+    cut = [row(f"cut/{i}", dataset="cut", complete=False, num_tokens=512) for i in range(3)]
+    some = [row("some/0", dataset="some", complete=False, num_tokens=8), row("some/1", dataset="some")]
+    write_predictions(tmp_path / "p.jsonl", [*whole, *cut, *some])
+    code, out, err = call(capsys, "score", tmp_path / "p.jsonl", "--output-dir", tmp_path / "s")
+    assert code == 0
+    assert err.splitlines() == [
+        "all 3 answers of 'cut' were cut at 512 tokens",
+        "1 of 2 answers of 'some' was cut at 8 tokens",
+        f"the reports are in {tmp_path / 's'}",
+    ]
+    assert "- wer: `" in out
+    assert "|norm:basic|" in out

@@ -158,6 +158,11 @@ def show(report: dict[str, Any], *, as_json: bool) -> int:
                 "they are not scored",
                 err=True,
             )
+        if own["cut"]:
+            given = own["examples"] - own["failed"]
+            count = f"all {given}" if own["cut"] == given > 1 else f"{own['cut']} of {given}"
+            were = "was" if own["cut"] == 1 else "were"
+            click.echo(f"{count} answers of {name!r} {were} cut at {own['cut_at']} tokens", err=True)
     invalid = invalid_lines(invalid_in(report))
     for line in invalid:
         click.echo(f"error: {line}", err=True)

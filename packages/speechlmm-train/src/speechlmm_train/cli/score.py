@@ -28,6 +28,7 @@ def score(
     """Score predictions of `evaluate` again, without the model: with other metrics, or another normaliser."""
     from speechlmm_core.errors import ConfigError
     from speechlmm_train.cli.evaluate import show
+    from speechlmm_train.evaluate.markdown import signature_lines
     from speechlmm_train.evaluate.metric_choice import MetricChoice
     from speechlmm_train.evaluate.output import EvaluationFolder
     from speechlmm_train.evaluate.prediction import read_predictions
@@ -48,4 +49,9 @@ def score(
     report = report_on(rows, choice)
     if folder is not None:
         write_reports(folder, report, rows, choice, worst=worst, title=str(predictions))
-    return show(report, as_json=as_json)
+    code = show(report, as_json=as_json)
+    if not as_json:
+        click.echo("\n" + "\n".join(signature_lines(report)))
+    if output_dir is not None:
+        click.echo(f"the reports are in {output_dir}", err=True)
+    return code

@@ -11,7 +11,7 @@ from speechlmm_core.errors import ConfigError, DataError
 from speechlmm_core.interfaces.metric import Scale
 from speechlmm_train.evaluate.align import align, as_text
 from speechlmm_train.evaluate.bootstrap import DRAWS, Paired, paired
-from speechlmm_train.evaluate.markdown import number, table
+from speechlmm_train.evaluate.markdown import difference, number, table
 from speechlmm_train.evaluate.metric_choice import MetricChoice
 from speechlmm_train.evaluate.prediction import Prediction
 from speechlmm_train.evaluate.score import Scored, raise_if_invalid, statistics
@@ -154,8 +154,8 @@ def summary(found: Comparison) -> list[str]:
             dataset,
             name,
             *(number(found.scales[name], value) for value in (one.a, one.b)),
-            number(found.scales[name], one.difference, signed=True),
-            " to ".join(number(found.scales[name], end, signed=True) for end in (one.low, one.high)),
+            difference(found.scales[name], one.difference),
+            " to ".join(difference(found.scales[name], end).removesuffix(" points") for end in (one.low, one.high)),
             f"{one.p_bootstrap:.4f}",
             f"{one.p_randomisation:.4f}",
             _verdict(one, higher=found.higher_is_better[name]),

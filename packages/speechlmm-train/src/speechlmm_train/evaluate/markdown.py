@@ -10,7 +10,7 @@ from speechlmm_core.interfaces.metric import Scale
 
 def to_markdown(report: Mapping[str, Any], title: str) -> str:
     """The report as a page: a table of the metrics, one of the speed, and the signatures."""
-    parts = [[f"# {_cell(title)}"], metric_lines(report), _speed(report), _signatures(report)]
+    parts = [[f"# {_cell(title)}"], metric_lines(report), _speed(report), signature_lines(report)]
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
 
 
@@ -47,12 +47,18 @@ def spread(entry: Mapping[str, Any]) -> str:
     return "" if low is None else f"{number(entry['scale'], low)} to {number(entry['scale'], high)}"
 
 
-def number(scale: Scale, value: float, *, signed: bool = False) -> str:
+def number(scale: Scale, value: float) -> str:
     """A metric's value; fractions in per cent."""
-    sign = "+" if signed else ""
     if scale == "fraction":
-        return f"{100 * value:{sign}.2f} %"
-    return f"{value:{sign}.2f}" if scale == "hundred" else f"{value:{sign}.4f}"
+        return f"{100 * value:.2f} %"
+    return f"{value:.2f}" if scale == "hundred" else f"{value:.4f}"
+
+
+def difference(scale: Scale, value: float) -> str:
+    """A difference of two values; that of two fractions is in points, for per cent of what would be open."""
+    if scale == "number":
+        return f"{value:+.4f}"
+    return f"{100 * value:+.2f} points" if scale == "fraction" else f"{value:+.2f}"
 
 
 _SPEEDS = ("inverse_real_time_factor", "tokens_per_second")
@@ -72,7 +78,8 @@ def _speed(report: Mapping[str, Any]) -> list[str]:
     return table([*head, "times real time", "tokens/s"], rows if len(rows) > 2 else rows[:1])
 
 
-def _signatures(report: Mapping[str, Any]) -> list[str]:
+def signature_lines(report: Mapping[str, Any]) -> list[str]:
+    """What each metric was computed with."""
     found = dict.fromkeys(
         (name, entry["signature"]) for _, _, own in _groups(report) for name, entry in own["metrics"].items()
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from speechlmm_train.evaluate.align import align
@@ -71,6 +72,13 @@ def to_html(
     return template.render(title=title, report=report, datasets=parts)
 
 
+def heading(prediction: Prediction) -> str:
+    """What an example is called: its key, with the names of its files where these say more."""
+    files = [Path(str(item["path"])).name for item in prediction.media if item.get("path")]
+    new = [name for name in dict.fromkeys(files) if Path(name).stem not in prediction.key]
+    return " ".join([prediction.key, *([f"({', '.join(new)})"] if new else [])])
+
+
 def _shown(one: Ranked, folder: EvaluationFolder) -> dict[str, Any]:
     prediction = one.prediction
     nearest = min(
@@ -80,6 +88,7 @@ def _shown(one: Ranked, folder: EvaluationFolder) -> dict[str, Any]:
     )
     return {
         "prediction": prediction,
+        "heading": heading(prediction),
         "score": "" if one.value is None else f"{one.metric} {number(one.scale, one.value)}",
         "pieces": nearest,
         "media": [playable(item, folder.path) for item in prediction.media],

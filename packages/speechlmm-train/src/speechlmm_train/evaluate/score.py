@@ -204,10 +204,12 @@ def _counts(own: Sequence[Prediction]) -> dict[str, Any]:
     seconds = sum(p.seconds for p in own)
     media = sum(p.duration or 0.0 for p in own)
     tokens = sum(p.num_tokens for p in own)
+    cut = [p.num_tokens for p in own if p.error is None and not p.complete]
     return {
         "examples": len(own),
         "failed": sum(p.error is not None for p in own),
-        "cut": sum(p.error is None and not p.complete for p in own),
+        "cut": len(cut),
+        "cut_at": max(cut, default=None),
         "unreadable": sum(p.error is not None and not p.references for p in own),
         "without_reference": sum(p.error is None and not p.references for p in own),
         "media_seconds": round(media, 3),
