@@ -114,7 +114,7 @@ def test_a_killed_run_goes_on_where_it_was(model_path, recordings, tmp_path):
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", f"6 answers are in {out}\n")
     lines = out.read_bytes().splitlines(keepends=True)
     assert lines[: len(complete)] == complete, "what was there stays as it was"
     records = [json.loads(line) for line in lines]

@@ -48,7 +48,7 @@ def test_a_broken_file_is_a_line_and_the_run_goes_on(call, mixed, tmp_path):
     out = tmp_path / "out" / "lines.jsonl"
     code, stdout, err = call("infer", "--audios-file-path", mixed, "--output", out)
     assert (code, stdout) == (1, "")
-    assert err == "6 of 8 inputs failed; their lines say why\n"
+    assert err == f"2 answers are in {out}; 6 of 8 inputs failed; their lines say why\n"
     found = records(out.read_text(encoding="utf-8"))
     assert [one["path"] for one in found] == [str(path) for path in sorted(mixed.iterdir())]
     for one in found:

@@ -157,6 +157,10 @@ def infer(
         # Lines that scroll by on the same terminal are progress enough.
         progress=progress and sys.stderr.isatty() and not (output is None and sys.stdout.isatty()),
     )
-    if failed:
-        click.echo(f"{failed} of {len(inputs)} inputs failed; their lines say why", err=True)
+    lines = [f"{failed} of {len(inputs)} inputs failed; their lines say why"] if failed else []
+    if output is not None:
+        answered = len(inputs) - failed
+        lines.insert(0, f"{answered} {'answer is' if answered == 1 else 'answers are'} in {output}")
+    if lines:
+        click.echo("; ".join(lines), err=True)
     return 1 if failed else 0
