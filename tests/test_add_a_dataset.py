@@ -73,7 +73,9 @@ def test_the_commands_of_the_page_run_in_a_row(
     (block,) = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
     outputs: dict[str, str] = {}
     for line in block.splitlines():
-        program, name, *arguments = shlex.split(line, comments=True)
+        *launcher, program, name = (words := shlex.split(line, comments=True))[:4]
+        arguments = words[4:]
+        assert launcher == ["uv", "run"]
         if "…" in arguments:
             at = arguments.index("…")
             arguments[at : at + 1] = TINY
