@@ -108,6 +108,9 @@ def test_a_broken_file_is_named_with_its_line(tmp_path: Path, workers: int) -> N
     batches = TrainingBatches(examples, Processor(), BatchPlan([1] * 10, [1] * 10, batch_size=2), num_workers=workers)
     with pytest.raises(MediaError, match=rf"^{tmp_path}/m\.jsonl:7: example 'utt6': {tmp_path}/broken\.wav: broken$"):
         list(islice(batches, 5))
+    advised = TrainingBatches(examples, Processor(), batches.plan, num_workers=workers, advice="prepare it")
+    with pytest.raises(MediaError, match=r"broken\.wav: broken; prepare it$"):
+        list(islice(advised, 5))
 
 
 def test_ranks_are_checked_at_once(examples: Any) -> None:

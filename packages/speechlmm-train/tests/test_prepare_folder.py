@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from click.testing import CliRunner
 
 from speechlmm_core.data.index.layout import HEADER
 from speechlmm_core.data.index.open import index_dir_of
 from speechlmm_core.data.spec.file import read_spec
 from speechlmm_core.data.spec.open import open_spec
 from speechlmm_core.errors import DataError
+from speechlmm_train.cli.main import cli
 from speechlmm_train.prepare.histogram import BINS, bin_edges
 from speechlmm_train.prepare.prepare import STAGED, prepare
 from speechlmm_train.prepare.report import PreparationReport
@@ -177,3 +179,29 @@ def test_processes_that_read_media_import_no_model_library() -> None:
         [sys.executable, "-c", f"{code}; print({heavy} & set(sys.modules))"], capture_output=True, check=True
     )
     assert found.stdout.strip() == b"set()", found.stderr
+
+
+ROWS = [{"audio": f"{number}.wav", "text": f"so {number}", "language": "en"} for number in range(3)]
+
+
+@pytest.mark.parametrize(("targets", "code"), [(0, 1), (2, 0), (3, 0)])
+def test_rows_that_lack_what_their_task_needs_are_counted(tmp_path: Path, targets: int, code: int) -> None:
+    rows = [{**row, **({"target_language": "de"} if at < targets else {})} for at, row in enumerate(ROWS)]
+    spec = spec_of(tmp_path, {"type": "jsonl", "path": "m.jsonl", "name": "m", "task": "st"}, rows=rows)
+    command = ["prepare", str(spec), "--jobs", "0", "--no-progress"]
+    found = CliRunner().invoke(cli, command, standalone_mode=False)
+    assert found.return_value == code, found.output
+    assert f"3 rows, {targets} used" in found.output
+    assert ("needs a `target_language`" in found.output) == (targets < 3)
+    assert ("error: m: none of its rows can be used" in found.output) == (targets == 0)
+    assert ("note: m: " in found.output) == (targets == 2)
+    assert "in quarantine" not in found.output
+    for part in run(spec).parts:
+        assert part.kept + sum(part.reasons.values()) + sum(part.lacks.values()) == part.total == 3
+
+
+def test_rows_in_other_languages_are_counted(tmp_path: Path) -> None:
+    rows = [{**row, "language": "de" if at else "en"} for at, row in enumerate(ROWS)]
+    entry = {"type": "jsonl", "path": "m.jsonl", "name": "m", "task": "asr", "languages": ["de"]}
+    report = run(spec_of(tmp_path, entry, rows=rows))
+    assert (report.parts[0].kept, report.parts[0].lacks, report.notes) == (2, {"another language": 1}, [])

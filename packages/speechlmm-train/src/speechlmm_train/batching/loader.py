@@ -57,6 +57,7 @@ class TrainingBatches:
         prefetch_factor: Micro-batches that each worker prepares ahead.
         augment: Gives, for a number drawn from (seed, epoch, index), what changes the example's media.
         pin_memory: Whether batches are copied to page-locked memory; by default where there is a GPU.
+        advice: What to do about media that cannot be used; ends their messages.
 
     Raises:
         ConfigError: The number of ranks does not divide the micro-batches of a step.
@@ -76,6 +77,7 @@ class TrainingBatches:
         prefetch_factor: int = 2,
         augment: Augment | None = None,
         pin_memory: bool | None = None,
+        advice: str | None = None,
     ) -> None:
         plan.check_world_size(world_size)
         if not 0 <= rank < world_size:
@@ -85,7 +87,7 @@ class TrainingBatches:
         self.num_workers, self.prefetch_factor = num_workers, prefetch_factor
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self._dataset = _MicroBatches(
-            examples, processor, plan.seed, plan.budget.packed, indices=indices, augment=augment
+            examples, processor, plan.seed, plan.budget.packed, indices=indices, augment=augment, advice=advice
         )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -156,9 +158,10 @@ class _MicroBatches(Dataset[Any]):
         *,
         indices: Sequence[int] | None,
         augment: Augment | None,
+        advice: str | None,
     ) -> None:
         self.examples, self.processor, self.seed, self.packed = as_examples(examples), processor, seed, packed
-        self.indices, self.augment = indices, augment
+        self.indices, self.augment, self.advice = indices, augment, advice
 
     def __getitem__(self, batch: MicroBatch) -> Batch | SpeechLMMError:
         # An error travels as a value: raised in a worker, it would come out wrapped in that worker's traceback.
@@ -177,7 +180,8 @@ class _MicroBatches(Dataset[Any]):
         except SpeechLMMError as exc:
             kind = MediaError if isinstance(exc, MediaError) else DataError
             name = self.examples.example(index).id
-            raise kind(f"{self.examples.place(index)}: example {name!r}: {exc}") from exc
+            advice = f"; {self.advice}" if self.advice and kind is MediaError else ""
+            raise kind(f"{self.examples.place(index)}: example {name!r}: {exc}{advice}") from exc
 
 
 def _as_it_is(batch: Any) -> Any:

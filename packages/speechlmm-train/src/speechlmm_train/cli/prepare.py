@@ -81,7 +81,7 @@ def prepare(
     With --model-path, or --config-name and the KEY=VALUEs that `run` takes, what the examples take of that model is
     counted as well, so that training starts at once.
 
-    The exit code is 1 if a whole dataset is in quarantine.
+    The exit code is 1 if nothing of a dataset can be used.
     """
     import os
 
@@ -121,7 +121,9 @@ def prepare(
     if report.quarantined or report.flagged:
         click.echo(f"why: {report.index_dir / REPORT}, each row: {report.index_dir / QUARANTINE}")
     for name in report.empty_datasets:
-        click.echo(f"error: {name}: all of its rows are in quarantine", err=True)
+        click.echo(f"error: {report.why_empty(name)}", err=True)
+    for note in report.notes:
+        click.echo(f"note: {note}", err=True)
     if report.empty_datasets:
         return 1
     if targets:

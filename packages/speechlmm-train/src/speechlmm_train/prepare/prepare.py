@@ -22,7 +22,7 @@ from speechlmm_core.data.spec.task_check import TaskCheck
 from speechlmm_core.errors import DataError
 from speechlmm_train.prepare.decide import Verdict, decide
 from speechlmm_train.prepare.known import Journal, Records, joined, parts_in, records_of
-from speechlmm_train.prepare.listing import list_rows
+from speechlmm_train.prepare.listing import Listing, list_rows
 from speechlmm_train.prepare.lock import locked
 from speechlmm_train.prepare.opening import OpenPart, open_parts
 from speechlmm_train.prepare.pool import start_ahead
@@ -203,14 +203,17 @@ class _Preparation:
             listed.lines.write_bytes(b"")
         complete = write_part(part.folder, header, columns, listed.lines, kept=verdict.kept)
         spoken = rows.spoken_words >= 0
+        lacking = _lacking(rows, verdict)
         return PartReport(
             name=part.part.name,
             dataset=part.part.spec.name,
             destination=part.part.destination,
             total=complete.total,
-            kept=complete.kept,
-            hours=float(verdict.seconds[verdict.kept].sum()) / 3600,
+            kept=complete.kept - sum(lacking.values()),
+            hours=float(verdict.seconds[verdict.kept & (rows.lacks == 0)].sum()) / 3600,
             reasons=header.quarantined,
+            lacks=lacking,
+            strict=part.part.spec.reader.strict,
             flagged=header.flagged,
             clipped=verdict.clipped,
             quarantine=quarantine,
@@ -264,6 +267,14 @@ def _is_one_of(folder: Path, names: Collection[str]) -> bool:
 def _counts(verdict: Verdict, among: np.ndarray) -> dict[str, int]:
     found = verdict.status[among & (verdict.status != Status.OK)]
     return {REASONS[Status(int(code))]: int(np.count_nonzero(found == code)) for code in np.unique(found)}
+
+
+def _lacking(rows: Listing, verdict: Verdict) -> dict[str, int]:
+    """Rows that the index keeps and their task cannot use, by what they lack."""
+    if rows.check is None:
+        return {}
+    counts = np.bincount(rows.lacks[verdict.kept], minlength=len(rows.check.reasons) + 1)
+    return {reason: int(counts[number]) for reason, number in rows.check.reasons.items() if counts[number]}
 
 
 def _pace(words: np.ndarray, verdict: Verdict, spoken: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from speechlmm_core.checkpoint.atomic import atomic_write, write_text
 from speechlmm_core.data.index.layout import REASONS
+from speechlmm_core.data.spec.task_check import ANOTHER_LANGUAGE
 from speechlmm_train.prepare.settings import Settings
 
 if TYPE_CHECKING:
@@ -47,11 +49,16 @@ class PartReport:
     destination: str
     total: int
     kept: int
+    """Rows that are used."""
     hours: float
     reasons: dict[str, int]
     """Rows that are left out, by reason."""
     flagged: dict[str, int]
     """Rows that are used although training would leave them out, by reason."""
+    lacks: dict[str, int]
+    """Rows that are not in quarantine and that the task or the languages cannot use, by what they lack."""
+    strict: bool
+    """Whether such rows are faults, and not left out."""
     clipped: int
     quarantine: list[Quarantined]
     durations: NDArray[np.float64]
@@ -85,6 +92,29 @@ class PreparationReport:
         return sum(sum(part.flagged.values()) for part in self.parts)
 
     @property
+    def lacking(self) -> Counter[str]:
+        """Rows that the task or the languages cannot use, by what they lack."""
+        return sum((Counter(part.lacks) for part in self.parts), Counter[str]())
+
+    @property
+    def notes(self) -> list[str]:
+        """What a run would refuse although something is left."""
+        found: list[str] = []
+        for part in self.parts:
+            refused = {reason: count for reason, count in part.lacks.items() if reason != ANOTHER_LANGUAGE}
+            if part.strict and part.kept and refused:
+                hint = "`run` refuses them: mend them, or change the entry's task or languages"
+                found.append(f"{part.name}: {_listed(refused)}; {hint}")
+        return found
+
+    def why_empty(self, dataset: str) -> str:
+        """Why no row of a dataset is left."""
+        lacks = sum((Counter(part.lacks) for part in self.parts if part.dataset == dataset), Counter[str]())
+        if not lacks:
+            return f"{dataset}: all of its rows are in quarantine"
+        return f"{dataset}: none of its rows can be used: {_listed(lacks)}; change its task or languages, or the data"
+
+    @property
     def empty_datasets(self) -> list[str]:
         """Datasets of which no row is left."""
         kept: Counter[str] = Counter()
@@ -98,7 +128,9 @@ class PreparationReport:
         read = f"{self.files_read:,} files read"
         if self.hours_read and self.seconds:
             read += f" ({self.hours_read:.2f} h at {self.hours_read * 3600 / self.seconds:,.0f} times real time)"
-        left = f", {total - kept:,} in quarantine" if total > kept else ""
+        lacking = self.lacking.total()
+        left = f", {quarantined:,} in quarantine" if (quarantined := total - kept - lacking) else ""
+        left += f", {lacking:,} that the task or languages cannot use" if lacking else ""
         return f"{total:,} rows, {kept:,} used{left}; {read}; index: {self.index_dir}"
 
 
@@ -121,7 +153,8 @@ def write_report(report: PreparationReport) -> None:
 
 def columns_of(report: PreparationReport) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the table: the reasons that occur have a column each."""
-    occur = [one for one in REASONS.values() if any(one in part.reasons for part in report.parts)]
+    found = report.quarantined + report.lacking
+    occur = [one for one in dict.fromkeys([*REASONS.values(), *found]) if one in found]
     head = ["part", "for", "rows", "used", "hours", *occur]
     rows = [
         [
@@ -130,7 +163,7 @@ def columns_of(report: PreparationReport) -> tuple[list[str], list[list[str]]]:
             f"{part.total:,}",
             f"{part.kept:,}",
             f"{part.hours:,.2f}",
-            *(f"{part.reasons.get(one, 0):,}" for one in occur),
+            *(f"{part.reasons.get(one, 0) + part.lacks.get(one, 0):,}" for one in occur),
         ]
         for part in report.parts
     ]
@@ -142,7 +175,7 @@ def columns_of(report: PreparationReport) -> tuple[list[str], list[list[str]]]:
                 f"{sum(part.total for part in report.parts):,}",
                 f"{sum(part.kept for part in report.parts):,}",
                 f"{sum(part.hours for part in report.parts):,.2f}",
-                *(f"{report.quarantined[one]:,}" for one in occur),
+                *(f"{found[one]:,}" for one in occur),
             ]
         )
     return head, rows
@@ -191,6 +224,10 @@ def markdown(report: PreparationReport, *, histogram: bool) -> str:
 def _table(head: list[str], rows: list[list[Any]]) -> list[str]:
     lines = [head, ["---"] * len(head), *rows]
     return ["| " + " | ".join(_cell(str(cell)) for cell in line) + " |" for line in lines]
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} ({count:,} row{'' if count == 1 else 's'})" for reason, count in counts.items())
 
 
 def _cell(text: str) -> str:

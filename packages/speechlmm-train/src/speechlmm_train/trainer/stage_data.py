@@ -52,6 +52,7 @@ class StageData:
 
     def batches(self, start_step: int, *, rank: int) -> TrainingBatches:
         """A rank's micro-batches from a step on."""
+        spec = self.settings.data.data_config_path
         return TrainingBatches(
             self.examples,
             self.processor,
@@ -62,6 +63,7 @@ class StageData:
             start_step=start_step,
             num_workers=self.settings.training.num_workers,
             augment=self.augment,
+            advice=None if spec is None else f"`speechlmm-train prepare {spec} --check full` finds all such files",
         )
 
 

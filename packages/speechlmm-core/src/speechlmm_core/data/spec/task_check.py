@@ -16,6 +16,8 @@ MOST_REASONS, MOST_KINDS = 255, 1 << 16
 """What a prepared index has numbers for."""
 UNUSABLE = "unusable record"
 """Why a row is left out of which no example can be made."""
+ANOTHER_LANGUAGE = "another language"
+"""Why a row is left out that is not in the languages that are asked for."""
 Kind = tuple[str, str | None, str | None, bool]
 """Examples of a kind get their prompts from the same place."""
 
@@ -55,7 +57,7 @@ class TaskCheck:
         """Why a fitted example is left out, and what it lacks where that is a fault; None where it is used."""
         pairs = ((self.source, example.source_language), (self.target, example.target_language))
         if any(wanted is not None and said is not None and not same_language(wanted, said) for wanted, said in pairs):
-            return "another language", None
+            return ANOTHER_LANGUAGE, None
         lack = None if self.task is None else lack_of(example, self.task)
         return (None, None) if lack is None else (_reason(lack), lack)
 
