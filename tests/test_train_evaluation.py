@@ -24,7 +24,7 @@ from speechlmm_train.trainer import evaluation
 from speechlmm_train.trainer.best import Rule, RunState, worsening
 from speechlmm_train.trainer.open_sets import open_sets
 from speechlmm_train.trainer.sample import even, sample_of
-from speechlmm_train.trainer.summary import evaluation_lines
+from speechlmm_train.trainer.summary import evaluation_lines, scores
 
 pytestmark = pytest.mark.usefixtures("one_thread", "little_garbage")
 
@@ -223,6 +223,8 @@ def test_evaluations_are_told_on_lines_of_their_own_and_at_the_end(corpus, tmp_p
         ["|", "eval/asr_wer", "|", "0.5", "|", "0.4", "|", "checkpoint-1", "|"]
     ]
     assert evaluation_lines({"train/loss": 1.0}, {}) == []
+    some = {"eval/asr_wer": 0.5, "eval/asr_wer_words": 9, "eval/a/asr_wer": 0.1, "guard/asr_wer": 0.2}
+    assert scores({**some, "guard/asr_wer_worsened": 0.0}) == {"eval/asr_wer": 0.5, "guard/asr_wer": 0.2}
 
 
 def test_what_was_best_and_how_long_nothing_improved_is_resumed(corpus, tmp_path, scripted, monkeypatch):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from speechlmm_core.checkpoint.atomic import write_text
 from speechlmm_core.errors import MissingDependencyError
 from speechlmm_train.trainer.output_folder import METRICS, WANDB_ID
-from speechlmm_train.trainer.summary import is_score
+from speechlmm_train.trainer.summary import scores
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class Reporter:
     def log(self, step: int, stage: str, figures: dict[str, float]) -> None:
         """Takes figures of a step; the bar shows the losses."""
         self.last.update(figures)
-        if told := [f"{name} {value:.4g}" for name, value in figures.items() if is_score(name)]:
+        if told := [f"{name} {value:.4g}" for name, value in scores(figures).items()]:
             self.say(f"step {step}: {', '.join(told)}")
         for sink in self.sinks:
             sink.write(step, stage, figures)

@@ -10,9 +10,14 @@ from speechlmm_train.evaluate.markdown import table
 HEAD = ("figure", "last", "best", "best checkpoint")
 
 
-def is_score(name: str) -> bool:
-    """Whether a figure is a score over all datasets: `eval/asr_wer`, and not `eval/<dataset>/asr_wer`."""
-    return name.startswith(("eval/", "guard/")) and name.count("/") == 1 and not name.endswith("_worsened")
+def scores(figures: Mapping[str, float]) -> dict[str, float]:
+    """The scores over all datasets: `eval/asr_wer`, and neither `eval/<dataset>/asr_wer` nor `eval/asr_wer_words`."""
+    found = {
+        name: value
+        for name, value in figures.items()
+        if name.startswith(("eval/", "guard/")) and name.count("/") == 1 and not name.endswith("_worsened")
+    }
+    return {name: value for name, value in found.items() if not any(name.startswith(f"{one}_") for one in found)}
 
 
 def evaluation_lines(figures: Mapping[str, float], best: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -24,7 +29,7 @@ def evaluation_lines(figures: Mapping[str, float], best: Mapping[str, Mapping[st
     """
     rows: list[tuple[str, ...]] = []
     chosen_by = [str(one["figure"]) for one in best.values()]
-    for name in dict.fromkeys([*filter(is_score, figures), *chosen_by]):
+    for name in dict.fromkeys([*scores(figures), *chosen_by]):
         last = f"{figures[name]:.4g}" if name in figures else ""
         found = [(stage, one) for stage, one in best.items() if one["figure"] == name]
         for stage, one in found:
