@@ -182,6 +182,22 @@ def test_faults_in_a_manifest_have_line_numbers(capsys, manifest, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
+def test_a_plan_tells_faults_in_the_data_as_a_run_does(capsys, manifest, tmp_path):
+    given = [*TINY, f"training.output_dir={tmp_path / 'o'}", "training.max_steps=1"]
+    code, out, _ = call(capsys, "plan", *given, f"data.train=[{manifest},{tmp_path / 'nowhere.jsonl'}]")
+    assert code == 0
+    (line,) = (line for line in out.splitlines() if "mixture" in line)
+    assert line == f"the mixture is not shown, as these data are not there: {tmp_path / 'nowhere.jsonl'}"
+    with manifest.open("a") as file:
+        file.write("not json\n")
+    asked = [*given, f"data.train=[{manifest}]"]
+    expected = call(capsys, "run", *asked, "--no-progress")
+    found = call(capsys, "plan", *asked)
+    assert found[0] == expected[0] == 2
+    assert found[2] == expected[2]
+    assert found[2].startswith("error: 1 fault in the data; correct it and start again\nerror: ")
+
+
 def test_a_model_path_that_is_none(capsys, manifest, tmp_path):
     code, _, err = call(capsys, "evaluate", "--model-path", tmp_path / "no", manifest)
     assert (code, err.count("\n")) == (2, 1)

@@ -143,10 +143,10 @@ def test_a_list_decides_what_its_datasets_are_for(corpora: None, tmp_path: Path)
     ]
     assert [one.name for one in spec.datasets] == [
         "covost2-asr",
-        "a.jsonl",
+        "a",
         "covost2-asr-2",
         "covost2-asr-3",
-        "b.jsonl",
+        "b",
     ]
     (line,) = faults_of(tmp_path, "eval: [{type: jsonl, path: x, partitions: {dev: {destination: train}}}]")
     assert line == (

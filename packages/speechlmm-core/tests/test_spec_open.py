@@ -10,10 +10,12 @@ import pytest
 
 from speechlmm_core.data.example import Example
 from speechlmm_core.data.examples import ListExamples
+from speechlmm_core.data.faults import FaultyDataError
 from speechlmm_core.data.spec.entries import dataset_spec
 from speechlmm_core.data.spec.file import named_apart, read_spec
 from speechlmm_core.data.spec.open import open_spec
 from speechlmm_core.data.spec.opened import OpenedDataset
+from speechlmm_core.data.spec.part_faults import merged
 from speechlmm_core.data.spec.task_examples import SHOT_POOL, TaskExamples
 from speechlmm_core.errors import DataError
 from speechlmm_core.interfaces.dataset import EVERYTHING, DatasetConfig, Selection, datasets
@@ -85,7 +87,7 @@ def test_rows_of_one_file_are_in_one_partition(tmp_path: Path, partitions: dict[
         assert len(found) == len(set(found))
         return
     for destinations in (None, {"train"}):  # training opens the others later
-        with pytest.raises(DataError, match=f"m.jsonl: .* would share {shared} of the same 20 rows"):
+        with pytest.raises(DataError, match=f"m: .* would share {shared} of the same 20 rows"):
             opened(tmp_path, entry, destinations=destinations)
 
 
@@ -323,3 +325,25 @@ def test_manifests_by_partition_and_language(tmp_path: Path) -> None:
         opened(tmp_path, {"type": "jsonl", "path": "{partition}.jsonl"})
     with pytest.raises(DataError, match=r"en\.jsonl:1: `text`: there is no column 'wrds'; did you mean 'words'"):
         opened(tmp_path, {"type": "jsonl", "path": "[x]/dev/en.jsonl", "columns": {"audio": "wav", "text": "wrds"}})
+
+
+def test_a_fault_of_several_partitions_is_told_once(tmp_path: Path) -> None:
+    def fault(part: str, text: str) -> tuple[str, DataError]:
+        return part, DataError(f"{part}: {text}")
+
+    errors = [fault(f"kitchen/{one}", f"no column 'sayd'\nthere are: a, {one}") for one in ("a", "b", "c", "d")]
+    found = [str(one) for one in merged("kitchen", [*errors, fault("kitchen/e", "empty")])]
+    assert found == ["kitchen (a, b, c and 1 more): no column 'sayd'\nthere are: a, a", "kitchen/e: empty"]
+    same = FaultyDataError(["m.jsonl:3: no text"], 1)
+    (one,) = merged("kitchen", [("kitchen/a", same), ("kitchen/b", same)])
+    assert isinstance(one, FaultyDataError)
+    assert (one.count, one.faults) == (1, ["kitchen (a, b): m.jsonl:3: no text"])
+    assert list(merged("kitchen", [("kitchen/a", same)])) == [same]
+
+
+def test_manifests_are_called_by_their_stems(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "clips.jsonl").write_text('{"text": "x", "task": "chat", "instruction": "y"}\n')
+    (tmp_path / "s.yaml").write_text("test: [a/clips.jsonl, b/../b/clips.jsonl]\ntrain: [{type: jsonl, path: a}]\n")
+    assert [one.name for one in read_spec(tmp_path / "s.yaml").datasets] == ["clips", "clips-2", "a"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from speechlmm_core.errors import SpeechLMMError
+from speechlmm_core.errors import DataError, SpeechLMMError
 from speechlmm_core.model.describe import describe, meta_model
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
@@ -17,6 +17,7 @@ from speechlmm_train.stage_config import ResolvedStage
 from speechlmm_train.trainer.arguments import can_flash
 from speechlmm_train.trainer.checks import check_stage
 from speechlmm_train.trainer.mixture import table
+from speechlmm_train.trainer.open_sets import absent
 from speechlmm_train.trainer.stage_data import open_stages
 
 _HEAD = ("COMPONENT", "CLASS", "SOURCE", "PARAMETERS", "TRAINABLE", "DTYPE", "BYTES", "ATTENTION")
@@ -81,18 +82,31 @@ def stage_lines(config: RunConfig) -> Iterator[str]:
 def mixture_lines(config: RunConfig, base: Path) -> Iterator[str]:
     """A table for each stage of the datasets and tasks in its first epoch; a line that says why where there is none.
 
+    Data that are not there (yet, or on this machine) leave the rest of a plan as it is; faulty ones do not.
+
     Args:
         config: The run.
         base: Folder where relative paths start.
+
+    Raises:
+        DataError: The data are there, and wrong.
+        ConfigError: The sizes of a stage contradict each other, or the model and its data.
     """
     if not any(stage.data.train or stage.data.data_config_path for stage in config.resolved_stages()):
         return
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     try:
         processor = SpeechLMMProcessor.from_config(config.model)
+    except SpeechLMMError as exc:  # a tokenizer that is not downloaded, say
+        yield f"the mixture is not shown: {str(exc).splitlines()[0]}"
+        return
+    try:
         stages = open_stages(config, processor, base=base, world_size=world_size)
-    except SpeechLMMError as exc:
-        yield f"the mixture is not shown: {'; '.join(str(exc).splitlines()[:2])}"
+    except DataError:
+        missing = [path for stage in config.resolved_stages() for path in absent(stage.data, base)]
+        if not missing:
+            raise
+        yield f"the mixture is not shown, as these data are not there: {', '.join(dict.fromkeys(missing))}"
         return
     for stage in stages:
         epoch = stage.plan.epoch_steps()

@@ -16,7 +16,8 @@ class FaultyDataError(DataError):
         self.faults = list(faults)
         self.count = count
         rest = count - len(self.faults)
-        lines = [f"{count} {'fault' if count == 1 else 'faults'} in the data; correct them and start again"]
+        what = "1 fault in the data; correct it" if count == 1 else f"{count} faults in the data; correct them"
+        lines = [f"{what} and start again"]
         lines += [f"  {fault}" for fault in self.faults]
         lines += [f"  … and {rest} more"] if rest else []
         super().__init__("\n".join(lines))

@@ -21,7 +21,11 @@ def plan(
     overwrite: bool,
     progress: bool,
 ) -> None:
-    """Check what `run` would train, with the same arguments, and show the model and its data; no weight is loaded."""
+    """Check what `run` would train, with the same arguments, and show the model and its data; no weight is loaded.
+
+    Data that are there are opened as `run` opens them, headers of media included: what is wrong with them is told, and
+    the exit code is 2. Data that are not there are only named.
+    """
     from speechlmm_core.errors import ConfigError
     from speechlmm_train.compose import compose_config, to_yaml
 

@@ -37,17 +37,15 @@ def draw_histogram(report: PreparationReport, path: Path) -> bool:
     from matplotlib.figure import Figure
 
     paces = _by_dataset([(part.dataset, part.words_per_minute) for part in report.parts])
-    figure = Figure(figsize=(11, 4.2), dpi=130, layout="constrained")
+    figure = Figure(figsize=(11, 4.2 + 0.2 * len(durations)), dpi=130, layout="constrained")
     left, right = figure.subplots(1, 2)
     colours = {name: f"C{number}" for number, name in enumerate(durations)}
-    _draw(left, durations, colours, "seconds", "Duration")
+    _draw(left, durations, colours, ("seconds", "s"), "Duration")
     if paces:
-        _draw(right, paces, colours, "words per minute", "Words per minute")
+        _draw(right, paces, colours, ("words per minute", "a minute"), "Words per minute")
     else:
         right.set_axis_off()
         right.text(0.5, 0.5, "no transcripts", ha="center", va="center", color="0.4")
-    handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=9)
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         FigureCanvasAgg(figure).print_png(file)
     return True
@@ -86,29 +84,22 @@ def bin_edges(values: NDArray[np.float64]) -> list[float]:
     return [low + width * number for number in range(count + 1)]
 
 
-def _draw(axes: Axes, values: dict[str, NDArray[np.float64]], colours: dict[str, str], unit: str, title: str) -> None:
+def _draw(
+    axes: Axes, values: dict[str, NDArray[np.float64]], colours: dict[str, str], units: tuple[str, str], title: str
+) -> None:
+    unit, short = units
     everything = np.concatenate(list(values.values()))
     edges = bin_edges(everything)
     high = float(np.quantile(everything, 0.999))
     for name, one in values.items():
-        # What lies beyond the picture is counted in the last bar.
-        axes.hist(
-            np.minimum(one, high),
-            bins=edges,
-            histtype="stepfilled",
-            alpha=0.35,
-            color=colours.get(name, "0.5"),
-            edgecolor="none",
-        )
-        label = f"{_plain(name)} ({len(one):,}; median {np.median(one):.3g})"
-        axes.hist(
-            np.minimum(one, high),
-            bins=edges,
-            histtype="step",
-            linewidth=1.4,
-            color=colours.get(name, "0.5"),
-            label=label,
-        )
+        # What lies beyond the picture is counted in the last bar. Several areas would hide each other.
+        shown, colour = np.minimum(one, high), colours.get(name, "0.5")
+        if len(values) == 1:
+            axes.hist(shown, bins=edges, histtype="stepfilled", alpha=0.35, color=colour, edgecolor="none")
+        label = f"{_plain(name)} ({_rows(len(one))}, median {np.median(one):.3g} {short})"
+        axes.hist(shown, bins=edges, histtype="step", linewidth=1.6, color=colour, label=label)
+    # Below the axes, where it hides nothing.
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.14), frameon=False, fontsize=9, borderaxespad=0)
     axes.set_title(title, loc="left", fontsize=11)
     axes.set_xlabel(unit)
     axes.set_ylabel("rows")
@@ -116,6 +107,10 @@ def _draw(axes: Axes, values: dict[str, NDArray[np.float64]], colours: dict[str,
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count:,} rows"
 
 
 def _plain(name: str) -> str:

@@ -12,6 +12,7 @@ from speechlmm_core.data.index.listed import states_change
 from speechlmm_core.data.index.state import FileState
 from speechlmm_core.data.jsonl.config import JsonlDatasetConfig
 from speechlmm_core.data.spec.config import DataSpec
+from speechlmm_core.data.spec.part_faults import merged
 from speechlmm_core.data.spec.parts import Part, parts_of, reading
 from speechlmm_core.data.spec.serves import unserved
 from speechlmm_core.errors import ConfigError, DataError
@@ -70,6 +71,7 @@ def open_parts(spec: DataSpec, base: Path, index_dir: Path, *, limit: int | None
         except (DataError, ConfigError) as exc:
             faults.extend(DataError(str(exc)))
             continue
+        errors: list[tuple[str, DataError | ConfigError]] = []
         for part in parts:
             try:
                 one = _open(part, base, index_dir, limit)
@@ -77,7 +79,9 @@ def open_parts(spec: DataSpec, base: Path, index_dir: Path, *, limit: int | None
                 if known is None or known.count < one.count or known.limit is not None:
                     found[one.folder] = one
             except (DataError, ConfigError) as exc:
-                faults.extend(exc if isinstance(exc, DataError) else DataError(str(exc)))
+                errors.append((part.name, exc))
+        for error in merged(dataset.name, errors):
+            faults.extend(error)
     faults.raise_if_any()
     return list(found.values())
 

@@ -60,6 +60,25 @@ def open_sets(data: DataConfig, base: Path) -> OpenedSets:
     return OpenedSets(found["train"], found["eval"], found["guard"])
 
 
+def absent(data: DataConfig, base: Path) -> list[str]:
+    """Paths of the datasets that a `data:` section names, where there is nothing; of templates, their beginnings.
+
+    Raises:
+        DataError: There is no such specification, or what is wrong with it.
+    """
+    specs = [*data.train, *data.eval, *data.guard]
+    if data.data_config_path is not None:
+        path = find_spec(data.data_config_path, base)
+        base, specs = path.parent, [*read_spec(path).datasets]
+    named = [str(getattr(spec.reader, "path", "") or "") for spec in specs]
+    return [name for name in named if name and not _start_of(base, name).exists()]
+
+
+def _start_of(base: Path, path: str) -> Path:
+    head, brace, _ = path.partition("{")
+    return base / Path(head.rpartition("/")[0] if brace else head).expanduser()
+
+
 def in_a_row(opened: Sequence[OpenedDataset]) -> ConcatExamples | None:
     """The examples of all of them, one after the other; None where there are none."""
     return ConcatExamples([one.examples for one in opened]) if opened else None

@@ -354,4 +354,6 @@ def _languages(value: Any, place: str, faults: SpecFaults) -> tuple[Languages, .
 
 def _default_name(fields: Mapping[str, Any], reader: BaseModel) -> str:
     path = str(getattr(reader, "path", "") or "")
+    if getattr(reader, "type", None) == "jsonl" and "{" not in path:
+        return Path(path).stem or "jsonl"
     return path or str(getattr(reader, "type", "dataset"))

@@ -16,6 +16,7 @@ from speechlmm_core.data.spec.config import DatasetSpec, DataSpec, Destination
 from speechlmm_core.data.spec.entries import Entry, dataset_spec
 from speechlmm_core.data.spec.file import named_apart
 from speechlmm_core.data.spec.opened import OpenedDataset
+from speechlmm_core.data.spec.part_faults import merged
 from speechlmm_core.data.spec.parts import Part, parts_of, reading
 from speechlmm_core.data.spec.serves import unserved
 from speechlmm_core.data.spec.task_examples import TaskExamples
@@ -51,11 +52,14 @@ def open_spec(
         except (DataError, ConfigError) as exc:
             _note(faults, exc)
             continue
+        errors: list[tuple[str, DataError | ConfigError]] = []
         for part in parts:
             try:
                 opened.append(open_part(part, base, index_dir))
             except (DataError, ConfigError) as exc:
-                _note(faults, exc)
+                errors.append((part.name, exc))
+        for error in merged(dataset.name, errors):
+            faults.extend(error)
     faults.raise_if_any()
     return opened
 

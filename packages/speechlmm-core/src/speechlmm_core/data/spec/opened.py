@@ -14,7 +14,7 @@ class OpenedDataset:
     """A part of a corpus, ready to be read."""
 
     name: str
-    """Unique within what was opened: `covost2/train/en-de`, or a manifest's path."""
+    """Unique within what was opened: `covost2/train/en-de`, or a manifest's name."""
     dataset: str
     """Name of the specification's entry that it belongs to; weights are given by it."""
     task: str | None
