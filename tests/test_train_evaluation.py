@@ -550,5 +550,5 @@ def test_plan_shows_the_mixture(corpus, tmp_path):
     assert cells[3][:2] == ["total", "12"]
     missing = plain(corpus, tmp_path / "out", max_steps=2, data={"train": ["nowhere.jsonl"]})
     (line,) = mixture_lines(validate(missing), tmp_path)
-    assert line.startswith("the mixture is not shown: ")
+    assert line.startswith("the mixture is not shown, as these data are not there: ")
     assert "nowhere.jsonl" in line
