@@ -77,7 +77,7 @@ def test_evaluation_is_in_full_precision_where_attention_can_run_in_it(flash, tm
 
     monkeypatch.setattr(evaluation, "predict", predict)
     monkeypatch.setattr(evaluation, "write_predictions", lambda path, predictions: None)
-    monkeypatch.setattr(evaluation, "score", lambda predictions: {})
+    monkeypatch.setattr(evaluation, "score_what_can_be", lambda predictions: ({}, []))
     monkeypatch.setattr(evaluation, "attention_of", lambda component: "flash_attention_2" if flash else "sdpa")
     config = configure(tmp_path, bf16=True, use_cpu=True, eval_steps=1)
     run(validate(config), plain=config, progress=False)

@@ -72,7 +72,7 @@ def parts_of(spec: DatasetSpec, base: Path, destinations: Collection[Destination
     there = _there(spec, base)
     if spec.partitions:
         unknown = [name for name in spec.partitions if there and name not in there]
-        if unknown:
+        if there and unknown:
             lines = [f"{spec.name}: there is no partition {name!r}{nearest(name, there)}" for name in unknown]
             raise DataError("\n".join(f"{line} (there are: {', '.join(there)})" for line in lines))
         named: list[tuple[str | None, PartitionSpec]] = list(spec.partitions.items())
