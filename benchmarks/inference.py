@@ -152,7 +152,7 @@ def main() -> None:
             "threads": args.threads,
             "clips": args.clips,
             "tokens": {"mean": mean, "quartiles": np.quantile(lengths, [0, 0.25, 0.5, 0.75, 1]).tolist()},
-            "different_texts": len(set(texts["engine"])),
+            "distinct_texts": len(set(texts["engine"])),
             "seconds": medians,
             "times_one_by_one": medians["one_by_one"] / medians["engine"],
             "times_fixed": medians["fixed"] / medians["engine"],
