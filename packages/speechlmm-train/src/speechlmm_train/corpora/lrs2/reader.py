@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speechlmm_core.errors import DataError
-from speechlmm_train.corpora.layout import TOLD, Found
-from speechlmm_train.corpora.lines import Lines, read_text
+from speechlmm_train.corpora.layout import Found
+from speechlmm_train.corpora.lines import read_text
+from speechlmm_train.corpora.listed import ListedRecords
 
 if TYPE_CHECKING:
     from speechlmm_train.corpora.lrs2.config import LRS2DatasetConfig
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 TABLE = ["WORD", "START", "END", "ASDSCORE"]
 
 
-class LRS2Clips:
+class LRS2Clips(ListedRecords):
     """The clips of some lists; implements the `Records` protocol.
 
     Args:
@@ -29,13 +29,8 @@ class LRS2Clips:
     columns: Sequence[str] = ("id", "text", "clip", "confidence", "words")
 
     def __init__(self, config: LRS2DatasetConfig, root: str, lists: Sequence[Found]) -> None:
+        super().__init__(root, lists)
         self.config = config
-        self.lists = list(lists)
-        self._root = root
-        self._lines = Lines([found.path for found in lists])
-
-    def __len__(self) -> int:
-        return len(self._lines)
 
     def record(self, index: int) -> Mapping[str, Any]:
         """A clip.
@@ -49,23 +44,6 @@ class LRS2Clips:
         folder = partition if partition in self.config.folders else self.config.folders[0]
         stem = os.path.join(found.folder, folder, name)
         return {"id": f"{folder}/{name}", "clip": f"{stem}.mp4", **_parse(f"{stem}.txt")}
-
-    def place(self, index: int) -> str:
-        """The list and line of a clip."""
-        return self._lines.place(index)
-
-    def root(self, index: int) -> str:
-        """The corpus' root."""
-        return self._root
-
-    def constants(self, index: int) -> Mapping[str, str]:
-        """What the list's path tells."""
-        return {k: v for k, v in self.lists[self._lines.file(index)].told.items() if k in TOLD}
-
-    @property
-    def sources(self) -> tuple[Path, ...]:
-        """Files that say which clips there are."""
-        return tuple(Path(found.path) for found in self.lists)
 
 
 def _parse(path: str) -> dict[str, Any]:

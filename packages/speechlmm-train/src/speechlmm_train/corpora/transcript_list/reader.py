@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speechlmm_core.data.faults import Faults
 from speechlmm_core.errors import DataError
-from speechlmm_train.corpora.layout import TOLD, Found, fill
-from speechlmm_train.corpora.lines import Lines
+from speechlmm_train.corpora.layout import Found, fill
+from speechlmm_train.corpora.listed import ListedRecords
 
 if TYPE_CHECKING:
     from speechlmm_train.corpora.transcript_list.config import TranscriptListDatasetConfig
 
 
-class TranscriptList:
+class TranscriptList(ListedRecords):
     """The utterances of some lists; implements the `Records` protocol.
 
     Args:
@@ -29,10 +28,8 @@ class TranscriptList:
     """
 
     def __init__(self, config: TranscriptListDatasetConfig, root: str, lists: Sequence[Found]) -> None:
+        super().__init__(root, lists)
         self.config = config
-        self.lists = list(lists)
-        self._root = root
-        self._lines = Lines([found.path for found in lists])
         self.columns: Sequence[str] = ("id", "text", "folder", "audio", *config.id_parts, *lists[0].told)
         self._extensions: dict[int, str] = {}
         fill("audio", config.audio, dict.fromkeys(self.columns, ""))
@@ -47,32 +44,12 @@ class TranscriptList:
                 faults.add(self.place(index), str(exc), order=index)
         faults.raise_if_any()
 
-    def __len__(self) -> int:
-        return len(self._lines)
-
     def record(self, index: int) -> Mapping[str, str]:
         """An utterance."""
         found = self.lists[self._lines.file(index)]
         row = {**found.told, "folder": found.folder, **self._split(self._lines.line(index))}
         stem = fill("audio", self.config.audio, row)
         return {**row, "audio": stem + self._extension(self._lines.file(index), stem)}
-
-    def place(self, index: int) -> str:
-        """The list and line of an utterance."""
-        return self._lines.place(index)
-
-    def root(self, index: int) -> str:
-        """The corpus' root."""
-        return self._root
-
-    def constants(self, index: int) -> Mapping[str, str]:
-        """What the list's path tells."""
-        return {k: v for k, v in self.lists[self._lines.file(index)].told.items() if k in TOLD}
-
-    @property
-    def sources(self) -> tuple[Path, ...]:
-        """Files that say which utterances there are."""
-        return tuple(Path(found.path) for found in self.lists)
 
     def _split(self, line: str) -> dict[str, str]:
         name, separator, text = line.strip().partition(self.config.separator)
