@@ -27,6 +27,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from _bench import compare, report
+from _demo_model import demo_model
 
 from speechlmm_core.chat.messages import Message
 from speechlmm_core.config import ModelConfig
@@ -37,29 +38,6 @@ from speechlmm_core.processor.processor import SpeechLMMProcessor
 
 RATE = 16_000
 Chats = Sequence[list[Message]]
-
-
-def model_config() -> ModelConfig:
-    """The demo's components with a tokenizer of bytes."""
-    whisper = {"num_mel_bins": 40, "d_model": 128, "encoder_layers": 3, "encoder_attention_heads": 4}
-    llama = {"model_type": "llama", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 1024, "vocab_size": 1024}
-    return ModelConfig.model_validate(
-        {
-            "audio_encoder": {
-                "type": "whisper_unrestricted",
-                "model": {**whisper, "encoder_ffn_dim": 512, "max_source_positions": 750},
-                "conv_strides": [2, 2],
-            },
-            "audio_adapter": {"type": "mlp", "stack": 2, "num_layers": 2, "hidden_size": 256},
-            "text_decoder": {
-                "type": "causal_lm",
-                "tokenizer": "bytes",
-                "chat_template": "chatml",
-                "model": {**llama, **heads, "tie_word_embeddings": False},
-            },
-        }
-    )
 
 
 def clips(folder: Path, count: int, rng: np.random.Generator) -> list[list[Message]]:
@@ -104,7 +82,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    config = model_config()
+    config = ModelConfig.model_validate(demo_model(vocab_size=1024, tie_word_embeddings=False))
     model = SpeechLMM.from_model_config(config)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -21,6 +21,7 @@ import numpy as np
 import soundfile
 import torch
 from _bench import check_equal, report
+from _demo_model import demo_model
 
 from speechlmm_train.compose import validate
 from speechlmm_train.process import prepare_process
@@ -48,25 +49,9 @@ def make_corpus(folder: Path, clips: int) -> Path:
 
 def config(manifest: Path, out: Path, options: argparse.Namespace, workers: int) -> dict[str, Any]:
     """A run of the demo's model, with bytes in the place of the tokenizer that the demo trains."""
-    encoder = {"num_mel_bins": 40, "d_model": 128, "encoder_layers": 3, "encoder_attention_heads": 4}
-    decoder = {"model_type": "llama", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 1024}
+    objectives = {"lm": {"type": "next_token"}, "ctc": {"type": "ctc", "stage": "audio_encoder"}}
     return {
-        "model": {
-            "audio_encoder": {
-                "type": "whisper_unrestricted",
-                "model": {**encoder, "encoder_ffn_dim": 512, "max_source_positions": 750},
-                "conv_strides": [2, 2],
-            },
-            "audio_adapter": {"type": "mlp", "stack": 2, "num_layers": 2, "hidden_size": 256},
-            "text_decoder": {
-                "type": "causal_lm",
-                "tokenizer": "bytes",
-                "chat_template": "chatml",
-                "model": {**decoder, **heads},
-            },
-            "objectives": {"lm": {"type": "next_token"}, "ctc": {"type": "ctc", "stage": "audio_encoder"}},
-        },
+        "model": {**demo_model(), "objectives": objectives},
         "data": {"train": [str(manifest)]},
         "training": {
             "output_dir": str(out),
