@@ -85,7 +85,7 @@ def test_texts_are_the_same_everywhere(capsys, data, model_path, tmp_path):
     given = (*TINY, f"data.train=[{data / 'clips.jsonl'}]", f"data.eval=[{data / 'clips.jsonl'}]")
     settings = {
         "output_dir": out,
-        "init_from": model_path,
+        "pretrained_checkpoint": model_path,
         "max_steps": 1,
         "learning_rate": 1e-4,
         "eval_steps": 1,

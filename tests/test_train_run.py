@@ -233,7 +233,7 @@ def test_frozen_parts_stay_in_evaluation_mode(corpus, tmp_path):
         config = plain(corpus, tmp_path / str(seed), max_steps=1, seed=0, freeze_modules=["audio_encoder"])
         config["model"]["audio_encoder"]["model"]["dropout"] = 0.5
         with pytest.MonkeyPatch.context() as patch:
-            import speechlmm_train.trainer.trainer as module
+            import speechlmm_train.trainer.checkpointing as module
 
             step = module.seed_step
             patch.setattr(module, "seed_step", lambda s, *rest, seed=seed, step=step: step(s + seed, *rest))
@@ -335,7 +335,7 @@ def test_every_fault_in_the_data_before_anything_is_written(corpus, tmp_path):
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(corpus, tmp_path):
-    import speechlmm_train.trainer.trainer as module
+    import speechlmm_train.trainer.checkpointing as module
 
     save, calls = module.save_model, []
 
@@ -366,7 +366,7 @@ def test_only_what_was_trained_is_saved_and_resumed(corpus, tmp_path):
 
 def test_training_goes_on_from_another_model(corpus, tmp_path):
     go(corpus, tmp_path / "first", max_steps=2)
-    config = plain(corpus, tmp_path / "second", max_steps=1, init_from=str(tmp_path / "first"))
+    config = plain(corpus, tmp_path / "second", max_steps=1, pretrained_checkpoint=str(tmp_path / "first"))
     started = build_model(validate(config), None).state_dict()
     for name, tensor in weights(tmp_path / "first").items():
         assert torch.equal(tensor, started[name])

@@ -209,7 +209,7 @@ def test_finetune_keeps_the_encoder(data, tmp_path):
             *TINY,
             f"data.train=[{data / 'speech.jsonl'}]",
             f"training.output_dir={tmp_path / 'second'}",
-            f"training.init_from={tmp_path / 'first'}",
+            f"training.pretrained_checkpoint={tmp_path / 'first'}",
             "training.max_steps=1",
             "training.warmup_steps=0",
             "training.report_to=[]",

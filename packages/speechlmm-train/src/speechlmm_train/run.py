@@ -15,27 +15,25 @@ from typing import Any
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from speechlmm_core.checkpoint.atomic import atomic_folder, write_text
-from speechlmm_core.checkpoint.load import resolve_model_path, restore
+from speechlmm_core.checkpoint.load import restore
 from speechlmm_core.checkpoint.save import save_model
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.interfaces.objective import can_weigh
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.config import RunConfig
-from speechlmm_train.trainer.arguments import can_flash, training_arguments
+from speechlmm_train.trainer.arguments import training_arguments
 from speechlmm_train.trainer.best import RunState
 from speechlmm_train.trainer.callbacks import Reporter, open_sinks
 from speechlmm_train.trainer.checks import check_stage, freeze_for
 from speechlmm_train.trainer.evaluation import EvaluationCallback
 from speechlmm_train.trainer.guarded_save import guarded_save
+from speechlmm_train.trainer.initial_model import build_model
 from speechlmm_train.trainer.output_folder import REPORT, Checkpoint, OutputFolder
 from speechlmm_train.trainer.stage_data import StageData, open_stages
-from speechlmm_train.trainer.trainer import SpeechLMMTrainer, StageContext, seed_step
+from speechlmm_train.trainer.trainer import SpeechLMMTrainer, StageContext
 
 logger = logging.getLogger(__name__)
-
-WEIGHTS_STAGE = 2**31
-"""Stands for the stage number where the seed of the initial weights is drawn."""
 
 
 @dataclass(frozen=True)
@@ -157,24 +155,6 @@ def run(
     )
     write_text(folder.path / REPORT, json.dumps({**asdict(report), "model_path": "model"}, indent=2) + "\n")
     return report
-
-
-def build_model(config: RunConfig, checkpoint: Checkpoint | None) -> SpeechLMM:
-    """The model at the start of training: new weights, base checkpoints, `init_from`, or the checkpoint's.
-
-    Raises:
-        CheckpointError: A checkpoint is missing or does not fit.
-    """
-    seed_step(config.training.seed, WEIGHTS_STAGE, 0, 0)
-    source: Path | None = checkpoint.path if checkpoint else None
-    if source is None and config.training.init_from is not None:
-        source = resolve_model_path(config.training.init_from)
-    model = SpeechLMM.from_model_config(
-        config.model, load_base_weights=source is None, flash_attention=can_flash(config.training)
-    )
-    if source is not None:
-        restore(model, source)
-    return model
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from speechlmm_core.lora.config import LoraAdapterConfig
 from speechlmm_core.registry import nearest
 from speechlmm_train.data_config import Positive, Rate, Section
+from speechlmm_train.parallel.names import Parallel
 from speechlmm_train.training_arguments import DECIDED_ELSEWHERE, training_argument_names
 
 Groups = dict[str, Rate]
@@ -105,8 +107,24 @@ class TrainingConfig(Sizes):
     """By how much the figure has to get better to count as an improvement for early stopping."""
     guard_tolerance: Rate = 0.1
     """By which share a figure of the guard set may worsen, against its first evaluation, without a warning."""
-    init_from: str | None = None
-    """Path of a trained model of the same components, whose weights training starts from."""
+    pretrained_checkpoint: str | None = None
+    """Path of a trained model whose weights training starts from: a fine-tuning."""
+    new_components: list[str] = Field(default_factory=list[str])
+    """Parts that `pretrained_checkpoint` may lack: module names or globs. They start from their base checkpoints or at
+    random; without being named here that is an error."""
+    lora_adapters: list[LoraAdapterConfig] = Field(default_factory=list[LoraAdapterConfig])
+    """Low-rank adapters. What they are put on is frozen but for them, and the rest is trained as without them."""
+    load_in_4bit: bool = False
+    """Quantises the language model's frozen linear layers to 4 bits (Dettmers et al., 2023, arXiv 2305.14314)."""
+    load_in_8bit: bool = False
+    """Quantises them to 8 bits."""
+    parallel: Parallel = "auto"
+    """How processes share the training: `ddp`, DeepSpeed's `zero0` to `zero3` (`zero2_offload`, `zero3_offload` keep
+    states in the host's memory), `fsdp2`; `auto` is `ddp` where there are several."""
+    num_processes: Positive | Literal["auto"] = "auto"
+    """Processes on each node; `auto` for one on each GPU, and one where there is none."""
+    deepspeed_config: str | None = None
+    """A DeepSpeed configuration (JSON) that is laid over the one that `parallel` stands for."""
     report_to: list[Literal["tensorboard", "wandb"]] = Field(default_factory=lambda: ["tensorboard"])
     """Where figures go, beside `metrics.jsonl`."""
 

@@ -84,8 +84,8 @@ def _explain(exc: ValidationError, data: dict[str, Any]) -> str:
 def restore(model: SpeechLMM, folder: Path) -> None:
     """Brings a model to the state of a checkpoint: the base checkpoints that it refers to, then its own tensors.
 
-    Used wherever a checkpoint is read (loading, `init_from`, resuming). What it holds of a component with a base
-    counts as trained from then on, so that a later `save: trainable` keeps it, whatever is frozen by then.
+    Used wherever a checkpoint is read (loading, `pretrained_checkpoint`, resuming). What it holds of a component with
+    a base counts as trained from then on, so that a later `save: trainable` keeps it, whatever is frozen by then.
 
     Raises:
         CheckpointError: A tensor is missing, unexpected, or of another shape, a file is damaged, or a base checkpoint

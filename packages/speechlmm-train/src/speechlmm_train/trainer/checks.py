@@ -58,7 +58,7 @@ def _warn_of_the_untrained(model: SpeechLMM, stage: ResolvedStage) -> None:
 
     No base checkpoint holds these parameters: the weights of `layer: weighted` would stay as they are made.
     """
-    if stage.training.init_from is not None:
+    if stage.training.pretrained_checkpoint is not None:
         return
     for name, component in model.components().items():
         if not isinstance(component, Encoder):

@@ -153,7 +153,7 @@ class OutputFolder:
         elif self.report() is not None:
             raise ConfigError(
                 f"--resume: the run in {str(self.path)!r} ended after another number of steps and left no checkpoint "
-                "to go on from; start anew with --overwrite, or from its model with training.init_from"
+                "to go on from; start anew with --overwrite, or from its model with training.pretrained_checkpoint"
             )
 
     def write_config(self, plain: dict[str, Any]) -> None:

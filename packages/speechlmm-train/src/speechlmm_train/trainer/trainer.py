@@ -7,12 +7,10 @@ uninterrupted one; checkpoints are written whole or not at all.
 
 from __future__ import annotations
 
-import json
 import random
-import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -21,17 +19,16 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from speechlmm_core.checkpoint.atomic import atomic_folder
-from speechlmm_core.checkpoint.save import save_model
 from speechlmm_core.interfaces.objective import Schedule, weight_at
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.trainer.best import RunState
 from speechlmm_train.trainer.callbacks import Reporter
+from speechlmm_train.trainer.checkpointing import write_checkpoint
 from speechlmm_train.trainer.groups import optimizer_groups
-from speechlmm_train.trainer.guarded_save import guarded_save
+from speechlmm_train.trainer.meter import Meter
 from speechlmm_train.trainer.mixture import Mixture
-from speechlmm_train.trainer.output_folder import PROGRESS, OutputFolder, Progress
+from speechlmm_train.trainer.output_folder import OutputFolder
 
 
 @dataclass(frozen=True)
@@ -93,11 +90,8 @@ class SpeechLMMTrainer(Trainer):
         self.folder = folder
         self.reporter = reporter
         self.run_state = run_state or RunState()
+        self.meter = Meter(processor, stage.name, stage.mixture, self.run_state)
         self._counts: dict[str, int] = {}
-        self._sums: dict[str, Tensor] = {}
-        self._steps, self._counted = 0, -1
-        self._seconds = self._tokens = self._waited = 0.0
-        self._since = time.perf_counter()
 
     @property
     def total_step(self) -> int:
@@ -112,13 +106,11 @@ class SpeechLMMTrainer(Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], None]:
         """Fetches a step's micro-batches, counts what their losses are divided by, and seeds the step."""
-        if self._counted < 0:
-            self._counted = self.state.global_step
-        began = time.perf_counter()
-        batches = [next(epoch_iterator) for _ in range(num_batches)]
-        self._waited += time.perf_counter() - began
+        self.meter.begin(self.state.global_step)
+        with self.meter.waiting():
+            batches = [next(epoch_iterator) for _ in range(num_batches)]
         self._counts = self._global_counts(batches)
-        self._measure(batches)
+        self.meter.measure(batches)
         seed_step(self.stage.seed, self.stage.index, self.state.global_step, self.args.process_index)
         return batches, None
 
@@ -145,7 +137,7 @@ class SpeechLMMTrainer(Trainer):
         total: Tensor | None = None
         for name, loss in outputs.losses.items():
             mean = loss.sum / max(self._counts.get(loss.unit, 0), 1)
-            self._sums[name] = self._sums.get(name, torch.zeros_like(mean.detach())) + mean.detach()
+            self.meter.add_loss(name, mean.detach())
             term = weights[name] * mean
             total = term if total is None else total + term
         if total is None:
@@ -173,84 +165,23 @@ class SpeechLMMTrainer(Trainer):
             self.optimizer = cls(list(groups), **kwargs)
         return super().create_optimizer(model)
 
-    def _measure(self, batches: list[dict[str, Any]]) -> None:
-        inputs = self.processor.inputs
-        for batch in batches:
-            for name, media in batch["media"].items():
-                self._seconds += int(media["encoder_lengths"].sum()) / float(inputs[name].encoder.frame_rate)
-            mask = batch.get("attention_mask")
-            self._tokens += batch["input_ids"].numel() if mask is None else int(mask.sum())
-        self._steps += 1
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Hands every loss under its own name, the rates and the speed to the reporter."""
         if "loss" not in logs:  # transformers' summary at the end of training
             return
-        steps, seconds = max(self._steps, 1), max(time.perf_counter() - self._since, 1e-9)
-        figures = {
-            "train/loss": logs["loss"] / self.args.world_size,
-            **{f"train/{name}": float(total) / steps for name, total in self._sums.items()},
-            "train/lr": logs["learning_rate"],
-            "train/audio_seconds_per_second": self._seconds * self.args.world_size / seconds,
-            "train/tokens_per_second": self._tokens * self.args.world_size / seconds,
-            "train/data_wait": min(self._waited / seconds, 1.0),
-            **self._mixture(),
-        }
-        if "grad_norm" in logs:
-            figures["train/grad_norm"] = logs["grad_norm"]
-        self._count_drawn()
-        self.reporter.log(self.total_step, self.stage.name, figures)
-        self._sums, self._steps = {}, 0
-        self._seconds = self._tokens = self._waited = 0.0
-        self._since = time.perf_counter()
+        self.reporter.log(self.total_step, self.stage.name, self.meter.figures(logs, self.state.global_step, self.args))
 
-    def _mixture(self) -> dict[str, float]:
-        """Shares of the tasks in the steps since the line before."""
-        mixture, first = self.stage.mixture, self.state.global_step - self._steps
-        if mixture is None or len(mixture.names) < 2:
-            return {}
-        return mixture.figures(mixture.count(first, self.state.global_step))
-
-    def _count_drawn(self) -> None:
-        """Adds what the steps since the last call drew to what the stage has drawn."""
-        mixture, step = self.stage.mixture, self.state.global_step
-        if mixture is None or step <= self._counted:
-            return
-        drawn = self.run_state.drawn.setdefault(self.stage.name, {})
-        for name, row in zip(mixture.names, mixture.count(self._counted, step).tolist(), strict=True):
-            drawn[name] = [sum(pair) for pair in zip(drawn.get(name, (0.0, 0.0, 0.0)), row, strict=True)]
-        self._counted = step
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self) -> AbstractContextManager[None]:
         """Leaves what is done meanwhile out of the training's speed."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._since += time.perf_counter() - began
+        return self.meter.paused()
 
     def warn(self, warning: str) -> None:
         """Reports a warning of this step."""
         self.reporter.warn(self.total_step, self.stage.name, warning)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        target = self.folder.path / f"checkpoint-{self.total_step}"
-        if not self.args.should_save:
-            return
-        with guarded_save(target), atomic_folder(target) as temporary:
-            assert isinstance(self.model, SpeechLMM)
-            save_model(self.model, self.processor, temporary, save=self.stage.save)
-            self._save_optimizer_and_scheduler(str(temporary))
-            self._save_scaler(str(temporary))
-            self.state.save_to_json(str(temporary / "trainer_state.json"))
-            progress = Progress(self.stage.index, self.stage.name, self.state.global_step, self.total_step)
-            self._count_drawn()
-            self.run_state.write(temporary)
-            (temporary / PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
-        if (best := self.run_state.best.get(self.stage.name)) is not None and best.checkpoint == target.name:
-            self.folder.point_to_best(target.name)
-        self.folder.rotate(self.stage.save_total_limit, keep=self.run_state.kept)
+        self.meter.count_drawn(self.state.global_step)
+        write_checkpoint(self)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Nothing to load: the model was built with the checkpoint's weights."""

@@ -1,0 +1,1 @@
+"""Low-rank adapters on any part of a model."""

@@ -1,0 +1,1 @@
+"""Starting trainings: in this process, in several, on a cluster, many at a time."""
