@@ -5,7 +5,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from speechlmm_core.lora.fields import field_faults
 
 
 class LoraAdapterConfig(BaseModel):
@@ -31,6 +34,13 @@ class LoraAdapterConfig(BaseModel):
     """Which biases are trained, too."""
     use_rslora: bool = False
     """Rank-stabilised scale (Kalajdzievski, 2023, arXiv 2312.03732)."""
+
+    @model_validator(mode="after")
+    def _known_extras(self) -> LoraAdapterConfig:
+        faults = field_faults(self.extras, list(type(self).model_fields))
+        if faults:
+            raise PydanticCustomError("lora_field", "{faults}", {"faults": "; ".join(faults)})
+        return self
 
     @property
     def extras(self) -> dict[str, Any]:

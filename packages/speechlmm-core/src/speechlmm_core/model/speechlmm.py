@@ -20,6 +20,7 @@ from speechlmm_core.errors import ConfigError, DataError
 from speechlmm_core.features import Features, Loss
 from speechlmm_core.interfaces.modules import Adapter, Component, Encoder, Objective, TextDecoder
 from speechlmm_core.interfaces.objective import weight_at
+from speechlmm_core.lora.config import LoraAdapterConfig
 from speechlmm_core.model.dtypes import default_dtype
 from speechlmm_core.model.hf_config import SpeechLMMConfig
 from speechlmm_core.model.loading import load_model, take_arguments
@@ -67,6 +68,7 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
         self.frozen_modules: tuple[str, ...] = ()
         self.base_sources: dict[str, dict[str, Any]] = {}
         self.ever_trainable: set[str] = set()
+        self.lora_adapters: tuple[LoraAdapterConfig, ...] = ()
         # Some parameters are constants (Whisper's sinusoids): no choice of trainable modules reaches them.
         self.constants = frozenset(name for name, p in self.named_parameters() if not p.requires_grad)
         config._text_config = self.text_decoder.model.config
