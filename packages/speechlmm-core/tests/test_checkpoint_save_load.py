@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, LlamaForCausalLM
 
-from speechlmm_core.checkpoint import atomic, weights
+from speechlmm_core.checkpoint import atomic, shards, weights
 from speechlmm_core.checkpoint import load as loading
 from speechlmm_core.checkpoint import save as saving
 from speechlmm_core.checkpoint.atomic import atomic_folder, atomic_write
 from speechlmm_core.checkpoint.load import resolve_model_path, restore
 from speechlmm_core.checkpoint.provenance import base_source
 from speechlmm_core.checkpoint.save import save_model
+from speechlmm_core.checkpoint.shards import ShardWriter
 from speechlmm_core.config import ModelConfig
 from speechlmm_core.errors import CheckpointError, MissingDependencyError
 from speechlmm_core.model.freezing import freeze, set_trainable
@@ -153,7 +154,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tiny_model, tiny_processor, saved
         file.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(saving, "save_file", full)
+    monkeypatch.setattr(shards, "save_file", full)
     with torch.no_grad():
         for parameter in tiny_model.parameters():
             parameter.add_(1)
@@ -250,14 +251,7 @@ def test_a_revision_on_the_hub_is_asked_for(saved, monkeypatch):
 
 
 def test_large_checkpoints_are_sharded(tiny_model, tiny_processor, saved, monkeypatch):
-    real = saving.split_torch_state_dict_into_shards
-    monkeypatch.setattr(
-        saving,
-        "split_torch_state_dict_into_shards",
-        lambda state, max_shard_size, filename_pattern: real(
-            state, max_shard_size="50KB", filename_pattern=filename_pattern
-        ),
-    )
+    monkeypatch.setattr(saving, "ShardWriter", lambda folder, **_: ShardWriter(folder, max_shard_size="50KB"))
     save_model(tiny_model, tiny_processor, saved)
     assert not (saved / "model.safetensors").exists(), "the old file would be read in place of the shards"
     assert len(list(saved.glob("model-*.safetensors"))) > 1

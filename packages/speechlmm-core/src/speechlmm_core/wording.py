@@ -13,7 +13,7 @@ def word(exc: BaseException) -> tuple[list[str], int]:
     if isinstance(exc, KeyboardInterrupt):
         return ["interrupted"], INTERRUPTED
     if isinstance(exc, SpeechLMMError):
-        return str(exc).splitlines(), USAGE
+        return str(exc).splitlines(), getattr(exc, "exit_code", USAGE)
     if type(exc).__module__.partition(".")[0] in ("pydantic_core", "pydantic", "omegaconf", "hydra"):
         return [" ".join(str(exc).split())], USAGE
     if isinstance(exc, OSError):

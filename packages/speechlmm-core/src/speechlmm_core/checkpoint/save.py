@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors.torch import save_file
 from torch import Tensor
 
 from speechlmm_core.checkpoint.atomic import atomic_folder, sweep, sync
 from speechlmm_core.checkpoint.provenance import component_versions
+from speechlmm_core.checkpoint.shards import MAX_SHARD_SIZE, Gather, ShardWriter, as_it_is, stream
 
 if TYPE_CHECKING:
     from speechlmm_core.model.speechlmm import SpeechLMM
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
 
 Save = Literal["full", "trainable"]
 WEIGHTS = "model.safetensors"
-MAX_SHARD_SIZE = "5GB"
 INDEX = "model.safetensors.index.json"
 
 
@@ -41,7 +38,7 @@ def save_model(model: SpeechLMM, processor: SpeechLMMProcessor, folder: str | Pa
         OSError: The disk is full or read-only; an older checkpoint in the folder stays valid.
     """
     with staged(Path(folder)) as temporary:
-        write_weights(model, temporary, save=save)
+        raise_if(write_weights(model, temporary, save=save))
         processor.save_pretrained(temporary)
 
 
@@ -50,7 +47,13 @@ def save_weights(
 ) -> None:
     """Saves weights and `config.json` only."""
     with staged(folder) as temporary:
-        write_weights(model, temporary, save=save, max_shard_size=max_shard_size)
+        raise_if(write_weights(model, temporary, save=save, max_shard_size=max_shard_size))
+
+
+def raise_if(fault: Exception | None) -> None:
+    """Raises what went wrong."""
+    if fault is not None:
+        raise fault
 
 
 @contextmanager
@@ -117,33 +120,53 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target, follow_symlinks=False)
 
 
-def write_weights(model: SpeechLMM, folder: Path, *, save: Save, max_shard_size: int | str = MAX_SHARD_SIZE) -> None:
-    """Writes the weights and `config.json` into an empty folder."""
-    state = dict(kept_tensors(model, save))
-    split = split_torch_state_dict_into_shards(
-        state, max_shard_size=max_shard_size, filename_pattern="model{suffix}.safetensors"
-    )
-    for name, keys in split.filename_to_tensors.items():
-        shard = {key: state[key].detach().to("cpu").contiguous() for key in keys}
-        save_file(shard, folder / name, metadata={"format": "pt"})
-    if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+def write_weights(
+    model: SpeechLMM,
+    folder: Path | None,
+    *,
+    save: Save,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
+    gather: Gather = as_it_is,
+) -> Exception | None:
+    """Writes the weights and `config.json` into an empty folder.
+
+    Args:
+        model: The model.
+        folder: The folder; None in a process that only takes part in gathering.
+        save: See `save_model`.
+        max_shard_size: Size that one file of weights may have.
+        gather: Makes a whole tensor of the part that this process has.
+
+    Returns:
+        What went wrong, for the caller to raise when all processes have come so far; nothing is raised here.
+    """
+    kept = kept_tensors(model, save)
+    if folder is None:
+        return stream(kept, None, gather)
+    writer = ShardWriter(folder, max_shard_size=max_shard_size)
+    fault = stream(kept, writer, gather)
+    if fault is not None:
+        return fault
     config = model.config
     config.versions = component_versions(model.model_config)
     config.saved = save
     config.bases = dict(model.base_sources) if save == "trainable" else None
-    config.tensors = sorted(state) if save == "trainable" else None
+    config.tensors = sorted(writer.names) if save == "trainable" else None
     config.architectures = [type(model).__name__]
-    config.dtype = model.dtype
-    config.to_json_file(folder / "config.json", use_diff=False)
-    model.generation_config.save_pretrained(folder)
+    config.dtype = model.dtype if gather is as_it_is else writer.dtype or model.dtype
+    try:
+        config.to_json_file(folder / "config.json", use_diff=False)
+        model.generation_config.save_pretrained(folder)
+    except OSError as exc:
+        return exc
+    return None
 
 
 def kept_tensors(model: SpeechLMM, save: Save) -> list[tuple[str, Tensor]]:
     """The tensors that a checkpoint holds; tied ones once, under their first name."""
     aliases = tied_aliases(model)
-    state = {key: value for key, value in model.state_dict().items() if key not in aliases}
+    # Parameters, not their values: what is spread over processes is known by them.
+    state = {key: value for key, value in model.state_dict(keep_vars=True).items() if key not in aliases}
     if save == "full":
         return list(state.items())
     trained = model.ever_trainable | {name for name, p in model.named_parameters() if p.requires_grad}
