@@ -1,6 +1,10 @@
 """What the tests across packages share."""
 
-from __future__ import annotations
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,3 +19,60 @@ def one_thread(tmp_path_factory):
         patch.setenv("SPEECHLMM_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
     torch.set_num_threads(threads)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """What several processes did."""
+
+    code: int
+    """0, or the exit code of the first that failed."""
+    out: str
+    """What was shown on standard output: rank 0's."""
+    err: str
+    """What was shown on standard error."""
+    logs: Path
+    """Folder of all ranks' logs, `rank-<N>.out` and `rank-<N>.err`."""
+
+
+def _start(command, timeout, env):
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    variables = {**os.environ, **threads, **(env or {})}
+    command = [sys.executable, *map(str, command)]
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=timeout + 60, check=False)
+
+
+@pytest.fixture(scope="session")
+def run_ranks(tmp_path_factory):
+    """Runs a plain configuration in several processes of this machine, as `speechlmm-train run` does."""
+
+    def start(plain, *, processes=2, base=None, resume=False, overwrite=False, imports=(), timeout=300, env=None):
+        from speechlmm_train.launch.job import Job
+
+        base = Path(base or tmp_path_factory.mktemp("base"))
+        file = tmp_path_factory.mktemp("job") / "job.json"
+        job = Job(plain, str(base), tuple(map(str, imports)), resume, overwrite, progress=False)
+        job.write(file)
+        command = ["-m", "speechlmm_train.launch.local", file, "--processes", processes, "--timeout", timeout]
+        done = _start(command, timeout, env)
+        folders = sorted(entry for entry in (job.output_dir / "launch").glob("*") if entry.is_dir())
+        return Ranks(done.returncode, done.stdout, done.stderr, folders[-1] if folders else job.output_dir / "launch")
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def run_script(tmp_path_factory):
+    """Runs Python code in several processes that form a group, as torchrun does; arguments are in `sys.argv`."""
+
+    def start(code, *arguments, processes=2, timeout=300, env=None):
+        folder = tmp_path_factory.mktemp("script")
+        script = folder / "script.py"
+        script.write_text(code, encoding="utf-8")
+        how = {"processes": processes, "timeout": timeout}
+        call = f"run_processes({[str(script), *map(str, arguments)]!r}, logs=Path({str(folder / 'logs')!r}), **{how!r})"
+        head = "import sys; from pathlib import Path; from speechlmm_train.launch.processes import run_processes"
+        done = _start(["-c", f"{head}; sys.exit({call})"], timeout, env)
+        return Ranks(done.returncode, done.stdout, done.stderr, folder / "logs")
+
+    return start

@@ -29,6 +29,8 @@ PROGRESS = "progress.json"
 OPTIMIZER = "optimizer.pt"
 CONFIG, METRICS, REPORT = "config.yaml", "metrics.jsonl", "train_report.json"
 BEST = "best"
+LAUNCH = "launch"
+"""What started the run keeps its job, its state and the logs of its processes there; it may be there before the run."""
 WANDB_ID = "wandb_id.txt"
 _OURS = (
     CONFIG,
@@ -80,7 +82,7 @@ class OutputFolder:
 
     def __init__(self, path: str | Path, *, beside: Sequence[str] = ()) -> None:
         self.path = Path(path).expanduser()
-        self.beside = frozenset(beside)
+        self.beside = frozenset([LAUNCH, *beside])
 
     @property
     def model_path(self) -> Path:

@@ -1,0 +1,28 @@
+"""What is told when a run has ended."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from speechlmm_train.config import RunConfig
+
+if TYPE_CHECKING:
+    from speechlmm_train.run import RunReport
+
+
+def closing_lines(report: RunReport, config: RunConfig) -> tuple[list[str], list[str]]:
+    """Lines about what was trained, and notes on what should be looked at."""
+    from speechlmm_train.trainer.mixture import table
+    from speechlmm_train.trainer.summary import evaluation_lines
+
+    lines: list[str] = []
+    for stage, rows in report.mixture.items():
+        if len(rows) > 1:
+            lines += [f"stage {stage} was trained on", *table(rows)]
+    lines += evaluation_lines(report.figures, report.best)
+    lines.append(f"trained {report.steps} steps in {report.seconds:.0f} s; the model is in {report.model_path}")
+    notes: list[str] = []
+    for name, guard in report.guard.items():
+        if guard["worsened"] > config.training.guard_tolerance:
+            notes.append(f"{name} has worsened from {guard['first']:.4g} to {guard['last']:.4g}")
+    return lines, notes
