@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,26 @@ class Loss:
     """Scalar, fp32."""
     unit: str
     """Key of the count in the batch's `num_items`."""
+    by_sample: Tensor | None = None
+    """(S,) each sample's share of the sum, without a gradient; None where it is not known (see `by_sample`)."""
+
+
+def by_sample(values: Tensor, batch: Mapping[str, Any], of: str) -> Tensor | None:
+    """Adds up an objective's losses by the samples that they belong to; nothing is read from the device.
+
+    Args:
+        values: (M,) losses of the supervised positions, or (B,) of an input's media.
+        batch: The collator's batch; its `samples` say which sample each belongs to.
+        of: `supervised`, or the input's name.
+
+    Returns:
+        (S,), or None for a batch that does not say it.
+    """
+    samples = batch.get("samples")
+    if samples is None:
+        return None
+    index = samples["supervised"] if of == "supervised" else samples["media"][of]
+    return values.new_zeros(samples["count"]).index_add_(0, index, values.detach())  # (S,)
 
 
 def length_mask(lengths: Tensor, max_length: int) -> Tensor:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from speechlmm_core.features import Features, Loss
+from speechlmm_core.features import Features, Loss, by_sample
 from speechlmm_core.interfaces.modules import Objective, TextDecoder
 
 if TYPE_CHECKING:
@@ -39,4 +39,6 @@ class CIFQuantityObjective(Objective):
         quantity = stages[self.config.stage].extras["quantity"].float()
         targets = batch["targets"][self.name]
         distance = (quantity - targets["lengths"]).abs()  # (B,)
-        return Loss(torch.where(targets["valid"], distance, 0).sum(), f"{self.name}_valid")
+        distance = torch.where(targets["valid"], distance, 0)
+        shares = by_sample(distance, batch, self.config.stage.rpartition("_")[0])
+        return Loss(distance.sum(), f"{self.name}_valid", shares)

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from speechlmm_adapters.ctc.vocabulary import blank_label
-from speechlmm_core.features import Features, Loss, length_mask
+from speechlmm_core.features import Features, Loss, by_sample, length_mask
 from speechlmm_core.interfaces.modules import Objective, TextDecoder
 from speechlmm_core.losses.ctc import ctc_loss, ctc_loss_restricted
 from speechlmm_core.objectives.ctc.objective import FULL_VOCABULARY
@@ -65,4 +65,5 @@ class AdapterCTCObjective(Objective):
             )
         else:
             losses = ctc_loss(F.linear(frames, weight.to(frames.dtype)), lengths, ids, target_lengths, blank=blank)
-        return Loss(losses.sum().float(), unit)
+        shares = by_sample(losses.float(), batch, self.config.stage.rpartition("_")[0])
+        return Loss(losses.sum().float(), unit, shares)

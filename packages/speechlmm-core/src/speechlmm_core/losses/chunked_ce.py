@@ -50,6 +50,21 @@ def chunked_cross_entropy(
     Returns:
         Scalar sum, fp32 (fp64 for fp64 inputs).
     """
+    return chunked_cross_entropies(
+        hidden, weight, targets, chunk_size=chunk_size, softcap=softcap, label_smoothing=label_smoothing
+    )[0]
+
+
+def chunked_cross_entropies(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    chunk_size: int | None = None,
+    softcap: float | None = None,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """`chunked_cross_entropy`, and (M,) what each position adds to it, which has no gradient; 0 for those left out."""
     device = hidden.device.type
     autocast = torch.is_autocast_enabled(device)
     training = torch.is_grad_enabled()
@@ -66,18 +81,19 @@ def chunked_cross_entropy(
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, options: _Options) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, options: _Options) -> tuple[Tensor, Tensor]:
         ctx.options = options
         ctx.save_for_backward(hidden, weight, targets)
-        loss, *ctx.gradients = _loss_and_gradients(hidden, weight, targets, options)
-        return loss
+        loss, losses, *ctx.gradients = _loss_and_gradients(hidden, weight, targets, options)
+        ctx.mark_non_differentiable(losses)
+        return loss, losses
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        (scale,) = grad_outputs
+        scale, _ = grad_outputs
         hidden, weight, targets = ctx.saved_tensors
         # The gradients are scaled where they lie and handed over, so a second pass has to compute them again.
-        gradients = ctx.gradients or _loss_and_gradients(hidden, weight, targets, ctx.options)[1:]
+        gradients = ctx.gradients or _loss_and_gradients(hidden, weight, targets, ctx.options)[2:]
         ctx.gradients = None
         hidden_grad, weight_grad = gradients
         if hidden_grad is not None:
@@ -89,10 +105,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 def _loss_and_gradients(
     hidden: Tensor, weight: Tensor, targets: Tensor, options: _Options
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
     dtype = options.compute_dtype
     loss = torch.zeros((), dtype=wide, device=hidden.device)
+    losses = torch.empty(hidden.shape[0], dtype=wide, device=hidden.device)  # (M,)
     hidden_grad = torch.empty_like(hidden) if options.hidden_grad else None
     weight_grad = torch.zeros_like(weight, dtype=wide) if options.weight_grad else None
     with torch.autocast(hidden.device.type, enabled=False):
@@ -101,7 +118,8 @@ def _loss_and_gradients(
             part = slice(start, start + options.chunk_size)
             x = hidden[part].to(dtype)  # (C, D)
             logits = (x @ table.t()).to(wide)  # (C, V)
-            loss += _logits_to_gradient(logits, targets[part], options)
+            losses[part] = _logits_to_gradient(logits, targets[part], options)
+            loss += losses[part].sum()
             if hidden_grad is None and weight_grad is None:
                 continue
             gradient = logits.to(dtype)
@@ -111,11 +129,11 @@ def _loss_and_gradients(
                 weight_grad.addmm_(gradient.t(), x)  # (V, D)
             elif weight_grad is not None:
                 weight_grad += gradient.t() @ x  # (V, D)
-    return loss, hidden_grad, weight_grad
+    return loss, losses, hidden_grad, weight_grad
 
 
 def _logits_to_gradient(logits: Tensor, targets: Tensor, options: _Options) -> Tensor:
-    """Overwrites logits (C, V) by the gradient of the chunk's loss, and returns the loss."""
+    """Overwrites logits (C, V) by the gradient of the chunk's loss, and returns its losses (C,)."""
     slope: Tensor | None = None
     if options.softcap is not None:
         logits.div_(options.softcap).tanh_()
@@ -130,7 +148,7 @@ def _logits_to_gradient(logits: Tensor, targets: Tensor, options: _Options) -> T
         score = score + logits.mean(dim=1) * smoothing
     top = logits.amax(dim=1, keepdim=True)  # (C, 1)
     total = logits.sub_(top).exp_().sum(dim=1, keepdim=True)  # (C, 1)
-    loss = ((top + total.log())[:, 0] - score).mul(valid).sum()
+    losses = ((top + total.log())[:, 0] - score).mul(valid)  # (C,)
     if options.hidden_grad or options.weight_grad:
         logits.div_(total)
         if smoothing:
@@ -139,4 +157,4 @@ def _logits_to_gradient(logits: Tensor, targets: Tensor, options: _Options) -> T
         logits.mul_(valid[:, None])
         if slope is not None:
             logits.mul_(slope)
-    return loss
+    return losses

@@ -19,6 +19,7 @@ from speechlmm_core.errors import DataError, MediaError
 from speechlmm_core.interfaces.objective import ObjectiveConfig
 from speechlmm_core.media.medium import Medium
 from speechlmm_core.media.source import item_name
+from speechlmm_core.processor.per_sample import items_by_sample, media_samples
 from speechlmm_core.processor.sample import ProcessedSample
 from speechlmm_core.processor.targets import pad_targets, planned_frames
 from speechlmm_core.splice.plan import build_layout, plan_batch
@@ -160,7 +161,8 @@ class SpeechLMMProcessor:
 
         Returns:
             Nested dict of tensors, as `speechlmm_core.splice.plan` describes it; beside them `media` by input,
-            `targets` by objective, and `num_items`, the units of the losses. These are the same keys for every batch:
+            `targets` by objective, `samples` with the sample of each medium, and `num_items`, the units of the losses
+            (`items_by_sample`: those of each sample, as NumPy arrays). These are the same keys for every batch:
             `supervised_tokens`; for each input `<input>_media` and `<input>_frames`; for each objective with targets
             `<objective>_targets` (target ids), `<objective>_valid` (media with a target) and `<objective>_infeasible`
             (media too short for theirs).
@@ -175,6 +177,7 @@ class SpeechLMMProcessor:
             dynamic_inputs=[name for name in present if not self._is_exact(name)],
         )
         batch["media"] = {name: self._media(name, samples) for name in present}
+        batch["samples"]["media"] = {name: media_samples(samples, name) for name in present}
         counts: dict[str, int] = {"supervised_tokens": int(batch["supervised"]["ids"].numel())}
         for name in self.inputs:
             media = batch["media"].get(name)
@@ -189,6 +192,8 @@ class SpeechLMMProcessor:
                 targets = [target for sample in samples for target in sample.targets.get(name, ())]
                 batch["targets"][name] = pad_targets(objective, targets, lengths, counts, name)
         batch["num_items"] = counts
+        owners = {name: objective.stages[0].rpartition("_")[0] for name, objective in self._objectives.items()}
+        batch["items_by_sample"] = items_by_sample(batch, list(self.inputs), owners)
         return batch
 
     def _parse(self, messages: Sequence[MessageLike], *, with_answer: bool) -> list[Message]:

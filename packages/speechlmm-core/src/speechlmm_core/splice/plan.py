@@ -194,8 +194,9 @@ def plan_batch(
         dynamic_inputs: Inputs whose true lengths are known on the device only; see `speechlmm_core.splice.gather`.
 
     Returns:
-        `input_ids`, `position_ids`, `attention_mask` or `segments`, `splice`, `supervised`, and `dynamic` where an
-        input is dynamic: torch tensors, and Python numbers where the host needs them.
+        `input_ids`, `position_ids`, `attention_mask` or `segments`, `splice`, `supervised`, `samples` (their `count`,
+        and the sample of each `supervised` position), and `dynamic` where an input is dynamic: torch tensors, and
+        Python numbers where the host needs them.
 
     Raises:
         DataError: No samples, or a medium of an input that the model does not have.
@@ -238,6 +239,7 @@ def plan_batch(
             "positions": _tensor(flat[target] - 1),  # (M,)
             "ids": _tensor(input_ids[target]),  # (M,)
         },
+        "samples": {"count": num_samples, "supervised": _tensor(sample[target])},  # (M,)
     }
     if packed:
         bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from speechlmm_core.errors import ConfigError
-from speechlmm_core.features import Features, Loss
+from speechlmm_core.features import Features, Loss, by_sample
 from speechlmm_core.interfaces.context import BuildContext
 from speechlmm_core.interfaces.modules import Objective, TextDecoder
 from speechlmm_core.losses.ctc import ctc_loss, ctc_loss_restricted
@@ -35,6 +35,7 @@ class CTCObjective(Objective):
     def __init__(self, config: CTCObjectiveConfig, ctx: BuildContext) -> None:
         super().__init__()
         self.config: CTCObjectiveConfig = config
+        self.input_name = config.stage.rpartition("_")[0]
         width = ctx.stage_sizes.get(config.stage)
         if width is None:
             raise ConfigError(
@@ -120,13 +121,14 @@ class CTCObjective(Objective):
             losses = ctc_loss_restricted(
                 hidden, lengths, ids, target_lengths, weight=weight, blank=row, blank_in_weight=blank is None
             )
-            return Loss(losses.sum(), unit)
+            return Loss(losses.sum(), unit, by_sample(losses, batch, self.input_name))
         bias = self.linear.bias if self.linear is not None else None
         logits = nn.functional.linear(hidden, weight.to(hidden.dtype), bias)  # (B, T, V)
         if blank is not None:
             logits = torch.cat([logits, (hidden @ blank.to(hidden.dtype))[..., None]], dim=2)  # (B, T, V+1)
         blank_id = weight.shape[0] if blank is not None else self._blank_id()
-        return Loss(ctc_loss(logits, lengths, ids, target_lengths, blank=blank_id).sum(), unit)
+        losses = ctc_loss(logits, lengths, ids, target_lengths, blank=blank_id)  # (B,)
+        return Loss(losses.sum(), unit, by_sample(losses, batch, self.input_name))
 
     def _labels(self, text_decoder: TextDecoder) -> tuple[Tensor, Tensor | None]:
         """The labels' vectors (V, D), and the blank's (D,) where it is not among them."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from speechlmm_core.features import Features, Loss
+from speechlmm_core.features import Features, Loss, by_sample
 from speechlmm_core.interfaces.modules import Objective, TextDecoder
-from speechlmm_core.losses.chunked_ce import chunked_cross_entropy
+from speechlmm_core.losses.chunked_ce import chunked_cross_entropies
 from speechlmm_core.losses.logits import logit_transform
 from speechlmm_core.objectives.next_token.config import NextTokenObjectiveConfig
 
@@ -35,11 +35,11 @@ class NextTokenObjective(Objective):
         transform = logit_transform(text_decoder)
         if transform.scale != 1:
             hidden = hidden * transform.scale
-        loss = chunked_cross_entropy(
+        loss, losses = chunked_cross_entropies(
             hidden,
             text_decoder.output_weight,
             batch["supervised"]["ids"],
             softcap=transform.softcap,
             label_smoothing=self.config.label_smoothing,
         )
-        return Loss(loss, "supervised_tokens")
+        return Loss(loss, "supervised_tokens", by_sample(losses, batch, "supervised"))
