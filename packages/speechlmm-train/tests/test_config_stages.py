@@ -113,7 +113,7 @@ def test_positions_are_always_bounded(given, expected):
 
 @pytest.mark.parametrize(
     "key",
-    ["run_name", "dataloader_prefetch_factor", "per_device_eval_batch_size", "dataloader_pin_memory", "hub_model_id"],
+    ["data_seed", "dataloader_prefetch_factor", "per_device_eval_batch_size", "dataloader_pin_memory", "hub_model_id"],
 )
 def test_arguments_that_would_change_nothing_are_refused(key):
     assert f"'{key}' cannot be set" in faults(max_steps=1, **{key: 1})

@@ -1,54 +1,44 @@
 """Composes a configuration with Hydra's override grammar and validates it. Imports no torch.
 
-Every `speechlmm.presets` entry point is on Hydra's search path, and every group found below ``model/`` there (or in
-the user's own folder) has a place in the defaults list, so that ``model/<input>_encoder=<preset>`` needs no ``+``.
-A key that no YAML file names needs none either: the typed configuration decides which keys exist.
+In order: the configuration that `--config-name` names, presets, the training setting, values of the command line,
+adjustments; then the name of the run and its folder. A key that no YAML file names needs no ``+``: the typed
+configuration decides which keys exist.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from importlib.metadata import entry_points
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra import compose, initialize_config_module
-from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.core.plugins import Plugins
+from hydra import compose
 from hydra.errors import HydraException, MissingConfigException
-from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from speechlmm_core.data.spec.find import find_spec
 from speechlmm_core.errors import ConfigError, DataError
-from speechlmm_core.registry import describe, nearest
+from speechlmm_core.registry import nearest
 from speechlmm_core.wiring import refuse_speech_output, wire
+from speechlmm_train.composing.adjustments import adjust
+from speechlmm_train.composing.changes import ABSENT, Change
+from speechlmm_train.composing.names import RunName, numbered, output_dir, run_name, sibling
+from speechlmm_train.composing.overrides import names_of_adjustments, ready
+from speechlmm_train.composing.tree import ADJUSTMENTS, LAUNCHER, Tree, hydra_tree
 from speechlmm_train.config import RunConfig
 from speechlmm_train.config_errors import explain
 
-logger = logging.getLogger(__name__)
-CONF = "speechlmm_train.conf"
-SECTIONS: dict[str, tuple[type, str]] = {
-    "model": (dict, "model/<part>=<preset> or model.<key>=<value>"),
-    "data": (dict, "data.<key>=<value>"),
-    "training": (dict, "training.<key>=<value>"),
-    "stages": (list, "stages=[{name: <name>, max_steps: <number>}, ...]"),
-}
-"""What a run's configuration consists of: the sections' types, and how they are set."""
+PRETRAIN, FINETUNE = "pretrain", "finetune"
+LOCAL = "basic"
+"""Hydra's own launcher, which is there where none is chosen."""
 
 
 @dataclass(frozen=True)
@@ -57,33 +47,106 @@ class Composed:
 
     plain: dict[str, Any]
     config: RunConfig
+    choices: dict[str, str] = field(default_factory=dict[str, str])
+    """The preset that was chosen in each group (`model/audio_encoder`, `training_setting`, `hydra/launcher`)."""
+    launcher: dict[str, Any] | None = None
+    """What `hydra/launcher` chose, as `hydra.launcher` was composed; None to run on this machine."""
+    name: str = ""
+    """What the run is called."""
+    changes: tuple[Change, ...] = ()
+    """What adjustments changed, and what was filled in without being asked for."""
 
 
-def preset_packages() -> dict[str, str]:
-    """Module names of the installed preset packages by distribution; one that is not there is left out."""
-    found: dict[str, str] = {}
-    for entry in sorted(entry_points(group="speechlmm.presets"), key=lambda entry: entry.name):
-        try:
-            there = importlib.util.find_spec(entry.value) is not None
-        except Exception:
-            there = False
-        if there:
-            found[entry.name] = entry.value
-        else:
-            logger.warning("presets %r of %s cannot be imported and are left out", entry.value, describe(entry))
-    return found
+@dataclass(frozen=True)
+class Sweep:
+    """The place of a run in a sweep."""
+
+    number: int
+    varied: Sequence[str]
+    """The overrides that are not the same for all runs."""
 
 
-class _Presets(SearchPathPlugin):
-    """Puts the user's folder and the installed presets on the search path."""
+@dataclass(frozen=True)
+class _Draft:
+    plain: dict[str, Any]
+    missing: list[str]
+    choices: dict[str, str]
+    launcher: dict[str, Any] | None
+    changes: list[Change]
+    finetune: bool
 
-    config_dir: Path | None = None
 
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        if self.config_dir is not None:
-            search_path.prepend("user", f"file://{self.config_dir}")
-        for name, module in preset_packages().items():
-            search_path.append(name, f"pkg://{module}")
+def compose_plain(
+    config_name: str,
+    overrides: Sequence[str],
+    *,
+    config_dir: Path | None = None,
+    model: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Composes without validating; the run's folder is left as it is given.
+
+    Args:
+        config_name: Name of the top-level configuration.
+        overrides: Overrides in Hydra's grammar.
+        config_dir: The user's folder of configurations, searched first.
+        model: A model that stands in place of what `model` says, which may then be left open.
+
+    Raises:
+        ConfigError: An override or a configuration file is wrong, or a value is missing.
+    """
+    with hydra_tree(config_dir) as tree:
+        draft = _draft(tree, config_name, overrides, model)
+    _refuse_missing(draft)
+    return draft.plain
+
+
+def compose_config(
+    config_name: str,
+    overrides: Sequence[str],
+    *,
+    config_dir: Path | None = None,
+    imports: Sequence[Path] = (),
+    model: Mapping[str, Any] | None = None,
+) -> Composed:
+    """Composes and validates a run's configuration.
+
+    Args:
+        config_name: Name of the top-level configuration (`pretrain`, `finetune`, or one of the user's). `pretrain` with
+            a `training.pretrained_checkpoint` is `finetune`.
+        overrides: Overrides in Hydra's grammar.
+        config_dir: The user's folder of configurations, searched first.
+        imports: Python files that register the user's own components.
+        model: A model that stands in place of the configuration's.
+
+    Raises:
+        ConfigError: Everything that is wrong, a line each.
+    """
+    for path in imports:
+        import_file(path)
+    with hydra_tree(config_dir) as tree:
+        return compose_in(tree, config_name, overrides, config_dir=config_dir, model=model)
+
+
+def compose_in(
+    tree: Tree,
+    config_name: str,
+    overrides: Sequence[str],
+    *,
+    config_dir: Path | None = None,
+    model: Mapping[str, Any] | None = None,
+    sweep: Sweep | None = None,
+) -> Composed:
+    """`compose_config` within a tree that several runs are composed from; in a sweep, with names of their own.
+
+    Raises:
+        ConfigError: Everything that is wrong, a line each.
+    """
+    draft = _draft(tree, config_name, overrides, model)
+    name = _name(draft, sweep)
+    _refuse_missing(draft)
+    if config_dir is not None:
+        _find_specs(draft.plain, config_dir)
+    return Composed(draft.plain, validate(draft.plain), draft.choices, draft.launcher, str(name), tuple(draft.changes))
 
 
 def import_file(path: Path) -> None:
@@ -106,126 +169,6 @@ def import_file(path: Path) -> None:
         raise ConfigError(f"--import {str(path)!r} failed: {type(exc).__name__}: {exc}") from exc
 
 
-@contextmanager
-def _hydra(config_dir: Path | None) -> Iterator[None]:
-    if config_dir is not None and not config_dir.is_dir():
-        raise ConfigError(f"--config-dir {str(config_dir)!r} is not a folder")
-    if GlobalHydra.instance().is_initialized():
-        GlobalHydra.instance().clear()
-    _Presets.config_dir = config_dir.resolve() if config_dir else None
-    Plugins.instance().register(_Presets)
-    with initialize_config_module(CONF, job_name="speechlmm-train", version_base="1.3"):
-        groups = [f"model/{name}" for name in _groups("model")]
-        defaults = [{f"optional {group}": None} for group in groups]
-        ConfigStore.instance().store(name="installed_groups", node={"defaults": defaults}, provider="speechlmm-train")
-        yield
-
-
-def _groups(parent: str) -> list[str]:
-    return sorted(set(GlobalHydra.instance().config_loader().list_groups(parent)))
-
-
-def _options(group: str) -> list[str]:
-    return sorted(set(GlobalHydra.instance().config_loader().get_group_options(group)))
-
-
-def compose_plain(
-    config_name: str,
-    overrides: Sequence[str],
-    *,
-    config_dir: Path | None = None,
-    model: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Composes without validating.
-
-    Args:
-        config_name: Name of the top-level configuration.
-        overrides: Overrides in Hydra's grammar.
-        config_dir: The user's folder of configurations, searched first.
-        model: A model that stands in place of what `model` says, which may then be left open.
-
-    Raises:
-        ConfigError: An override or a configuration file is wrong, or a value is missing.
-    """
-    with _hydra(config_dir):
-        ready = [_checked(text) for text in overrides]
-        try:
-            composed = compose(config_name, [override for override in ready if override])
-            missing = sorted(OmegaConf.missing_keys(composed))
-            plain = OmegaConf.to_container(composed, resolve=True)
-        except MissingConfigException as exc:
-            raise ConfigError(_unknown_option(exc, config_name)) from exc
-        except yaml.YAMLError as exc:
-            raise ConfigError(f"not YAML: {' '.join(str(exc).split())}") from exc
-        except (HydraException, OmegaConfBaseException) as exc:
-            raise ConfigError(_in_hydras_words(exc)) from exc
-    assert isinstance(plain, dict)
-    named = {str(key): value for key, value in plain.items()}
-    if model is not None:
-        named["model"] = dict(model)
-        missing = [key for key in missing if not key.startswith("model.")]
-    if missing and not _names_data(named):
-        missing = sorted([*missing, "data.train"])
-    if missing:
-        raise ConfigError("\n".join([*(_missing(key) for key in missing), *_other_faults(named)]))
-    return named
-
-
-def _names_data(plain: dict[str, Any]) -> bool:
-    """Whether anything to train on is named, by the run or a stage."""
-    sections = [plain, *(one for one in plain.get("stages") or () if isinstance(one, dict))]
-    named = [data for section in sections if isinstance(data := section.get("data"), dict)]
-    return any(data.get("train") or data.get("data_config_path") for data in named)
-
-
-def _other_faults(plain: dict[str, Any]) -> list[str]:
-    """What is wrong beside the values that are missing, so that the user sees it all at once."""
-    try:
-        RunConfig.model_validate(plain)
-    except ValidationError as exc:
-        return explain(exc, RunConfig, plain, without="???")
-    return []
-
-
-def compose_config(
-    config_name: str,
-    overrides: Sequence[str],
-    *,
-    config_dir: Path | None = None,
-    imports: Sequence[Path] = (),
-    model: Mapping[str, Any] | None = None,
-) -> Composed:
-    """Composes and validates a run's configuration.
-
-    Args:
-        config_name: Name of the top-level configuration (`pretrain`, `finetune`, or one of the user's).
-        overrides: Overrides in Hydra's grammar.
-        config_dir: The user's folder of configurations, searched first.
-        imports: Python files that register the user's own components.
-        model: A model that stands in place of the configuration's.
-
-    Raises:
-        ConfigError: Everything that is wrong, a line each.
-    """
-    for path in imports:
-        import_file(path)
-    plain = compose_plain(config_name, overrides, config_dir=config_dir, model=model)
-    if config_dir is not None:
-        _find_specs(plain, config_dir)
-    return Composed(plain, validate(plain))
-
-
-def _find_specs(plain: dict[str, Any], config_dir: Path) -> None:
-    """Spells out specifications that lie in the user's folder and not below the working one."""
-    for section in (plain, *(one for one in plain.get("stages") or () if isinstance(one, dict))):
-        data = section.get("data")
-        if isinstance(data, dict) and isinstance(name := data.get("data_config_path"), str):
-            with suppress(DataError):  # what is nowhere is reported when the data are opened
-                path = find_spec(name, Path.cwd(), config_dir)
-                if path.is_relative_to(config_dir):
-                    data["data_config_path"] = str(path.absolute())
-
-
 def validate(plain: dict[str, Any]) -> RunConfig:
     """Types a plain configuration, and checks that the components fit together.
 
@@ -246,45 +189,108 @@ def to_yaml(plain: dict[str, Any]) -> str:
     return OmegaConf.to_yaml(DictConfig(plain))
 
 
-def _checked(text: str) -> str:
-    """Checks one override and lets its key be new where no file names it."""
+def _draft(tree: Tree, config_name: str, overrides: Sequence[str], model: Mapping[str, Any] | None) -> _Draft:
+    """Composes, and applies adjustments."""
+    given = ready(list(overrides), tree)
     try:
-        override = OverridesParser.create().parse_override(text)
-    except HydraException as exc:
-        raise ConfigError(f"{text!r} is not an override; expected key=value, +key=value or ~key") from exc
-    if override.is_sweep_override():
-        raise ConfigError(f"{text!r} gives several values to one key; write a list as key=[a,b]")
-    key = override.key_or_group
-    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
-        raise ConfigError(f"{text!r}: this version runs in one process and takes no `hydra` settings")
-    if not key:
-        raise ConfigError(f"{text!r} is not an override; expected key=value, +key=value or ~key")
-    if key in SECTIONS and not (override.is_delete() or isinstance(override.value(), SECTIONS[key][0])):
-        raise ConfigError(f"{text!r}: `{key}` is a section; expected {SECTIONS[key][1]}")
-    if key in SECTIONS:
-        return f"++{text}" if text[0] not in "+~" else text
-    if _is_group(key):
-        _check_option(override, key)
-        return text
-    if "/" in key:
-        groups = [f"model/{name}" for name in _groups("model")]
-        raise ConfigError(f"unknown group {key!r}{nearest(key, groups)} (available: {', '.join(groups)})")
-    return f"++{text}" if override.type is not None and text[0] not in "+~" else text
+        config = compose(config_name, given.texts, return_hydra_config=True)
+        finetune = bool(OmegaConf.select(config, "training.pretrained_checkpoint", throw_on_missing=False))
+        if finetune and config_name == PRETRAIN:
+            config = compose(FINETUNE, given.texts, return_hydra_config=True)
+        chosen = OmegaConf.to_container(config.hydra.runtime.choices)
+        assert isinstance(chosen, dict)
+        choices = {
+            str(group): name
+            for group, name in chosen.items()
+            if isinstance(name, str) and (group == LAUNCHER or not str(group).startswith("hydra/"))
+        }
+        if (choices.get(LAUNCHER) or LOCAL) == LOCAL:
+            choices.pop(LAUNCHER, None)
+        OmegaConf.set_struct(config, False)
+        config["hydra"] = {"launcher": config.hydra.launcher if LAUNCHER in choices else {}}
+        own = config.pop(ADJUSTMENTS, None)
+        names = given.adjustments
+        if names is None:
+            names = names_of_adjustments(ADJUSTMENTS, OmegaConf.to_container(own) if OmegaConf.is_config(own) else own)
+        changes = adjust(config, names, choices, tree)
+        missing = sorted(OmegaConf.missing_keys(config))
+        plain = OmegaConf.to_container(config, resolve=True)
+    except MissingConfigException as exc:
+        raise ConfigError(_unknown_option(exc, config_name, tree)) from exc
+    except yaml.YAMLError as exc:
+        raise ConfigError(f"not YAML: {' '.join(str(exc).split())}") from exc
+    except (HydraException, OmegaConfBaseException) as exc:
+        raise ConfigError(_in_hydras_words(exc)) from exc
+    assert isinstance(plain, dict)
+    named = {str(key): value for key, value in plain.items()}
+    launcher = named.pop("hydra")["launcher"]
+    if model is not None:
+        named["model"] = dict(model)
+        missing = [key for key in missing if not key.startswith("model.")]
+    return _Draft(
+        named, missing, choices, launcher if LAUNCHER in choices else None, changes, finetune or config_name == FINETUNE
+    )
 
 
-def _is_group(key: str) -> bool:
-    parent, _, name = key.rpartition("/")
-    return name in _groups(parent)
+def _name(draft: _Draft, sweep: Sweep | None) -> RunName:
+    """Names the run, and fills in its folder and, in a sweep, the pre-training that it goes on with."""
+    training = draft.plain.get("training")
+    name = run_name(
+        draft.plain,
+        draft.choices,
+        finetune=draft.finetune,
+        varied=sweep.varied if sweep else (),
+        number=sweep.number if sweep else 0,
+    )
+    if not isinstance(training, dict):
+        return name
+    folder, project = training.get("output_dir"), training.get("wandb_project")
+    if folder is None:
+        training["output_dir"] = output_dir(name, project if isinstance(project, str) else None)
+    elif isinstance(folder, str) and sweep is not None and sweep.varied and "training.output_dir" not in draft.missing:
+        training["output_dir"] = numbered(folder, sweep.number)
+    key = "training.pretrained_checkpoint"
+    if sweep is not None and key in draft.missing and isinstance(training["output_dir"], str):
+        training["pretrained_checkpoint"] = sibling(training["output_dir"], name)
+        draft.missing.remove(key)
+        found = training["pretrained_checkpoint"]
+        draft.changes.append(Change(key, ABSENT, found, "the pre-training beside the run"))
+    return name
 
 
-def _check_option(override: Override, group: str) -> None:
-    value = override.value()
-    for name in value if isinstance(value, list) else [value]:
-        options = _options(group)
-        if isinstance(name, str) and not override.is_delete() and name not in options:
-            raise ConfigError(
-                f"unknown preset {group}={name}{nearest(name, options)} (available: {', '.join(options)})"
-            )
+def _refuse_missing(draft: _Draft) -> None:
+    missing = draft.missing
+    if missing and not _names_data(draft.plain):
+        missing = sorted([*missing, "data.train"])
+    if missing:
+        raise ConfigError("\n".join([*(_missing(key) for key in missing), *_other_faults(draft.plain)]))
+
+
+def _names_data(plain: dict[str, Any]) -> bool:
+    """Whether anything to train on is named, by the run or a stage."""
+    sections = [plain, *(one for one in plain.get("stages") or () if isinstance(one, dict))]
+    named = [data for section in sections if isinstance(data := section.get("data"), dict)]
+    return any(data.get("train") or data.get("data_config_path") for data in named)
+
+
+def _other_faults(plain: dict[str, Any]) -> list[str]:
+    """What is wrong beside the values that are missing, so that the user sees it all at once."""
+    try:
+        RunConfig.model_validate(plain)
+    except ValidationError as exc:
+        return explain(exc, RunConfig, plain, without="???")
+    return []
+
+
+def _find_specs(plain: dict[str, Any], config_dir: Path) -> None:
+    """Spells out specifications that lie in the user's folder and not below the working one."""
+    for section in (plain, *(one for one in plain.get("stages") or () if isinstance(one, dict))):
+        data = section.get("data")
+        if isinstance(data, dict) and isinstance(name := data.get("data_config_path"), str):
+            with suppress(DataError):  # what is nowhere is reported when the data are opened
+                path = find_spec(name, Path.cwd(), config_dir)
+                if path.is_relative_to(config_dir):
+                    data["data_config_path"] = str(path.absolute())
 
 
 def _missing(key: str) -> str:
@@ -306,14 +312,16 @@ def _in_hydras_words(exc: Exception) -> str:
             f"{merging[1]}: the configuration has no such stage; write stages out as "
             "stages=[{name: text, max_steps: 100}, ...], or choose a configuration that has some"
         )
+    if launching := re.search(r"Error merging override \+*(hydra\.launcher\.\w+)", said):
+        return f"{launching[1]}: there is no launcher to set it for; choose one with {LAUNCHER}=slurm"
     reason = " ".join(str(exc.__cause__).split()) if exc.__cause__ else ""
     return f"{said}: {reason}" if reason and reason not in said else said
 
 
-def _unknown_option(exc: MissingConfigException, config_name: str) -> str:
+def _unknown_option(exc: MissingConfigException, config_name: str, tree: Tree) -> str:
     wanted = exc.missing_cfg_file
     if wanted == config_name or wanted is None:
-        names = [name for name in _options("") if name not in ("base", "installed_groups") and name[0] != "_"]
+        names = [name for name in tree.options("") if name not in ("base", "installed_groups") and name[0] != "_"]
         return f"unknown --config-name {config_name!r}{nearest(config_name, names)} (available: {', '.join(names)})"
     options = list(exc.options or [])
     name = str(wanted).rpartition("/")[2]

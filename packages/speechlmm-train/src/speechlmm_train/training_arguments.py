@@ -48,7 +48,6 @@ DECIDED_ELSEWHERE: dict[str, str] = {
     "include_for_metrics": _EVALUATION,
     "bf16_full_eval": _EVALUATION,
     "fp16_full_eval": _EVALUATION,
-    "run_name": "a run is called like its output folder",
     "project": "figures go where report_to says",
     "disable_tqdm": "use --no-progress",
     "restore_callback_states_from_checkpoint": _OURS,

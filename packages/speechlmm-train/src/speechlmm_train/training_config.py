@@ -127,6 +127,10 @@ class TrainingConfig(Sizes):
     """A DeepSpeed configuration (JSON) that is laid over the one that `parallel` stands for."""
     report_to: list[Literal["tensorboard", "wandb"]] = Field(default_factory=lambda: ["tensorboard"])
     """Where figures go, beside `metrics.jsonl`."""
+    run_name: str | None = None
+    """What the run is called, and its folder without an `output_dir`; by default after kind, modules and setting."""
+    wandb_project: str = "speechlmm"
+    """Project at Weights & Biases, and the folder of the runs below `$CHECKPOINTS_HOME`."""
 
     @field_validator("report_to", mode="before")
     @classmethod

@@ -1,0 +1,1 @@
+"""The parts that composing a configuration is made of."""

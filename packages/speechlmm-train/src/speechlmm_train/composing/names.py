@@ -1,0 +1,138 @@
+"""What a run is called, and the folder that it writes to where the user names none.
+
+A run is called `{type}-{modality}-{modules}-{setting}`, and its folder
+`$CHECKPOINTS_HOME/{wandb_project}/{speechlmm|lora-speechlmm}-{run}`; without the variable, `runs/` takes its place.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from speechlmm_core.errors import ConfigError
+from speechlmm_core.registry import nearest
+from speechlmm_train.composing.tree import SETTING
+
+HOME = "CHECKPOINTS_HOME"
+WITHOUT_HOME = "runs"
+PROJECT = "speechlmm"
+"""Where `training.wandb_project` says nothing."""
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.=-]+")
+
+
+@dataclass(frozen=True)
+class RunName:
+    """What a run is called."""
+
+    kind: str
+    """`pretrain` or `finetune`."""
+    rest: str
+    """What follows that: modalities, modules, setting."""
+    suffix: str = ""
+    """What tells it from the other runs of a sweep."""
+    lora: bool = False
+    own: str | None = None
+    """What the user calls it, in place of all this."""
+
+    def __str__(self) -> str:
+        return f"{self.own or f'{self.kind}-{self.rest}'}{self.suffix}"
+
+    @property
+    def folder(self) -> str:
+        """The last part of the output folder."""
+        return str(self) if self.own else f"{'lora-' if self.lora else ''}speechlmm-{self}"
+
+
+def run_name(
+    plain: Mapping[str, Any], choices: Mapping[str, str], *, finetune: bool, varied: Sequence[str] = (), number: int = 0
+) -> RunName:
+    """What a composed run is called.
+
+    Args:
+        plain: Its configuration.
+        choices: The presets that it was composed from.
+        finetune: Whether it starts from a trained model.
+        varied: In a sweep, the overrides that are not the same for all of its runs.
+        number: In a sweep, the run's number, which is put behind the user's own names.
+    """
+    model, training = plain.get("model") or {}, plain.get("training") or {}
+    modalities = [key.removesuffix("_encoder") for key in model if key.endswith("_encoder") and model[key]]
+    parts = [*(f"{name}_{part}" for name in modalities for part in ("encoder", "adapter")), "text_decoder"]
+    modules = [name for part in parts if (name := _module(part, model, choices))]
+    setting = choices.get(SETTING)
+    rest = ["_".join(modalities) or "text", *modules, *([setting.replace("/", ".")] if setting else [])]
+    own = training.get("run_name")
+    return RunName(
+        kind="finetune" if finetune else "pretrain",
+        rest="-".join(rest),
+        suffix=(f"-{number}" if own else _told_apart(varied)) if varied else "",
+        lora=bool(training.get("lora_adapters")),
+        own=own if isinstance(own, str) else None,
+    )
+
+
+def _module(part: str, model: Mapping[str, Any], choices: Mapping[str, str]) -> str | None:
+    component = model.get(part)
+    if not component:
+        return None
+    named = choices.get(f"model/{part}") or (component.get("type") if isinstance(component, Mapping) else None)
+    return str(named or part).replace("/", ".")
+
+
+def _told_apart(varied: Sequence[str]) -> str:
+    """The varied values that the name does not hold already."""
+    told: list[str] = []
+    for text in varied:
+        key, _, value = text.lstrip("+~").partition("=")
+        if key != SETTING and not key.startswith("model/"):
+            told.append(_NOT_IN_NAMES.sub("_", f"{key.rpartition('.')[2]}={value}").strip("_"))
+    return "".join(f"-{one}" for one in told)
+
+
+def output_dir(name: RunName, project: str | None) -> str:
+    """The folder of a run for which the user names none."""
+    home = os.environ.get(HOME) or WITHOUT_HOME
+    return str(Path(home, project or PROJECT, name.folder))
+
+
+def numbered(folder: str, number: int) -> str:
+    """A folder that the user names, for one run of a sweep."""
+    return f"{folder.rstrip('/')}-{number}"
+
+
+def sibling(folder: str, name: RunName) -> str:
+    """The pre-training that the run of a sweep goes on with: the folder beside its own, of the same setting.
+
+    Args:
+        folder: The run's output folder.
+        name: What the run is called.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    path = Path(folder).expanduser()
+    tried: list[Path] = []
+    if path.name == name.folder and not name.own:
+        for suffix in dict.fromkeys((name.suffix, "")):
+            tried.append(path.with_name(f"speechlmm-pretrain-{name.rest}{suffix}"))
+    else:
+        tried.append(path.with_name(path.name.removeprefix("lora-").replace("finetune", "pretrain", 1)))
+        if tried[0] == path:
+            raise ConfigError(
+                f"training.pretrained_checkpoint: missing; in a sweep it is the folder beside {folder!r} with "
+                "'pretrain' for 'finetune' in its name, and that name has no 'finetune'; give "
+                "training.pretrained_checkpoint=<path>"
+            )
+    for one in tried:
+        if (one / "config.json").is_file() or (one / "model" / "config.json").is_file():
+            return str(one)
+    beside = sorted(one.name for one in path.parent.iterdir() if one.is_dir()) if path.parent.is_dir() else []
+    raise ConfigError(
+        f"training.pretrained_checkpoint: missing, and there is no trained model in {str(tried[0])!r}"
+        f"{nearest(tried[0].name, [one for one in beside if one != path.name])}; train that first, or give "
+        "training.pretrained_checkpoint=<path>"
+    )
