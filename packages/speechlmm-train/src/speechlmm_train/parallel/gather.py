@@ -21,7 +21,8 @@ def is_partitioned(tensor: Any) -> bool:
 def gather(tensor: Any) -> Tensor:
     """The whole of a parameter or buffer. Every process must call it for the same tensors in the same order."""
     if isinstance(tensor, DTensor):
-        return tensor.detach().full_tensor()
+        spread: Any = tensor.detach()
+        return spread.full_tensor()
     if is_partitioned(tensor):
         return _of_stage_3(tensor)
     if hasattr(tensor, "_hp_mapping") and tensor.dtype != torch.float32:

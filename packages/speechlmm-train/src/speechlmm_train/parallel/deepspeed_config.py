@@ -1,0 +1,189 @@
+# pyright: strict
+"""DeepSpeed's configuration: what `parallel` stands for, with a user's JSON laid over it. Imports no torch.
+
+ZeRO: Rajbhandari et al., 2020, arXiv:1910.02054; offloading: Ren et al., 2021, arXiv:2101.06840.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from speechlmm_core.errors import ConfigError, MissingDependencyError
+from speechlmm_core.registry import nearest
+from speechlmm_train.parallel.names import stage_of
+
+if TYPE_CHECKING:
+    from speechlmm_train.training_config import TrainingConfig
+
+PRESETS = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
+"""Names that may stand in the place of a file, as in the first SpeechLMM."""
+_OURS = ("optimizer", "scheduler")
+
+
+def require_deepspeed() -> None:
+    """Checks that DeepSpeed is installed.
+
+    Raises:
+        MissingDependencyError: It is not.
+    """
+    if find_spec("deepspeed") is None:
+        raise MissingDependencyError(
+            "training.parallel: zero0 to zero3 need DeepSpeed, which is not installed: "
+            "pip install 'speechlmm-train[deepspeed]'; or choose 'ddp' or 'fsdp2'"
+        )
+
+
+def preset(parallel: str) -> dict[str, Any]:
+    """The configuration that a name stands for; `auto` is what the training's settings say."""
+    stage = stage_of(parallel)
+    assert stage is not None
+    zero: dict[str, Any] = {"stage": stage}
+    if stage >= 1:
+        zero |= {"contiguous_gradients": True, "overlap_comm": False, "reduce_bucket_size": 2**28}
+    if stage == 3:
+        zero |= {
+            # Prefetching follows the modules of the step before, in which a rank may have had other media.
+            "stage3_prefetch_bucket_size": 0,
+            "stage3_param_persistence_threshold": 10_000,
+            "stage3_max_live_parameters": 1_000_000_000,
+            "stage3_max_reuse_distance": 1_000_000_000,
+        }
+    if parallel.endswith("_offload"):
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+        if stage == 3:
+            zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    return {
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "bf16": {"enabled": "auto"},
+        "fp16": {"enabled": "auto"},
+        "zero_optimization": zero,
+        # torch's AdamW runs wherever the states are; DeepSpeed's own for the host has to be compiled first.
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**62,
+    }
+
+
+def deepspeed_config(
+    training: TrainingConfig, *, world_size: int, bf16: bool, base: Path | None = None
+) -> dict[str, Any]:
+    """The configuration of a training.
+
+    Args:
+        training: Its settings, of which `parallel` is a ZeRO stage.
+        world_size: Number of processes.
+        bf16: Whether it trains in bf16.
+        base: Folder where a relative path of `deepspeed_config` starts.
+
+    Raises:
+        ConfigError: The user's file is missing or is no JSON, or it contradicts the settings; a line for each fault.
+        MissingDependencyError: DeepSpeed is not installed.
+    """
+    require_deepspeed()
+    name = training.deepspeed_config
+    if name is None:
+        return preset(training.parallel)
+    if name in PRESETS:
+        given = preset(name)
+    else:
+        given = _read(name, base)
+    faults = list(contradictions(given, training, world_size=world_size, bf16=bf16))
+    if faults:
+        raise ConfigError("\n".join(f"training.deepspeed_config {name!r}: {fault}" for fault in faults))
+    merged = _over(preset(training.parallel), given)
+    for key in _OURS:  # they say what the training's settings say, from which we make them
+        merged.pop(key, None)
+    return merged
+
+
+def contradictions(given: Mapping[str, Any], training: TrainingConfig, *, world_size: int, bf16: bool) -> Iterator[str]:
+    """What a user's configuration says differently from the training's settings, a line each.
+
+    Args:
+        given: The user's configuration.
+        training: The settings.
+        world_size: Number of processes.
+        bf16: Whether it trains in bf16.
+    """
+    accumulation = training.micro_batches_per_step // world_size
+    per_device = training.per_device_train_batch_size
+    batch = "micro_batches_per_step"
+    wanted: dict[str, tuple[Any, str]] = {
+        "zero_optimization.stage": (stage_of(training.parallel), "parallel"),
+        "gradient_accumulation_steps": (accumulation, f"{batch} over {world_size} processes"),
+        "gradient_clipping": (training.max_grad_norm, "max_grad_norm"),
+        "bf16.enabled": (bf16, "bf16"),
+        "fp16.enabled": (bool(training.extras.get("fp16", False)), "fp16"),
+        "optimizer.params.lr": (training.learning_rate, "learning_rate"),
+        "optimizer.params.weight_decay": (training.weight_decay, "weight_decay"),
+        "optimizer.params.betas": ([training.adam_beta1, training.adam_beta2], "adam_beta1 and adam_beta2"),
+        "optimizer.params.eps": (training.extras.get("adam_epsilon", 1e-8), "adam_epsilon"),
+        "scheduler.params.warmup_max_lr": (training.learning_rate, "learning_rate"),
+    }
+    if per_device is not None:
+        wanted["train_micro_batch_size_per_gpu"] = (per_device, "per_device_train_batch_size")
+        wanted["train_batch_size"] = (
+            per_device * accumulation * world_size,
+            f"per_device_train_batch_size and {batch}",
+        )
+    for key, (value, setting) in wanted.items():
+        found = _at(given, key)
+        if found in (None, "auto") or found == value:
+            continue
+        yield f"{key} is {found!r}, and training's {setting} says {value!r}; give it as 'auto', or make them agree"
+    if per_device is None:
+        for key in ("train_micro_batch_size_per_gpu", "train_batch_size"):
+            if (found := _at(given, key)) not in (None, "auto"):
+                yield (
+                    f"{key} is {found!r}, but the batch is set by token_budget or frame_budget; give it as 'auto', or "
+                    "set training.per_device_train_batch_size"
+                )
+    kind = _at(given, "optimizer.type")
+    if kind is not None and str(kind).lower() not in ("adamw", "adam"):
+        yield f"optimizer.type is {kind!r}, but the optimiser is training.optim (AdamW by default); leave it out"
+    device = _at(given, "zero_optimization.offload_optimizer.device")
+    if device == "nvme" or _at(given, "zero_optimization.offload_param.device") == "nvme":
+        yield "states on NVMe disks cannot be part of our checkpoints; offload to 'cpu'"
+
+
+def _read(name: str, base: Path | None) -> dict[str, Any]:
+    path = Path(base or Path.cwd(), Path(name).expanduser())
+    place = f"training.deepspeed_config {name!r}"
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ConfigError(
+            f"{place} is no file that can be read ({exc.strerror}){nearest(name, PRESETS)}; expected a JSON file, or "
+            f"one of {', '.join(PRESETS)}"
+        ) from exc
+    except ValueError as exc:
+        raise ConfigError(f"{place} is no JSON: {exc}") from exc
+    if not isinstance(content, dict):
+        raise ConfigError(f"{place}: expected an object, got {type(content).__name__}")
+    return cast("dict[str, Any]", content)
+
+
+def _at(config: Mapping[str, Any], key: str) -> Any:
+    here: Any = config
+    for part in key.split("."):
+        if not isinstance(here, Mapping):
+            return None
+        here = cast("Mapping[str, Any]", here).get(part)
+    return here
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            merged[key] = _over(cast("Mapping[str, Any]", old), cast("Mapping[str, Any]", value))
+        else:
+            merged[key] = value
+    return merged

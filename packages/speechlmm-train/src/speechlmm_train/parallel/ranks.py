@@ -1,0 +1,201 @@
+"""The processes of a training: who they are, and what they tell each other. Imports torch late.
+
+Figures and gradients go through accelerate; what stands here is for everything else: opening data, checking a folder,
+writing a checkpoint, where one process works and the others have to hear how it ended.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from speechlmm_core.errors import SpeechLMMError
+
+T = TypeVar("T")
+
+TIMEOUT_S = 1800.0
+"""Seconds that processes wait for each other."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run, as one of them sees them; by default there is one."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    group: Any = None
+    """Process group for messages, over the host's network; None where there is one process."""
+    timeout_s: float = TIMEOUT_S
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
+    @classmethod
+    def of_environment(cls) -> Ranks:
+        """What the launcher says, without a word to the other processes."""
+        numbers = [int(os.environ.get(name, default)) for name, default in _VARIABLES]
+        return cls(*numbers)
+
+    @classmethod
+    def start(cls, *, on_cpu: bool, alone: bool = False, timeout_s: float = TIMEOUT_S) -> Ranks:
+        """Joins the other processes that the launcher started.
+
+        Args:
+            on_cpu: Whether the training runs on the CPU.
+            alone: Make a process group even where there is one process: ZeRO and FSDP need one.
+            timeout_s: Seconds to wait for the others, here and later.
+
+        Raises:
+            SpeechLMMError: Not all of them came.
+        """
+        found = cls.of_environment()
+        if found.world_size == 1 and not alone:
+            return found
+        import torch
+        from torch import distributed
+
+        limit = timedelta(seconds=timeout_s)
+        on_gpu = torch.cuda.is_available() and not on_cpu
+        if on_gpu:
+            torch.cuda.set_device(found.local_rank)
+        if not distributed.is_initialized():
+            backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+            try:
+                if "MASTER_ADDR" in os.environ:
+                    distributed.init_process_group(backend, timeout=limit)
+                else:
+                    _alone(backend, limit)
+            except (RuntimeError, ValueError) as exc:
+                where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+                raise SpeechLMMError(
+                    f"rank {found.rank}: the {found.world_size} processes did not all meet at {where} within "
+                    f"{timeout_s:.0f} s ({' '.join(str(exc).split())[:200]}); see whether each of them, and each node, "
+                    "has started, and that the port is free"
+                ) from exc
+        group = distributed.new_group(backend="gloo", timeout=limit)
+        return cls(found.rank, found.world_size, found.local_rank, group, timeout_s)
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks, in their order, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        from torch import distributed
+
+        found: list[Any] = [None] * self.world_size
+        with _named("waiting for a value of every rank", self):
+            distributed.all_gather_object(found, value, group=self.group)
+        return found
+
+    def broadcast(self, value: T | None) -> T:
+        """The first rank's value, on every rank."""
+        found: list[Any] = [value]
+        if self.world_size > 1:
+            from torch import distributed
+
+            with _named("waiting for a value of rank 0", self):
+                distributed.broadcast_object_list(found, src=0, group=self.group)
+        return found[0]
+
+    def barrier(self, what: str) -> None:
+        """Waits until every rank has come to the same place.
+
+        Args:
+            what: What they wait for, for the message where one does not come.
+
+        Raises:
+            SpeechLMMError: One did not come in time.
+        """
+        if self.world_size == 1:
+            return
+        from torch import distributed
+
+        with _named(what, self):
+            distributed.barrier(group=self.group)
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Does something on every rank; if it fails on one, it fails on all with one message.
+
+        Raises:
+            Exception: This rank's own fault, or another's as a `SpeechLMMError`.
+        """
+        return self._agreed(*_attempt(work))
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """Does something on the first rank alone; every rank gets what came of it, or fails with its message.
+
+        Raises:
+            Exception: The first rank's fault.
+        """
+        result, fault = _attempt(work) if self.is_main else (None, None)
+        self._agreed(None, fault)
+        return self.broadcast(result)  # pyright: ignore[reportReturnType]  # None on main is what `work` gave
+
+    def main_first(self, work: Callable[[], T]) -> T:
+        """Does something on the first rank of each node, then on the others, which find its caches filled."""
+        if self.world_size == 1:
+            return work()
+        first = self.local_rank == 0
+        result, fault = _attempt(work) if first else (None, None)
+        self._agreed(None, fault)
+        if not first:
+            result, fault = _attempt(work)
+        return self._agreed(result, fault)
+
+    def _agreed(self, result: Any, fault: BaseException | None) -> Any:
+        if self.world_size == 1:
+            if fault is not None:
+                raise fault
+            return result
+        told = self.gather(None if fault is None else str(fault) or type(fault).__name__)
+        failed = [rank for rank, one in enumerate(told) if one is not None]
+        if not failed:
+            return result
+        first = failed[0]
+        if fault is not None and (self.rank == first or told[first] == told[self.rank]):
+            raise fault
+        raise SpeechLMMError(told[first] if first == 0 else f"rank {first}: {told[first]}")
+
+
+_VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+
+
+def _attempt(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+    try:
+        return work(), None
+    except Exception as exc:
+        return None, exc
+
+
+def _alone(backend: str, limit: timedelta) -> None:
+    """A process group of one, with the variables by which accelerate and DeepSpeed know of one."""
+    from torch import distributed
+
+    os.environ.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"})
+    os.environ.setdefault("MASTER_ADDR", "localhost")
+    store = distributed.FileStore(str(Path(tempfile.mkdtemp(prefix="speechlmm-"), "store")), 1)
+    distributed.init_process_group(backend, store=store, rank=0, world_size=1, timeout=limit)
+
+
+class _named:
+    """Turns the fault of a collective call into one line that says what was waited for."""
+
+    def __init__(self, what: str, ranks: Ranks) -> None:
+        self.what, self.ranks = what, ranks
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, value: BaseException | None, trace: Any) -> None:
+        if isinstance(value, RuntimeError):
+            raise SpeechLMMError(
+                f"rank {self.ranks.rank}: another process ended, or did not answer within {self.ranks.timeout_s:.0f} s "
+                f"({self.what}); its own message says why"
+            ) from value
