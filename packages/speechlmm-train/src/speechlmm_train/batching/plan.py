@@ -145,6 +145,14 @@ class BatchPlan:
         """The examples of the steps from ``first_step`` to before ``last_step``, of all ranks, in pieces."""
         yield from self._stream.examples(*(step * self.micro_batches_per_step for step in (first_step, last_step)))
 
+    def position(self, step: int) -> dict[str, Any]:
+        """What a checkpoint keeps so that `go_to` finds a step at once, however many epochs lie before it."""
+        return self._stream.position(step * self.micro_batches_per_step)
+
+    def go_to(self, position: dict[str, Any]) -> None:
+        """Takes over from `position` of an equal plan where its epoch starts; everything before is made on demand."""
+        self._stream.go_to(position)
+
     def epoch_steps(self, epoch: int = 0) -> float:
         """Steps that an epoch takes, with a fraction: steps run across the ends of epochs."""
         table = self._stream.mean_length() if epoch == 0 else len(self.epoch(epoch))

@@ -23,6 +23,9 @@ KEPT_EPOCHS = 3
 class Stream:
     """Micro-batches by number; steps run across the ends of epochs.
 
+    Where an epoch starts follows from the lengths of those before it. So that a run that goes on deep into a training
+    need not make them all, it can be told of one epoch where it starts (`position`, `go_to`).
+
     Args:
         packer: Makes micro-batches of an epoch's examples.
         mix: What an epoch holds.
@@ -31,35 +34,57 @@ class Stream:
 
     def __init__(self, packer: Packer, mix: Mix, seed: int) -> None:
         self.packer, self.mix, self.seed = packer, mix, seed
-        self._starts = [0]  # number of the first micro-batch of each epoch that is known
+        self._first = 0  # the first epoch that is known
+        self._starts = [0]  # number of the first micro-batch of each epoch from that one on
         self._tables: OrderedDict[int, Epoch] = OrderedDict()
 
     def item(self, number: int) -> MicroBatch:
         """A micro-batch."""
-        while number >= self._starts[-1]:
-            self.epoch(len(self._starts))
-        epoch = bisect_right(self._starts, number) - 1
+        epoch = self._epoch_of(number)
         table = self._table(epoch)
-        span = table.span(number - self._starts[epoch])
+        span = table.span(number - self.start(epoch))
         return MicroBatch(epoch, table.order[span].tolist(), table.rounds[span].tolist())
+
+    def _epoch_of(self, number: int) -> int:
+        if number < self._starts[0]:
+            self._forget()
+        while number >= self._starts[-1]:
+            self.start(self._first + len(self._starts))
+        return self._first + bisect_right(self._starts, number) - 1
 
     def epoch(self, epoch: int) -> Epoch:
         """The table of an epoch; the epochs before it are made if they are not known."""
-        self.start(epoch)
+        if epoch:
+            self.start(epoch)
         return self._table(epoch)
 
     def start(self, epoch: int) -> int:
         """Number of an epoch's first micro-batch."""
-        while len(self._starts) <= epoch:
-            last = len(self._starts) - 1
-            self._starts.append(self._starts[last] + len(self._table(last)))
-        return self._starts[epoch]
+        if epoch < self._first:
+            self._forget()
+        while self._first + len(self._starts) <= epoch:
+            last = self._first + len(self._starts) - 1
+            self._starts.append(self._starts[-1] + len(self._table(last)))
+        return self._starts[epoch - self._first]
+
+    def position(self, number: int) -> dict[str, Any]:
+        """What `go_to` needs so that only the epoch that holds a micro-batch has to be made to get there."""
+        epoch = self._epoch_of(number)
+        return {"epoch": epoch, "start": self.start(epoch)}
+
+    def go_to(self, position: dict[str, Any]) -> None:
+        """Takes over where an epoch starts, from `position` of a stream of the same examples, mix, seed and budget."""
+        self._first, self._starts = int(position["epoch"]), [int(position["start"])]
+        self._tables.clear()
+
+    def _forget(self) -> None:
+        self._first, self._starts = 0, [0]
 
     def examples(self, first: int, last: int) -> Iterator[NDArray[np.int64]]:
         """The examples of the micro-batches from ``first`` to before ``last``, in pieces."""
         while first < last:
-            epoch = self.item(first).epoch
-            table, start = self._table(epoch), self._starts[epoch]
+            epoch = self._epoch_of(first)
+            table, start = self._table(epoch), self.start(epoch)
             until = min(last - start, len(table))
             yield table.order[table.span(first - start).start : int(table.ends[until - 1])]
             first = start + until
@@ -70,7 +95,7 @@ class Stream:
 
     def _table(self, epoch: int) -> Epoch:
         if epoch not in self._tables:
-            self._tables[epoch] = self._make(epoch, self._starts[epoch])
+            self._tables[epoch] = self._make(epoch, self.start(epoch) if epoch else 0)
             while len(self._tables) > KEPT_EPOCHS:
                 self._tables.popitem(last=False)
         self._tables.move_to_end(epoch)
@@ -114,6 +139,19 @@ class Alternation(Stream):
     def mean_length(self) -> float:
         """Micro-batches of the first epoch's examples, those that complete no step among them."""
         return sum(stream.mean_length() for stream in self.streams)
+
+    def position(self, number: int) -> dict[str, Any]:
+        """What `go_to` needs: also where each task's stream stands when the epoch begins."""
+        found, group = super().position(number), self.packer.micro_batches_per_step
+        begun = [stream.start(found["epoch"]) // group * group for stream in self.streams]
+        tasks = [stream.position(first) for stream, first in zip(self.streams, begun, strict=True)]
+        return {**found, "tasks": tasks}
+
+    def go_to(self, position: dict[str, Any]) -> None:
+        """Takes over where an epoch starts."""
+        super().go_to(position)
+        for stream, one in zip(self.streams, position["tasks"], strict=True):
+            stream.go_to(one)
 
     def _make(self, epoch: int, start: int) -> Epoch:
         group = self.packer.micro_batches_per_step
