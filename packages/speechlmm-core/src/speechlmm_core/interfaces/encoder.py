@@ -61,6 +61,16 @@ class EncoderConfig(ComponentConfig, ABC):
     def output_lengths(self, num_samples: Length) -> Length:
         """The exact number of frames for media of ``num_samples`` samples (an int, an array or a tensor)."""
 
+    @property
+    def fixed_frames(self) -> int | None:
+        """Frames that are computed for every row, however short its medium; None where the batch's longest decides."""
+        return None
+
+    @property
+    def fixed_frames(self) -> int | None:
+        """Frames that are computed for every row, however short its medium; None where the batch's longest decides."""
+        return None
+
     @abstractmethod
     def build_preprocessor(self) -> Preprocessor:
         """The preprocessor that turns media into tensors in the data worker, on the CPU."""

@@ -191,6 +191,11 @@ class HFAudioEncoderConfig(LayeredEncoderConfig):
         return rate
 
     @property
+    def fixed_frames(self) -> int | None:
+        """The frames of the window; None where there is none."""
+        return self.front_end.window_frames or None
+
+    @property
     def window(self) -> int | None:
         """Samples of the window that every clip is padded to; None where there is none."""
         return self.front_end.window_frames * self.hop or None

@@ -154,6 +154,11 @@ class WhisperEncoderConfig(WhisperBase):
         return self
 
     @property
+    def fixed_frames(self) -> int:
+        """The frames of the window."""
+        return self.architecture.max_source_positions
+
+    @property
     def window(self) -> int:
         """Samples of the window that the encoder is trained on."""
         return self.architecture.max_source_positions * self.hop

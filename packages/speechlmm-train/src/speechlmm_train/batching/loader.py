@@ -12,7 +12,9 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from speechlmm_core.chat.messages import Message
@@ -23,6 +25,9 @@ from speechlmm_core.errors import DataError, MediaError, SpeechLMMError
 from speechlmm_core.processor.processor import Transform
 from speechlmm_train.batching.epoch import MicroBatch
 from speechlmm_train.batching.plan import BatchPlan
+
+ORIGIN = "origin"
+"""Key of a batch's (S,) example numbers in the plan (`examples`) and their tasks' numbers (`tasks`)."""
 
 Batch = dict[str, Any]
 Augment = Callable[[int], Transform]
@@ -87,7 +92,14 @@ class TrainingBatches:
         self.num_workers, self.prefetch_factor = num_workers, prefetch_factor
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self._dataset = _MicroBatches(
-            examples, processor, plan.seed, plan.budget.packed, indices=indices, augment=augment, advice=advice
+            examples,
+            processor,
+            plan.seed,
+            plan.budget.packed,
+            indices=indices,
+            augment=augment,
+            advice=advice,
+            tasks=plan.mix.task_numbers,
         )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -159,7 +171,9 @@ class _MicroBatches(Dataset[Any]):
         indices: Sequence[int] | None,
         augment: Augment | None,
         advice: str | None,
+        tasks: NDArray[np.int64],
     ) -> None:
+        self.tasks = tasks
         self.examples, self.processor, self.seed, self.packed = as_examples(examples), processor, seed, packed
         self.indices, self.augment, self.advice = indices, augment, advice
 
@@ -167,7 +181,8 @@ class _MicroBatches(Dataset[Any]):
         # An error travels as a value: raised in a worker, it would come out wrapped in that worker's traceback.
         try:
             samples = [self._sample(*one) for one in zip(batch.rounds, batch.indices, strict=True)]
-            return self.processor.collate(samples, packed=self.packed)
+            own = {"examples": np.asarray(batch.indices), "tasks": torch.as_tensor(self.tasks[batch.indices])}
+            return {**self.processor.collate(samples, packed=self.packed), ORIGIN: own}
         except SpeechLMMError as exc:
             return exc
 

@@ -120,6 +120,12 @@ class Mix:
         taken = zip(self.groups, self.quotas, strict=True)
         return list(dict.fromkeys(group.task for group, quota in taken if quota > 0))
 
+    @property
+    def task_numbers(self) -> Ints:
+        """(N,) each example's place in `tasks`; -1 where its task takes no part."""
+        numbers = {task: number for number, task in enumerate(self.tasks)}
+        return np.array([numbers.get(group.task, -1) for group in self.groups], dtype=np.int64)[self.members]
+
     def only(self, task: str) -> Mix:
         """The part of the mix that is of a task."""
         mine = np.array([group.task == task for group in self.groups])
