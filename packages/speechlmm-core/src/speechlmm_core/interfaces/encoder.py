@@ -66,11 +66,6 @@ class EncoderConfig(ComponentConfig, ABC):
         """Frames that are computed for every row, however short its medium; None where the batch's longest decides."""
         return None
 
-    @property
-    def fixed_frames(self) -> int | None:
-        """Frames that are computed for every row, however short its medium; None where the batch's longest decides."""
-        return None
-
     @abstractmethod
     def build_preprocessor(self) -> Preprocessor:
         """The preprocessor that turns media into tensors in the data worker, on the CPU."""

@@ -25,6 +25,7 @@ from speechlmm_core.errors import DataError, MediaError, SpeechLMMError
 from speechlmm_core.processor.processor import Transform
 from speechlmm_train.batching.epoch import MicroBatch
 from speechlmm_train.batching.plan import BatchPlan
+from speechlmm_train.batching.spacers import Spacers
 
 ORIGIN = "origin"
 """Key of a batch's (S,) example numbers in the plan (`examples`) and their tasks' numbers (`tasks`)."""
@@ -83,6 +84,7 @@ class TrainingBatches:
         augment: Augment | None = None,
         pin_memory: bool | None = None,
         advice: str | None = None,
+        spacers: Spacers | None = None,
     ) -> None:
         plan.check_world_size(world_size)
         if not 0 <= rank < world_size:
@@ -100,6 +102,7 @@ class TrainingBatches:
             augment=augment,
             advice=advice,
             tasks=plan.mix.task_numbers,
+            spacers=spacers,
         )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -172,8 +175,9 @@ class _MicroBatches(Dataset[Any]):
         augment: Augment | None,
         advice: str | None,
         tasks: NDArray[np.int64],
+        spacers: Spacers | None,
     ) -> None:
-        self.tasks = tasks
+        self.tasks, self.spacers = tasks, spacers
         self.examples, self.processor, self.seed, self.packed = as_examples(examples), processor, seed, packed
         self.indices, self.augment, self.advice = indices, augment, advice
 
@@ -182,6 +186,8 @@ class _MicroBatches(Dataset[Any]):
         try:
             samples = [self._sample(*one) for one in zip(batch.rounds, batch.indices, strict=True)]
             own = {"examples": np.asarray(batch.indices), "tasks": torch.as_tensor(self.tasks[batch.indices])}
+            if self.spacers is not None:
+                samples = self.spacers.fill(samples)
             return {**self.processor.collate(samples, packed=self.packed), ORIGIN: own}
         except SpeechLMMError as exc:
             return exc
