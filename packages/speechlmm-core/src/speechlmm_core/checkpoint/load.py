@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from speechlmm_core.checkpoint.provenance import base_source
 from speechlmm_core.checkpoint.source import fetch_pretrained
 from speechlmm_core.checkpoint.weights import read_shards
 from speechlmm_core.config import ModelConfig
 from speechlmm_core.errors import CheckpointError
+from speechlmm_core.lora.config import LoraAdapterConfig
 
 if TYPE_CHECKING:
     from speechlmm_core.model.speechlmm import SpeechLMM
@@ -81,19 +83,28 @@ def _explain(exc: ValidationError, data: dict[str, Any]) -> str:
     return "the checkpoint's configuration does not fit what is installed: " + "; ".join(lines)
 
 
-def restore(model: SpeechLMM, folder: Path) -> None:
-    """Brings a model to the state of a checkpoint: the base checkpoints that it refers to, then its own tensors.
+def restore(model: SpeechLMM, folder: Path, *, after_weights: Callable[[], None] | None = None) -> None:
+    """Brings a model to the state of a checkpoint: base checkpoints that it refers to, its own tensors, its adapters.
 
-    Used wherever a checkpoint is read (loading, `pretrained_checkpoint`, resuming). What it holds of a component with
-    a base counts as trained from then on, so that a later `save: trainable` keeps it, whatever is frozen by then.
+    Used wherever a checkpoint is read (loading, resuming, going on from the best one). What it holds of a component
+    with a base counts as trained from then on, so that a later `save: trainable` keeps it, whatever is frozen by then.
+
+    Args:
+        model: The model, with the checkpoint's adapters or without any.
+        folder: The checkpoint.
+        after_weights: Called when the weights are loaded, before adapters are put on them (to quantise them).
 
     Raises:
-        CheckpointError: A tensor is missing, unexpected, or of another shape, a file is damaged, or a base checkpoint
-            is not the one that was trained on.
+        CheckpointError: A tensor is missing, unexpected, or of another shape, a file is damaged, a base checkpoint is
+            not the one that was trained on, or the model has other adapters.
+        MissingDependencyError: The checkpoint has adapters, and PEFT is not installed.
     """
+    from speechlmm_core.checkpoint.adapters import put_back
     from speechlmm_core.checkpoint.save import component_of
 
     data = read_config(folder)
+    adapters = read_adapters(folder)
+    _check_adapters(model, adapters, folder)
     bases: dict[str, dict[str, Any]] = {}
     listed: set[str] | None = None
     if data.get("saved") == "trainable":
@@ -101,13 +112,45 @@ def restore(model: SpeechLMM, folder: Path) -> None:
         if not isinstance(names, list) or not isinstance(bases, dict):
             raise CheckpointError(f"{str(folder / 'config.json')!r} does not list the tensors that were saved")
         listed = set(names)
-    _load_bases(model, bases)
+    load_bases(model, bases)
     seen = _load_tensors(model, folder, listed, referred=set(bases))
     model.base_sources = dict(bases)
     model.ever_trainable |= {key for key in seen if component_of(model, key) in bases}
+    if after_weights is not None:
+        after_weights()
+    put_back(model, folder, adapters)
 
 
-def _load_bases(model: SpeechLMM, bases: dict[str, dict[str, Any]]) -> None:
+def read_adapters(folder: Path) -> list[LoraAdapterConfig]:
+    """The adapters of a checkpoint.
+
+    Raises:
+        CheckpointError: Its `config.json` says something else of them.
+    """
+    listed = read_config(folder).get("adapters") or []
+    try:
+        return TypeAdapter(list[LoraAdapterConfig]).validate_python(listed)
+    except ValidationError as exc:
+        faults = "; ".join(error["msg"] for error in exc.errors())
+        raise CheckpointError(
+            f"the adapters that {str(folder / 'config.json')!r} lists are not ones: {faults}"
+        ) from exc
+
+
+def _check_adapters(model: SpeechLMM, saved: Sequence[LoraAdapterConfig], folder: Path) -> None:
+    theirs = {adapter.name: adapter for adapter in saved}
+    for own in model.lora_adapters:
+        if theirs.get(own.name) != own:
+            what = "another adapter of that name" if own.name in theirs else f"only {', '.join(theirs) or 'none'}"
+            raise CheckpointError(f"the model has the adapter {own.name!r}, but {str(folder)!r} holds {what}")
+
+
+def load_bases(model: SpeechLMM, bases: Mapping[str, dict[str, Any]]) -> None:
+    """Loads the base checkpoints that a checkpoint refers to, by component.
+
+    Raises:
+        CheckpointError: The model names none for a component, or it is not the one that was trained on.
+    """
     components = model.components()
     for name, saved in bases.items():
         component = components.get(name)
@@ -123,7 +166,8 @@ def _load_bases(model: SpeechLMM, bases: dict[str, dict[str, Any]]) -> None:
                 f"the base checkpoint {pretrained!r} of {name} is not the one that this checkpoint was "
                 f"trained on (fingerprint {now['fingerprint']}, expected {saved['fingerprint']}); restore that one"
             )
-        component.load_base_weights()
+        if not any(root.split(".")[0] == name for root in model.quantised_modules):  # which have not changed since
+            component.load_base_weights()
 
 
 def _load_tensors(model: SpeechLMM, folder: Path, listed: set[str] | None, *, referred: set[str]) -> set[str]:
@@ -139,9 +183,10 @@ def _load_tensors(model: SpeechLMM, folder: Path, listed: set[str] | None, *, re
     from safetensors import SafetensorError, safe_open
 
     from speechlmm_core.checkpoint.save import component_of, tied_aliases
+    from speechlmm_core.lora.plain import plain_state
 
     aliases = tied_aliases(model)
-    targets = {key: value for key, value in model.state_dict(keep_vars=True).items() if key not in aliases}
+    targets = {key: value for key, value in plain_state(model).items() if key not in aliases}
     required = {key for key in targets if component_of(model, key) not in referred}
     allowed = set(targets)
     if listed is not None:
@@ -150,7 +195,7 @@ def _load_tensors(model: SpeechLMM, folder: Path, listed: set[str] | None, *, re
     seen: set[str] = set()
     unexpected: list[str] = []
     wrong: list[str] = []
-    for file in _weight_files(folder):
+    for file in checkpoint_files(folder):
         try:
             with safe_open(file, framework="pt") as tensors, torch.no_grad():
                 names: list[str] = list(tensors.keys())
@@ -178,7 +223,12 @@ def _load_tensors(model: SpeechLMM, folder: Path, listed: set[str] | None, *, re
     return seen
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The files that hold a checkpoint's own tensors.
+
+    Raises:
+        CheckpointError: One is missing.
+    """
     index = folder / "model.safetensors.index.json"
     names = read_shards(index) if index.is_file() else ["model.safetensors"]
     for name in names:

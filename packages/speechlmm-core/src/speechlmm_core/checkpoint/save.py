@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import torch
 from torch import Tensor
+from torch.nn import Module, Parameter
 
 from speechlmm_core.checkpoint.atomic import atomic_folder, sweep, sync
 from speechlmm_core.checkpoint.provenance import component_versions
 from speechlmm_core.checkpoint.shards import MAX_SHARD_SIZE, Gather, ShardWriter, as_it_is, stream
+from speechlmm_core.errors import CheckpointError
+from speechlmm_core.lora.folder import ADAPTERS, STEM, adapter_tensors, write_adapter_config
+from speechlmm_core.lora.plain import plain_names, plain_state
 
 if TYPE_CHECKING:
     from speechlmm_core.model.speechlmm import SpeechLMM
@@ -76,7 +79,7 @@ def staged(folder: Path) -> Iterator[Path]:
         _make_readable(temporary)
         if target.is_dir():
             fresh = any((temporary / name).exists() for name in (WEIGHTS, INDEX))
-            _keep_others(target, temporary, stale="model*.safetensors*" if fresh else "")
+            _keep_others(target, temporary, stale=("model*.safetensors*", ADAPTERS) if fresh else ())
             shutil.copymode(target, temporary)
 
 
@@ -102,10 +105,10 @@ def _make_readable(folder: Path) -> None:
             file.chmod(readable)  # safetensors makes its files private, and a checkpoint is often shared
 
 
-def _keep_others(old: Path, new: Path, *, stale: str) -> None:
-    """Takes over the files of an old folder that the new one lacks, but those that match ``stale``."""
+def _keep_others(old: Path, new: Path, *, stale: Sequence[str]) -> None:
+    """Takes over the files of an old folder that the new one lacks, but those that match one of ``stale``."""
     for entry in old.iterdir():
-        if (new / entry.name).exists() or (stale and entry.match(stale)):
+        if (new / entry.name).exists() or any(entry.match(pattern) for pattern in stale):
             continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.copytree(entry, new / entry.name, symlinks=True, copy_function=_link)
@@ -140,18 +143,19 @@ def write_weights(
     Returns:
         What went wrong, for the caller to raise when all processes have come so far; nothing is raised here.
     """
-    kept = kept_tensors(model, save)
-    if folder is None:
-        return stream(kept, None, gather)
-    writer = ShardWriter(folder, max_shard_size=max_shard_size)
-    fault = stream(kept, writer, gather)
-    if fault is not None:
+    if (refused := _refuse_quantised(model, save)) is not None:
+        return refused
+    writer = None if folder is None else ShardWriter(folder, max_shard_size=max_shard_size)
+    fault = stream(kept_tensors(model, save), writer, gather)
+    fault = _write_adapters(model, folder, gather) or fault
+    if fault is not None or folder is None or writer is None:
         return fault
     config = model.config
     config.versions = component_versions(model.model_config)
     config.saved = save
     config.bases = dict(model.base_sources) if save == "trainable" else None
     config.tensors = sorted(writer.names) if save == "trainable" else None
+    config.adapters = [adapter.model_dump(mode="json") for adapter in model.lora_adapters] or None
     config.architectures = [type(model).__name__]
     config.dtype = model.dtype if gather is as_it_is else writer.dtype or model.dtype
     try:
@@ -162,16 +166,44 @@ def write_weights(
     return None
 
 
+def _refuse_quantised(model: SpeechLMM, save: Save) -> Exception | None:
+    """What is wrong with saving a model that no longer has its weights in full precision; None if nothing is."""
+    for name in model.quantised_modules:
+        if save == "full" or name.partition(".")[0] not in model.base_sources:
+            return CheckpointError(
+                f"the weights of {name} are quantised and cannot be saved: use save: trainable, which refers to its "
+                "base checkpoint"
+            )
+    return None
+
+
+def _write_adapters(model: SpeechLMM, folder: Path | None, gather: Gather) -> Exception | None:
+    """Writes a folder that PEFT loads for each adapter; the processes without a folder only take part in gathering."""
+    fault: Exception | None = None
+    for adapter in model.lora_adapters:
+        writer = None
+        if folder is not None and fault is None:
+            own = folder / ADAPTERS / adapter.name
+            try:
+                own.mkdir(parents=True)
+                write_adapter_config(model, adapter, own)
+                writer = ShardWriter(own, STEM, max_shard_size="1000GB")  # PEFT reads one file
+            except OSError as exc:
+                fault = exc
+        fault = stream(adapter_tensors(model, adapter).items(), writer, gather) or fault
+    return fault
+
+
 def kept_tensors(model: SpeechLMM, save: Save) -> list[tuple[str, Tensor]]:
-    """The tensors that a checkpoint holds; tied ones once, under their first name."""
+    """The tensors that `model.safetensors` holds, under their plain names; tied ones once, under their first name."""
     aliases = tied_aliases(model)
     # Parameters, not their values: what is spread over processes is known by them.
-    state = {key: value for key, value in model.state_dict(keep_vars=True).items() if key not in aliases}
+    state = {key: value for key, value in plain_state(model).items() if key not in aliases}
     if save == "full":
         return list(state.items())
-    trained = model.ever_trainable | {name for name, p in model.named_parameters() if p.requires_grad}
+    parameters = {key for key, value in state.items() if isinstance(value, Parameter)}
+    trained = model.ever_trainable | {key for key in parameters if state[key].requires_grad}
     trained_components = {component_of(model, key) for key in trained}
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
 
     def in_base(key: str) -> bool:
         component = component_of(model, key)
@@ -183,11 +215,14 @@ def kept_tensors(model: SpeechLMM, save: Save) -> list[tuple[str, Tensor]]:
     return [(key, value) for key, value in state.items() if not in_base(key)]
 
 
-def tied_aliases(model: torch.nn.Module) -> dict[str, str]:
-    """Parameters that share their storage with an earlier one: alias → first name."""
+def tied_aliases(model: Module) -> dict[str, str]:
+    """Parameters that share their storage with an earlier one, by plain names: alias → first name."""
     first: dict[int, str] = {}
     aliases: dict[str, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    plain = plain_names(model)
+    for key, parameter in model.named_parameters(remove_duplicate=False):
+        if (name := plain.get(key)) is None:
+            continue
         if id(parameter) in first:
             aliases[name] = first[id(parameter)]
         else:

@@ -37,8 +37,8 @@ def load_weights(
     """Copies a checkpoint's weights into a module.
 
     Args:
-        module: Gets every one of its tensors from the checkpoint; they keep their dtype and device. Of tensors that
-            the module ties, the checkpoint needs only one, and may not hold different ones.
+        module: Gets every one of its tensors from the checkpoint, but those of adapters on it; they keep their dtype
+            and device. Of tensors that the module ties, the checkpoint needs only one, and may not hold different ones.
         source: Folder or single file, name under `$PRETRAINED_COMPONENTS`, or hub name.
         prefixes: What may stand before the module's own names; the first that fits is cut off.
         ignore: Beginnings of names that belong to other parts of the checkpoint.
@@ -49,7 +49,9 @@ def load_weights(
     """
     import torch
 
-    own = module.state_dict(keep_vars=True)
+    from speechlmm_core.lora.plain import plain_state
+
+    own = plain_state(module)
     missing, unexpected, wrong = set(own), list[str](), list[str]()
     loaded: dict[int, str] = {}
     for name, read in _tensors(weight_files(source)):

@@ -14,6 +14,8 @@ BASE = "base_layer"
 MATRICES = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
 """Attributes of a layer with adapters that hold, by adapter, what is trained."""
 DROPOUT = "lora_dropout"
+QUANTISED = ("Linear4bit", "Linear8bitLt")
+"""Classes of bitsandbytes' linear layers."""
 
 
 def is_adapted(module: nn.Module) -> bool:
@@ -51,6 +53,11 @@ def _plain(key: str, layers: set[str]) -> str | None:
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a state dict by plain name, without those of adapters; parameters as such."""
+    """The tensors of a state dict by plain name; parameters as such.
+
+    Those of adapters are left out, and weights in 4 or 8 bits, which are no longer what they were.
+    """
     state = model.state_dict(keep_vars=True)
-    return {name: state[key] for key, name in plain_names(model).items()}
+    layers = [f"{name}." for name, module in model.named_modules() if type(module).__name__ in QUANTISED]
+    lost = {key for start in layers for key in state if key.startswith(start) and key != f"{start}bias"}
+    return {name: state[key] for key, name in plain_names(model).items() if key not in lost}

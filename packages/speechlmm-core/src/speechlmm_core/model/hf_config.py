@@ -25,6 +25,8 @@ class SpeechLMMConfig(PreTrainedConfig):
     """For `trainable`: the base checkpoint of each component that is not in the file, with its fingerprint."""
     tensors: list[str] | None = None
     """For `trainable`: the names of all tensors in the file, none of which may be missing."""
+    adapters: list[dict[str, Any]] | None = None
+    """The low-rank adapters, each with a folder under `adapters/`."""
 
     def parse(self) -> ModelConfig:
         """The typed model configuration.

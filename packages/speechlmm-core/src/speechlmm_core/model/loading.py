@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from speechlmm_core.config import ATTENTIONS
 from speechlmm_core.errors import CheckpointError, ConfigError
 from speechlmm_core.model.dtypes import default_dtype
 from speechlmm_core.model.hf_config import SpeechLMMConfig
-from speechlmm_core.model.quantise import quantise, require_bitsandbytes
+from speechlmm_core.model.quantise import quantise_decoder, require_bitsandbytes
 from speechlmm_core.registry import nearest
 
 if TYPE_CHECKING:
@@ -70,9 +71,10 @@ def load_model(
         shell = SpeechLMMConfig(model=config.model_dump(mode="json"), dtype=dtype)
         shell.name_or_path = str(folder)
         model = model_class(shell, flash_attention=flash_usable(device or "cpu", dtype))
-    restore(model, folder)
-    if load_in_4bit or load_in_8bit:
-        quantise(model.text_decoder.model, bits=4 if load_in_4bit else 8, compute_dtype=dtype)
+    bits = 4 if load_in_4bit else 8 if load_in_8bit else None
+    # Before adapters are put on the layers: PEFT has layers of its own for quantised weights.
+    quantise = partial(quantise_decoder, model, bits=bits, compute_dtype=dtype, device=device) if bits else None
+    restore(model, folder, after_weights=quantise)
     torch.nn.Module.to(model, device or "cpu")
     return model.eval()
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from speechlmm_core.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from speechlmm_core.model.speechlmm import SpeechLMM
+
+_REPACKS = "support_avx512bf16_for_cpu"
+"""Attribute of a 4-bit layer that lets it repack its weights for inference on some CPUs, which no gradient passes."""
 
 
 def require_bitsandbytes() -> None:
@@ -22,6 +28,32 @@ def require_bitsandbytes() -> None:
             "loading in 4 or 8 bits needs bitsandbytes, which is not installed: pip install 'speechlmm-core[quant]' "
             "(in a clone: uv sync --extra quant)"
         )
+
+
+def quantise_decoder(
+    model: SpeechLMM,
+    *,
+    bits: Literal[4, 8],
+    compute_dtype: torch.dtype,
+    device: torch.device | str | None = None,
+    gradients: bool = False,
+) -> None:
+    """Quantises the linear layers of a model's language model, but its head; they are frozen from then on.
+
+    Args:
+        model: The model, with its weights, on the CPU.
+        bits: See `quantise`.
+        compute_dtype: Type in which products are computed.
+        device: Where they are quantised, and the language model is afterwards; None for the CPU.
+        gradients: Whether gradients will pass through them.
+    """
+    decoder = model.text_decoder.model
+    quantise(decoder, bits=bits, compute_dtype=compute_dtype)
+    nn.Module.to(decoder, device or "cpu")
+    for layer in decoder.modules():
+        if gradients and hasattr(layer, _REPACKS):
+            setattr(layer, _REPACKS, False)
+    model.quantised_modules = ("text_decoder.model",)
 
 
 def quantise(model: nn.Module, *, bits: Literal[4, 8], compute_dtype: torch.dtype) -> None:

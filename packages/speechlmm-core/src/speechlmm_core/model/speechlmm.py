@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 
 from speechlmm_core.checkpoint.provenance import base_source
-from speechlmm_core.checkpoint.save import MAX_SHARD_SIZE, save_weights
+from speechlmm_core.checkpoint.save import save_weights
+from speechlmm_core.checkpoint.shards import MAX_SHARD_SIZE
 from speechlmm_core.config import ModelConfig
 from speechlmm_core.errors import ConfigError, DataError
 from speechlmm_core.features import Features, Loss
@@ -22,6 +23,7 @@ from speechlmm_core.interfaces.modules import Adapter, Component, Encoder, Objec
 from speechlmm_core.interfaces.objective import weight_at
 from speechlmm_core.lora.config import LoraAdapterConfig
 from speechlmm_core.model.dtypes import default_dtype
+from speechlmm_core.model.freezing import keep_frozen
 from speechlmm_core.model.hf_config import SpeechLMMConfig
 from speechlmm_core.model.loading import load_model, take_arguments
 from speechlmm_core.model.outputs import SpeechLMMOutput, total_loss
@@ -69,6 +71,8 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
         self.base_sources: dict[str, dict[str, Any]] = {}
         self.ever_trainable: set[str] = set()
         self.lora_adapters: tuple[LoraAdapterConfig, ...] = ()
+        self.frozen_adapters: frozenset[str] = frozenset()
+        self.quantised_modules: tuple[str, ...] = ()
         # Some parameters are constants (Whisper's sinusoids): no choice of trainable modules reaches them.
         self.constants = frozenset(name for name, p in self.named_parameters() if not p.requires_grad)
         config._text_config = self.text_decoder.model.config
@@ -181,11 +185,18 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
         """The text decoder's head."""
         return self.text_decoder.model.get_output_embeddings()
 
+    def enable_input_require_grads(self) -> None:
+        """Nothing: checkpointing that is not re-entrant needs no gradient at the inputs.
+
+        Transformers' own asks for one at the input of every tower, so that a frozen encoder would keep all that its
+        backward pass, which nobody needs, takes.
+        """
+
     def train(self, mode: bool = True) -> SpeechLMM:
         """Sets the mode; frozen modules stay in evaluation mode, so that nothing in them drops out or drifts."""
         super().train(mode)
-        for name in self.frozen_modules:
-            self.get_submodule(name).eval()
+        if mode:
+            keep_frozen(self)
         return self
 
     def encode(self, media: Mapping[str, Mapping[str, Any]]) -> dict[str, Features]:
@@ -229,12 +240,20 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
             batch = compact(batch, lengths)
         return splice(text, features, batch["splice"]), batch
 
-    def forward(self, *, objective_weights: Mapping[str, float] | None = None, **batch: Any) -> SpeechLMMOutput:
+    def forward(
+        self,
+        *,
+        objective_weights: Mapping[str, float] | None = None,
+        loss_counts: Mapping[str, int] | None = None,
+        **batch: Any,
+    ) -> SpeechLMMOutput:
         """Runs the model over a batch that `SpeechLMMProcessor.collate` made.
 
         Args:
             objective_weights: Weights by objective; those not named, or of weight zero, are not computed. None for
                 the configured weights (at the end of their schedules).
+            loss_counts: What losses are divided by, by unit, where that is not this batch's counts: those of a
+                training step are counted over its micro-batches and processes.
             **batch: See `speechlmm_core.splice.plan`.
 
         Returns:
@@ -257,7 +276,7 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
             objective = self.objective(name)
             if all(stage in stages for stage in objective.config.stages):
                 losses[name] = objective(stages, batch, self.text_decoder)
-        return SpeechLMMOutput(loss=total_loss(losses, weights, batch), losses=losses, stages=stages)
+        return SpeechLMMOutput(loss=total_loss(losses, weights, batch, loss_counts), losses=losses, stages=stages)
 
     def resolve_weights(self, given: Mapping[str, float] | None) -> dict[str, float]:
         """The objectives to compute, with their weights."""

@@ -20,6 +20,7 @@ from speechlmm_core.attention.choice import choose_attention
 from speechlmm_core.checkpoint.source import read_json_config
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.interfaces.modules import TextDecoder
+from speechlmm_core.lora.plain import plain_names
 from speechlmm_core.losses.logits import logit_transform
 from speechlmm_core.text_decoder.config import merge
 
@@ -140,7 +141,7 @@ class CausalLMDecoder(TextDecoder):
         check_base(self.config, self.model.config)
         from speechlmm_core.checkpoint.weights import load_weights
 
-        own = self.model.state_dict(keep_vars=True)
+        own = plain_names(self.model).values()
         prefix = f"{self.model.base_model_prefix}."
         layers = range(getattr(self.model.config.get_text_config(), "num_hidden_layers", 0))
         load_weights(
