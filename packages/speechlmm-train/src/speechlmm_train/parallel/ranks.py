@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from speechlmm_core.errors import SpeechLMMError
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 TIMEOUT_S = 1800.0
 """Seconds that processes wait for each other."""
@@ -90,7 +91,7 @@ class Ranks:
         from torch import distributed
 
         found: list[Any] = [None] * self.world_size
-        with _named("waiting for a value of every rank", self):
+        with _Named("waiting for a value of every rank", self):
             distributed.all_gather_object(found, value, group=self.group)
         return found
 
@@ -100,7 +101,7 @@ class Ranks:
         if self.world_size > 1:
             from torch import distributed
 
-            with _named("waiting for a value of rank 0", self):
+            with _Named("waiting for a value of rank 0", self):
                 distributed.broadcast_object_list(found, src=0, group=self.group)
         return found[0]
 
@@ -117,7 +118,7 @@ class Ranks:
             return
         from torch import distributed
 
-        with _named(what, self):
+        with _Named(what, self):
             distributed.barrier(group=self.group)
 
     def together(self, work: Callable[[], T]) -> T:
@@ -149,19 +150,38 @@ class Ranks:
             result, fault = _attempt(work)
         return self._agreed(result, fault)
 
-    def _agreed(self, result: Any, fault: BaseException | None) -> Any:
+    def share(self, work: Callable[[], T], told: Callable[[T], V]) -> tuple[T, list[V]]:
+        """As `together`, and what every rank has to tell of its result, in one exchange.
+
+        Args:
+            work: Done on every rank.
+            told: What the others hear of its result.
+
+        Returns:
+            This rank's result, and what all ranks tell, in their order.
+        """
+        result, fault = _attempt(work)
         if self.world_size == 1:
             if fault is not None:
                 raise fault
+            return result, [told(result)]  # pyright: ignore[reportReturnType, reportArgumentType]
+        message = None if fault is None else str(fault) or type(fault).__name__
+        heard = self.gather((message, told(result) if fault is None else None))  # pyright: ignore[reportArgumentType]
+        failed = [(rank, one) for rank, (one, _) in enumerate(heard) if one is not None]
+        if failed:
+            first, line = failed[0]
+            if fault is not None and message == line:
+                raise fault
+            raise SpeechLMMError(line if first == 0 else f"rank {first}: {line}")
+        return result, [one for _, one in heard]  # pyright: ignore[reportReturnType]
+
+    def _agreed(self, result: Any, fault: BaseException | None) -> Any:
+        def again() -> Any:
+            if fault is not None:
+                raise fault
             return result
-        told = self.gather(None if fault is None else str(fault) or type(fault).__name__)
-        failed = [rank for rank, one in enumerate(told) if one is not None]
-        if not failed:
-            return result
-        first = failed[0]
-        if fault is not None and (self.rank == first or told[first] == told[self.rank]):
-            raise fault
-        raise SpeechLMMError(told[first] if first == 0 else f"rank {first}: {told[first]}")
+
+        return self.share(again, lambda _: None)[0]
 
 
 _VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
@@ -184,7 +204,7 @@ def _alone(backend: str, limit: timedelta) -> None:
     distributed.init_process_group(backend, store=store, rank=0, world_size=1, timeout=limit)
 
 
-class _named:
+class _Named:
     """Turns the fault of a collective call into one line that says what was waited for."""
 
     def __init__(self, what: str, ranks: Ranks) -> None:
