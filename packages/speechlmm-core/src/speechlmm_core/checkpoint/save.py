@@ -28,21 +28,42 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
-def save_model(model: SpeechLMM, processor: SpeechLMMProcessor, folder: str | Path, *, save: Save = "full") -> None:
+def save_model(
+    model: SpeechLMM,
+    processor: SpeechLMMProcessor,
+    folder: str | Path | None,
+    *,
+    save: Save = "full",
+    gather: Gather = as_it_is,
+) -> None:
     """Saves a model with its processor.
+
+    A model that is spread over processes is saved by all of them together: one gives the folder, the others None.
 
     Args:
         model: The model.
         processor: Its processor.
-        folder: Where to; what stands there is replaced only once everything new is safely on the disk.
+        folder: Where to; what stands there is replaced only once everything new is safely on the disk. None in a
+            process that only takes part in gathering.
         save: `full` for every tensor; `trainable` for what was trained and references to frozen bases.
+        gather: Makes a whole tensor of the part that this process has.
 
     Raises:
         OSError: The disk is full or read-only; an older checkpoint in the folder stays valid.
     """
-    with staged(Path(folder)) as temporary:
-        raise_if(write_weights(model, temporary, save=save))
-        processor.save_pretrained(temporary)
+    if folder is None:
+        raise_if(write_weights(model, None, save=save, gather=gather))
+        return
+    taken_part = False
+    try:
+        with staged(Path(folder)) as temporary:
+            taken_part = True
+            raise_if(write_weights(model, temporary, save=save, gather=gather))
+            processor.save_pretrained(temporary)
+    except OSError:
+        if not taken_part:  # the others would wait for this one
+            write_weights(model, None, save=save, gather=gather)
+        raise
 
 
 def save_weights(
