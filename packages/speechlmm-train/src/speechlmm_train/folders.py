@@ -24,3 +24,24 @@ def make_folder(path: Path, what: str) -> None:
             pass
     except OSError as exc:
         raise ConfigError(f"{what} {str(path)!r} cannot be written to: {exc.strerror}") from exc
+
+
+def check_new_checkpoint(path: Path, what: str, *, overwrite: bool) -> None:
+    """Checks that a checkpoint may be written to a folder, touching nothing.
+
+    Args:
+        path: The folder.
+        what: How the user gave it.
+        overwrite: Whether a checkpoint that is there may be replaced.
+
+    Raises:
+        ConfigError: It is a file, or holds something that may not be replaced.
+    """
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{what} {str(path)!r} is a file; expected a folder")
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    if not overwrite:
+        raise ConfigError(f"{what} {str(path)!r} is not empty; replace it with --overwrite, or choose another folder")
+    if not (path / "config.json").is_file():
+        raise ConfigError(f"{what} {str(path)!r} holds no checkpoint, and --overwrite replaces nothing else")

@@ -11,6 +11,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("speechlmm_train.cli.evaluate:evaluate", "Score a trained model on datasets."),
     "score": ("speechlmm_train.cli.score:score", "Score an evaluation's predictions again."),
     "compare": ("speechlmm_train.cli.compare:compare", "Compare the predictions of two models."),
+    "import-checkpoint": (
+        "speechlmm_train.cli.import_checkpoint:import_checkpoint",
+        "Take over a checkpoint of the first SpeechLMM.",
+    ),
+    "average-checkpoints": (
+        "speechlmm_train.cli.average_checkpoints:average_checkpoints",
+        "Write the mean of several checkpoints.",
+    ),
     "demo": ("speechlmm_train.demo.cli:demo", "Train and show a tiny speech LLM on synthetic speech."),
     "components": ("speechlmm_train.cli.components:components", "List the installed components."),
     "schema": ("speechlmm_train.cli.schema:schema", "Write the schema that editors check configurations with."),

@@ -1,0 +1,1 @@
+"""Taking over checkpoints of the first SpeechLMM."""
