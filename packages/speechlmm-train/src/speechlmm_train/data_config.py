@@ -75,8 +75,9 @@ class DataConfig(Section):
     """Examples with less audio are left out of training."""
     max_duration_s: Annotated[float, Field(gt=0)] | None = None
     """Examples with more audio are left out of training."""
-    oversized: Literal["error", "alone"] = "error"
-    """What to do with an example that is longer than a budget: refuse it, or give it a micro-batch of its own."""
+    oversized: Literal["error", "skip", "alone"] = "error"
+    """What to do with an example that is longer than a budget: refuse it, leave it out (and say so), or give it a
+    micro-batch of its own."""
     batch_window: Positive = 10_000
     """Examples among which lengths are matched when micro-batches are filled."""
     mixing: Mixing = "random"

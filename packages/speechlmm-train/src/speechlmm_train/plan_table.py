@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,12 +14,13 @@ from speechlmm_core.model.describe import describe, meta_model
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.config import RunConfig
+from speechlmm_train.preflight.units import in_bytes
 from speechlmm_train.stage_config import ResolvedStage
 from speechlmm_train.trainer.arguments import can_flash
 from speechlmm_train.trainer.checks import check_stage
 from speechlmm_train.trainer.mixture import table
 from speechlmm_train.trainer.open_sets import absent
-from speechlmm_train.trainer.stage_data import open_stages
+from speechlmm_train.trainer.stage_data import StageData, open_stages
 
 _HEAD = ("COMPONENT", "CLASS", "SOURCE", "PARAMETERS", "TRAINABLE", "DTYPE", "BYTES", "ATTENTION")
 
@@ -79,7 +81,51 @@ def stage_lines(config: RunConfig) -> Iterator[str]:
         yield f"never trained, as their components fix them: {fixed}"
 
 
-def mixture_lines(config: RunConfig, base: Path) -> Iterator[str]:
+def processes_of(config: RunConfig) -> int:
+    """Processes that will share a run: what it says, else those that this one is of."""
+    processes = config.training.num_processes
+    return processes if isinstance(processes, int) else int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@dataclass(frozen=True)
+class PlanData:
+    """A run's data as a plan sees them."""
+
+    stages: list[StageData] = field(default_factory=list[StageData])
+    """The stages with their data; none where data are missing."""
+    note: str | None = None
+    """Why there are none."""
+
+
+def open_plan_data(config: RunConfig, base: Path, *, world_size: int | None = None) -> PlanData:
+    """Opens the data of a run, if they are there.
+
+    Args:
+        config: The run.
+        base: Folder where relative paths start.
+        world_size: Processes that will share the training; by default those that this one is of.
+
+    Raises:
+        DataError: The data are there, and wrong.
+        ConfigError: The sizes of a stage contradict each other, or the model and its data.
+    """
+    if not any(stage.data.train or stage.data.data_config_path for stage in config.resolved_stages()):
+        return PlanData()
+    world_size = world_size or int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        processor = SpeechLMMProcessor.from_config(config.model)
+    except SpeechLMMError as exc:  # a tokenizer that is not downloaded, say
+        return PlanData(note=f": {str(exc).splitlines()[0]}")
+    try:
+        return PlanData(open_stages(config, processor, base=base, world_size=world_size))
+    except DataError:
+        missing = [path for stage in config.resolved_stages() for path in absent(stage.data, base)]
+        if not missing:
+            raise
+        return PlanData(note=f", as these data are not there: {', '.join(dict.fromkeys(missing))}")
+
+
+def mixture_lines(config: RunConfig, base: Path, data: PlanData | None = None) -> Iterator[str]:
     """A table for each stage of the datasets and tasks in its first epoch; a line that says why where there is none.
 
     Data that are not there (yet, or on this machine) leave the rest of a plan as it is; faulty ones do not.
@@ -87,28 +133,16 @@ def mixture_lines(config: RunConfig, base: Path) -> Iterator[str]:
     Args:
         config: The run.
         base: Folder where relative paths start.
+        data: Its data, where they are open already.
 
     Raises:
         DataError: The data are there, and wrong.
         ConfigError: The sizes of a stage contradict each other, or the model and its data.
     """
-    if not any(stage.data.train or stage.data.data_config_path for stage in config.resolved_stages()):
-        return
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    try:
-        processor = SpeechLMMProcessor.from_config(config.model)
-    except SpeechLMMError as exc:  # a tokenizer that is not downloaded, say
-        yield f"the mixture is not shown: {str(exc).splitlines()[0]}"
-        return
-    try:
-        stages = open_stages(config, processor, base=base, world_size=world_size)
-    except DataError:
-        missing = [path for stage in config.resolved_stages() for path in absent(stage.data, base)]
-        if not missing:
-            raise
-        yield f"the mixture is not shown, as these data are not there: {', '.join(dict.fromkeys(missing))}"
-        return
-    for stage in stages:
+    data = data or open_plan_data(config, base)
+    if data.note is not None:
+        yield f"the mixture is not shown{data.note}"
+    for stage in data.stages:
         epoch = stage.plan.epoch_steps()
         yield f"data of {stage.settings.name}: {stage.settings.data.mixing} mixing, an epoch takes {epoch:,.1f} steps"
         yield from table(stage.mixture.rows())
@@ -152,16 +186,8 @@ def _size(stage: ResolvedStage) -> str:
         "frames": training.frame_budget,
         "examples": training.per_device_train_batch_size,
     }
-    size = ", ".join(f"{value} {name}" for name, value in budgets.items() if value)
+    size = ", ".join(
+        "as many tokens as fit" if value == "auto" else f"{value} {name}" for name, value in budgets.items() if value
+    )
     number = training.micro_batches_per_step
     return f"{number} micro-batch{'' if number == 1 else 'es'} of at most {size} a step"
-
-
-def in_bytes(count: int) -> str:
-    """A number of bytes with a unit."""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

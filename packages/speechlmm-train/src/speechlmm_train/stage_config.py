@@ -11,7 +11,8 @@ from pydantic_core import PydanticCustomError
 
 from speechlmm_core.interfaces.objective import Schedule
 from speechlmm_train.data_config import DataConfig, Positive, Rate, Section
-from speechlmm_train.training_config import Groups, Sizes, TrainingConfig
+from speechlmm_train.sizes_config import Sizes
+from speechlmm_train.training_config import Groups, TrainingConfig
 
 DEFAULT_TOKEN_BUDGET = 8192
 """Positions in a micro-batch where the configuration does not bound them."""

@@ -13,34 +13,16 @@ from pydantic_core import PydanticCustomError
 
 from speechlmm_core.lora.config import LoraAdapterConfig
 from speechlmm_core.registry import nearest
-from speechlmm_train.data_config import Positive, Rate, Section
+from speechlmm_train.data_config import Positive, Rate
 from speechlmm_train.parallel.names import Parallel
+from speechlmm_train.sizes_config import Checks, Sizes
 from speechlmm_train.training_arguments import DECIDED_ELSEWHERE, training_argument_names
 
 Groups = dict[str, Rate]
 """Learning rates by module name or glob; 0 leaves a part as it is."""
 
 
-class Sizes(Section):
-    """How large a micro-batch is."""
-
-    token_budget: Positive | None = None
-    """Positions of the text decoder in a micro-batch, padding included."""
-    frame_budget: Positive | None = None
-    """Encoder output frames in a micro-batch, padding included."""
-    per_device_train_batch_size: Positive | None = None
-    """Examples in a micro-batch, in place of the budgets."""
-
-    @model_validator(mode="after")
-    def _one_way_to_size(self) -> Sizes:
-        if self.per_device_train_batch_size and (self.token_budget or self.frame_budget):
-            raise PydanticCustomError(
-                "batch_size", "give either per_device_train_batch_size or token_budget/frame_budget, not both", {}
-            )
-        return self
-
-
-class TrainingConfig(Sizes):
+class TrainingConfig(Sizes, Checks):
     """How the model is trained."""
 
     model_config = ConfigDict(extra="allow")

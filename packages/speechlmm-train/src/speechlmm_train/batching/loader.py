@@ -127,6 +127,18 @@ class TrainingBatches:
 
     def _loader(self) -> DataLoader[Any]:
         return DataLoader(
+    def load(self, micro_batch: MicroBatch) -> Batch:
+        """Loads one micro-batch, in this process and out of turn.
+
+        Raises:
+            MediaError: A medium cannot be loaded; names the example and its place in the manifest.
+            DataError: An example cannot be used; likewise.
+        """
+        batch = self._dataset[micro_batch]
+        if isinstance(batch, SpeechLMMError):
+            raise batch
+        return batch
+
             self._dataset,
             sampler=_Rank(self.plan, self.rank, self.world_size, self.start_step),
             batch_size=None,

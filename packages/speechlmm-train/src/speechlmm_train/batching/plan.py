@@ -189,6 +189,7 @@ class BatchPlan:
                 worst = int(longer[np.argmax(lengths[longer])])
                 raise DataError(
                     f"{len(longer)} example(s) are longer than {name} = {budget:.0f}; the longest, {place(worst)}, has "
-                    f"{lengths[worst]} {unit}. Raise the budget to {lengths[worst]}, leave such examples out, or set "
-                    "oversized to 'alone', which gives each a micro-batch of its own"
+                    f"{lengths[worst]} {unit}. Raise the budget to {lengths[worst]}, or set "
+                    "data.oversized=skip, which leaves such examples out, or =alone, which gives each a micro-batch "
+                    "of its own"
                 )

@@ -10,6 +10,7 @@ from speechlmm_train.cli.options import run_options
 
 
 @click.command()
+@click.option("--gpu-memory", type=click.FloatRange(min=0, min_open=True), help="GiB of a GPU, to say what fits.")
 @run_options
 def plan(
     *,
@@ -20,6 +21,7 @@ def plan(
     resume: bool,
     overwrite: bool,
     progress: bool,
+    gpu_memory: float | None,
 ) -> None:
     """Check what `run` would train, with the same arguments, and show the model and its data; no weight is loaded.
 
@@ -31,7 +33,8 @@ def plan(
 
     composed = compose_config(config_name, overrides, config_dir=config_dir, imports=imports)
 
-    from speechlmm_train.plan_table import component_table, mixture_lines, stage_lines
+    from speechlmm_train.plan_table import component_table, mixture_lines, open_plan_data, processes_of, stage_lines
+    from speechlmm_train.preflight.table import memory_lines
     from speechlmm_train.trainer.output_folder import OutputFolder
 
     folder = OutputFolder(composed.config.training.output_dir)
@@ -47,8 +50,11 @@ def plan(
     click.echo(to_yaml({key: value for key, value in composed.plain.items() if value}))
     # Made before it is printed, so that a plan is shown whole or not at all.
     lines = [*component_table(composed.config), "", *stage_lines(composed.config)]
-    mixture = list(mixture_lines(composed.config, Path.cwd()))
-    for line in [*lines, *(["", *mixture] if mixture else [])]:
+    world_size = processes_of(composed.config)
+    data = open_plan_data(composed.config, Path.cwd(), world_size=world_size)
+    mixture = list(mixture_lines(composed.config, Path.cwd(), data))
+    memory = list(memory_lines(composed.config, data.stages, world_size=world_size, gpu_memory=gpu_memory))
+    for line in [*lines, *(["", *mixture] if mixture else []), "", *memory]:
         click.echo(line)
     if occupied is not None:
         click.echo(f"note: {occupied}", err=True)

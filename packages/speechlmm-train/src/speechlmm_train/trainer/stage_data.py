@@ -22,12 +22,14 @@ from speechlmm_train.augment.augmenter import Augmenter
 from speechlmm_train.batching.loader import TrainingBatches
 from speechlmm_train.batching.mix import Group, Mix
 from speechlmm_train.batching.plan import BatchPlan
+from speechlmm_train.batching.spacers import Spacers
 from speechlmm_train.config import RunConfig
 from speechlmm_train.data_config import DataConfig
-from speechlmm_train.stage_config import ResolvedStage
+from speechlmm_train.stage_config import DEFAULT_TOKEN_BUDGET, ResolvedStage
 from speechlmm_train.trainer.evaluation_plan import EvaluationPlan, plan_evaluation
 from speechlmm_train.trainer.mixture import Mixture, groups_of
 from speechlmm_train.trainer.open_sets import OpenedSets, in_a_row, open_sets
+from speechlmm_train.trainer.oversized import leave_out
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +51,15 @@ class StageData:
     world_size: int
     augment: Augmenter | None = None
     """What changes the media of training; evaluation never goes through it."""
+    skipped: Sequence[int] = ()
+    """Numbers of the examples that are longer than a budget and are left out, with `oversized: skip`."""
 
     def batches(self, start_step: int, *, rank: int) -> TrainingBatches:
         """A rank's micro-batches from a step on."""
         spec = self.settings.data.data_config_path
+        spacers = None
+        if self.world_size > 1 and self.plan.frames.any():
+            spacers = Spacers.of(self.processor, self.examples, self.indices, self.plan.frames)
         return TrainingBatches(
             self.examples,
             self.processor,
@@ -64,6 +71,7 @@ class StageData:
             num_workers=self.settings.training.num_workers,
             augment=self.augment,
             advice=None if spec is None else f"`speechlmm-train prepare {spec} --check full` finds all such files",
+            spacers=spacers,
         )
 
 
@@ -137,8 +145,8 @@ def _open(data: DataConfig, processor: SpeechLMMProcessor, base: Path) -> _Opene
 def _plan(
     stage: ResolvedStage, own: _Opened, processor: SpeechLMMProcessor, *, epochs: float | None, index: int, ranks: int
 ) -> StageData:
-    indices = _within(stage, own.lengths)
     training, data = stage.training, stage.data
+    indices, skipped = leave_out(stage, own.lengths, _within(stage, own.lengths), own.train.place)
     positions = own.lengths.positions[indices]
     _warn_of_the_empty(stage, own, indices)
     mix = Mix.of(
@@ -150,17 +158,20 @@ def _plan(
         dataset_weights=data.dataset_weights,
         repeat=data.repeat,
     )
+    tokens = training.token_budget
+    if tokens == "auto":  # not found yet: what holds every example stands for it
+        tokens = max(DEFAULT_TOKEN_BUDGET, int(positions.max()))
     plan = BatchPlan(
         positions,
         own.lengths.frames[indices],
-        token_budget=training.token_budget,
+        token_budget=tokens,
         frame_budget=training.frame_budget,
         batch_size=training.per_device_train_batch_size,
         micro_batches_per_step=training.micro_batches_per_step,
         seed=int(np.random.SeedSequence([training.seed, index]).generate_state(1)[0]),
         window=data.batch_window,
         packed=training.packed,
-        oversized=data.oversized,
+        oversized="error" if data.oversized == "skip" else data.oversized,
         place=lambda number: own.train.place(int(indices[number])),
         mix=mix,
     )
@@ -168,7 +179,9 @@ def _plan(
     steps = stage.max_steps if stage.max_steps is not None else math.ceil((epochs or 1) * plan.epoch_steps(0))
     mixture = Mixture(plan, own.lengths.seconds[indices])
     evaluation = plan_evaluation(stage, own.sets)
-    return StageData(stage, processor, own.train, indices, plan, mixture, evaluation, steps, ranks, own.augment)
+    return StageData(
+        stage, processor, own.train, indices, plan, mixture, evaluation, steps, ranks, own.augment, skipped
+    )
 
 
 def _warn_of_the_empty(stage: ResolvedStage, own: _Opened, indices: NDArray[np.int64]) -> None:
