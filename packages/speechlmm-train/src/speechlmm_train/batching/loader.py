@@ -125,8 +125,6 @@ class TrainingBatches:
                 raise batch
             yield batch
 
-    def _loader(self) -> DataLoader[Any]:
-        return DataLoader(
     def load(self, micro_batch: MicroBatch) -> Batch:
         """Loads one micro-batch, in this process and out of turn.
 
@@ -139,6 +137,8 @@ class TrainingBatches:
             raise batch
         return batch
 
+    def _loader(self) -> DataLoader[Any]:
+        return DataLoader(
             self._dataset,
             sampler=_Rank(self.plan, self.rank, self.world_size, self.start_step),
             batch_size=None,
