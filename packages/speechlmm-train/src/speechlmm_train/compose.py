@@ -321,7 +321,7 @@ def _in_hydras_words(exc: Exception) -> str:
 def _unknown_option(exc: MissingConfigException, config_name: str, tree: Tree) -> str:
     wanted = exc.missing_cfg_file
     if wanted == config_name or wanted is None:
-        names = [name for name in tree.options("") if name not in ("base", "installed_groups") and name[0] != "_"]
+        names = [name for name in tree.options("") if name not in ("base", "installed_groups")]
         return f"unknown --config-name {config_name!r}{nearest(config_name, names)} (available: {', '.join(names)})"
     options = list(exc.options or [])
     name = str(wanted).rpartition("/")[2]

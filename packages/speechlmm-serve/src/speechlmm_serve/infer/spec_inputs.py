@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from speechlmm_core.data.index.open import index_dir_of
+from speechlmm_core.data.shipped import base_of
 from speechlmm_core.data.spec.config import Destination
 from speechlmm_core.data.spec.file import read_spec
 from speechlmm_core.data.spec.find import find_spec
@@ -76,6 +77,6 @@ def open_inputs(
     index_dir = index_dir or index_dir_of(path)
     spec = read_spec(path)
     opened = open_split(
-        spec.datasets, base=path.parent, split=split, names=datasets, index_dir=index_dir, label=str(path)
+        spec.datasets, base=base_of(path), split=split, names=datasets, index_dir=index_dir, label=str(path)
     )
     return SpecInputs(opened)

@@ -63,10 +63,14 @@ class _Presets(SearchPathPlugin):
 class _Remembering(ConfigRepository):
     """Hydra's repository, which reads each file, and looks into each folder, once for all that is composed."""
 
-    def __init__(self, config_search_path: ConfigSearchPath) -> None:
-        super().__init__(config_search_path)
+    def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
+        super().initialize_sources(config_search_path)
         self._files: dict[str, ConfigResult | None] = {}
         self._sources: dict[tuple[str, Any], Any] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Remembering:
+        """Itself: Hydra copies its repository for each composition, which would forget everything."""
+        return self
 
     def load_config(self, config_path: str) -> ConfigResult | None:
         if config_path not in self._files:
@@ -103,9 +107,10 @@ class Tree:
         return last in self.groups(parent)
 
     def options(self, group: str) -> list[str]:
-        """What can be chosen in a group, presets in its subfolders as ``folder/preset``."""
+        """What can be chosen in a group, presets in its subfolders as ``folder/preset``; not what only others include."""
         nested = [f"{sub}/{name}" for sub in self.groups(group) for name in self.options(f"{group}/{sub}")]
-        return [*self._list(group, ObjectType.CONFIG), *(nested if group else [])]
+        own = [name for name in self._list(group, ObjectType.CONFIG) if not name.startswith("_")]
+        return [*own, *(nested if group else [])]
 
     def read(self, path: str) -> Any:
         """The content of a file of the tree, by its path without ending."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from speechlmm_core.data.index.open import index_dir_of
+from speechlmm_core.data.shipped import base_of
 from speechlmm_core.data.spec.config import DatasetSpec, Destination
 from speechlmm_core.data.spec.entries import dataset_spec
 from speechlmm_core.data.spec.file import read_spec
@@ -65,7 +66,7 @@ def of_specification(name: str, *, config_dir: Path | None = None, index_dir: Pa
         DataError: There is none, or what is wrong with it.
     """
     path = find_spec(name, Path.cwd(), config_dir)
-    return DataSource(read_spec(path).datasets, path.parent, str(path), index_dir or index_dir_of(path))
+    return DataSource(read_spec(path).datasets, base_of(path), str(path), index_dir or index_dir_of(path))
 
 
 def of_run(

@@ -17,6 +17,7 @@ from speechlmm_core.data.index.header import IndexHeader
 from speechlmm_core.data.index.layout import REASONS, VERSION, Status, is_part_folder, part_slug
 from speechlmm_core.data.index.open import made_by
 from speechlmm_core.data.index.write import write_part
+from speechlmm_core.data.shipped import base_of
 from speechlmm_core.data.spec.file import read_spec
 from speechlmm_core.data.spec.task_check import TaskCheck
 from speechlmm_core.errors import DataError
@@ -63,7 +64,7 @@ def prepare(
     """
     spec = read_spec(spec_path)
     # What is wrong with the specification or the data shows before anything is written.
-    parts = open_parts(spec, spec_path.parent, index_dir, limit=limit)
+    parts = open_parts(spec, base_of(spec_path), index_dir, limit=limit)
     with _writing(index_dir):
         index_dir.mkdir(parents=True, exist_ok=True)
         with locked(index_dir):

@@ -21,6 +21,7 @@ from speechlmm_core.data.faults import Faults
 from speechlmm_core.data.header_cache import cache_folder
 from speechlmm_core.data.index.sizes import Lengths, StoredSizes
 from speechlmm_core.data.lengths import measure
+from speechlmm_core.data.shipped import base_of
 from speechlmm_core.data.spec.file import read_spec
 from speechlmm_core.data.spec.open import open_spec
 from speechlmm_core.errors import DataError
@@ -102,7 +103,7 @@ def count_sizes(
     """
     faults = Faults()
     counted = 0
-    opened = open_spec(read_spec(spec_path), base=spec_path.parent, destinations={"train"}, index_dir=index_dir)
+    opened = open_spec(read_spec(spec_path), base=base_of(spec_path), destinations={"train"}, index_dir=index_dir)
     for target in targets:
         for one in opened:
             stored = StoredSizes.of(one.examples, target.processor, target.max_length(), cache=cache_folder())

@@ -9,6 +9,7 @@ from pathlib import Path
 from speechlmm_core.data.examples import ConcatExamples
 from speechlmm_core.data.faults import Faults
 from speechlmm_core.data.index.open import index_dir_of
+from speechlmm_core.data.shipped import base_of
 from speechlmm_core.data.spec.config import Destination
 from speechlmm_core.data.spec.file import read_spec
 from speechlmm_core.data.spec.find import find_spec
@@ -43,7 +44,7 @@ def open_sets(data: DataConfig, base: Path) -> OpenedSets:
     if data.data_config_path is not None:
         path = find_spec(data.data_config_path, base)
         index_dir = index_dir_of(path) if data.index_dir is None else base / Path(data.index_dir).expanduser()
-        opened = open_spec(read_spec(path), base=path.parent, destinations=WANTED, index_dir=index_dir)
+        opened = open_spec(read_spec(path), base=base_of(path, base), destinations=WANTED, index_dir=index_dir)
     else:
         index_dir = None if data.index_dir is None else base / Path(data.index_dir).expanduser()
         opened = []
@@ -69,7 +70,7 @@ def absent(data: DataConfig, base: Path) -> list[str]:
     specs = [*data.train, *data.eval, *data.guard]
     if data.data_config_path is not None:
         path = find_spec(data.data_config_path, base)
-        base, specs = path.parent, [*read_spec(path).datasets]
+        base, specs = base_of(path, base), [*read_spec(path).datasets]
     named = [str(getattr(spec.reader, "path", "") or "") for spec in specs]
     return [name for name in named if name and not _start_of(base, name).exists()]
 

@@ -21,6 +21,7 @@ import re
 from enum import IntEnum
 from pathlib import Path
 
+from speechlmm_core.data.shipped import home_of_corpora, is_shipped
 from speechlmm_core.interfaces.dataset import DatasetConfig, Selection
 
 VERSION = 1
@@ -99,7 +100,12 @@ NO_PLACE = 0xFFFF
 
 
 def index_dir_of(spec_path: Path) -> Path:
-    """The folder where a specification is prepared unless another one is named: `x.index` beside `x.yaml`."""
+    """The folder where a specification is prepared unless another one is named: `x.index` beside `x.yaml`.
+
+    What a package ships is prepared beside the corpora.
+    """
+    if is_shipped(spec_path):
+        return home_of_corpora() / f"{spec_path.stem}.index"
     return spec_path.with_name(f"{spec_path.stem or spec_path.name}.index")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from speechlmm_core.data.shipped import shipped_specs
 from speechlmm_core.errors import DataError
 from speechlmm_core.registry import nearest
 
@@ -12,7 +13,7 @@ FOLDER = Path("conf/datasets")
 
 
 def find_spec(name: str | Path, base: Path, config_dir: Path | None = None) -> Path:
-    """The file of a specification.
+    """The file of a specification; the user's own come before those that packages ship.
 
     Args:
         name: A path, or one below `conf/datasets`; `.yaml` may be left out there.
@@ -33,13 +34,16 @@ def find_spec(name: str | Path, base: Path, config_dir: Path | None = None) -> P
         for file in (folder / path, *((folder / f"{path}.yaml",) if path.suffix not in (".yaml", ".yml") else ())):
             if _is_file(file):
                 return file
+    shipped = shipped_specs()
+    if path.suffix in ("", ".yaml") and (found := shipped.get(path.with_suffix("").as_posix())) is not None:
+        return found
     known = sorted(
         str(file.relative_to(folder).with_suffix(""))
         for folder in folders[1:]
         if folder.is_dir()
         for file in folder.rglob("*.yaml")
     )
-    hint = nearest(str(path.with_suffix("")), known) if path.name else ""
+    hint = nearest(str(path.with_suffix("")), [*known, *shipped]) if path.name else ""
     places = ", ".join(f"{str(folder)!r}" for folder in folders)
     raise DataError(f"there is no dataset specification {str(name)!r}{hint} (looked in {places})")
 
