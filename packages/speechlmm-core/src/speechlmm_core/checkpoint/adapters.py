@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError, safe_open
 
+from speechlmm_core.checkpoint.fill import fill, full_shape
 from speechlmm_core.errors import CheckpointError, ConfigError
 from speechlmm_core.lora.config import LoraAdapterConfig
 from speechlmm_core.lora.folder import ADAPTERS, WEIGHTS, adapter_tensors
@@ -52,10 +53,10 @@ def _read(model: SpeechLMM, adapter: LoraAdapterConfig, file: Path) -> None:
                 if name not in targets:
                     continue
                 value = tensors.get_tensor(name)
-                if value.shape == targets[name].shape:
-                    targets[name].copy_(value)
+                if value.shape == full_shape(targets[name]):
+                    fill(targets[name], value)
                 else:
-                    faults.append(f"{name} is {tuple(value.shape)}, expected {tuple(targets[name].shape)}")
+                    faults.append(f"{name} is {tuple(value.shape)}, expected {tuple(full_shape(targets[name]))}")
     except (SafetensorError, OSError) as exc:
         raise CheckpointError(f"cannot read {str(file)!r}: {exc}; the file is damaged, save it again") from exc
     if faults:

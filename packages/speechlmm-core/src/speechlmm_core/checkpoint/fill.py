@@ -25,6 +25,20 @@ def is_spread(tensor: Any) -> bool:
 
 
 @torch.no_grad()
+def whole(tensor: Any) -> Tensor:
+    """The whole value of a parameter or buffer, of which this process may have a part."""
+    if isinstance(tensor, DTensor):
+        spread: Any = tensor.detach()
+        return spread.full_tensor()
+    if not hasattr(tensor, "ds_id"):
+        return tensor.detach()
+    tensor.all_gather(param_list=[tensor])
+    value = tensor.data.clone()
+    tensor.partition(param_list=[tensor], has_been_updated=False)
+    return value
+
+
+@torch.no_grad()
 def fill(target: Any, value: Tensor) -> None:
     """Copies a whole value into a parameter or buffer, or this process's part of it."""
     if isinstance(target, DTensor):

@@ -182,6 +182,7 @@ def _load_tensors(model: SpeechLMM, folder: Path, listed: set[str] | None, *, re
     import torch
     from safetensors import SafetensorError, safe_open
 
+    from speechlmm_core.checkpoint.fill import fill, full_shape
     from speechlmm_core.checkpoint.save import component_of, tied_aliases
     from speechlmm_core.lora.plain import plain_state
 
@@ -207,10 +208,10 @@ def _load_tensors(model: SpeechLMM, folder: Path, listed: set[str] | None, *, re
                         continue
                     tensor = tensors.get_tensor(key)
                     seen.add(name)
-                    if tensor.shape != target.shape:
-                        wrong.append(f"{key} (got {tuple(tensor.shape)}, expected {tuple(target.shape)})")
+                    if tensor.shape != full_shape(target):
+                        wrong.append(f"{key} (got {tuple(tensor.shape)}, expected {tuple(full_shape(target))})")
                         continue
-                    target.copy_(tensor)
+                    fill(target, tensor)
         except (SafetensorError, OSError) as exc:
             raise CheckpointError(f"cannot read {str(file)!r}: {exc}; the file is damaged, save it again") from exc
     faults = [

@@ -49,6 +49,7 @@ def load_weights(
     """
     import torch
 
+    from speechlmm_core.checkpoint.fill import fill, full_shape, whole
     from speechlmm_core.lora.plain import plain_state
 
     own = plain_state(module)
@@ -62,15 +63,16 @@ def load_weights(
             continue
         tensor = read()
         missing.discard(target)
-        if tensor.shape != own[target].shape:
-            wrong.append(f"{name} is {tuple(tensor.shape)}, expected {tuple(own[target].shape)}")
+        if tensor.shape != (wanted := full_shape(own[target])):
+            wrong.append(f"{name} is {tuple(tensor.shape)}, expected {tuple(wanted)}")
             continue
         tied = loaded.setdefault(id(own[target]), name)
-        if tied != name and not torch.equal(own[target], tensor.to(own[target])):
-            wrong.append(f"{name} differs from {tied}, to which the model ties it")
+        if tied != name:
+            before = whole(own[target])
+            if not torch.equal(before, tensor.to(before)):
+                wrong.append(f"{name} differs from {tied}, to which the model ties it")
             continue
-        with torch.no_grad():
-            own[target].copy_(tensor)
+        fill(own[target], tensor)
     missing = {name for name in missing if id(own[name]) not in loaded}
     faults = [
         f"{len(names)} tensors {what} ({', '.join(sorted(names)[:SHOWN])}{', …' if len(names) > SHOWN else ''})"

@@ -19,20 +19,31 @@ class SpeechLMMOutput(ModelOutput):
     """Outputs of one forward pass."""
 
     loss: Tensor | None = None
-    """Scalar: every loss, divided by its own count in this batch and weighted. A trainer uses `losses` instead."""
+    """Scalar: every loss, divided by its own count (`loss_counts`, or that in this batch) and weighted."""
     losses: dict[str, Loss] | None = None
     """Losses by objective, each a sum with its unit."""
     stages: dict[str, Features] | None = None
     """Outputs of the towers by name; `text_decoder` holds the last hidden states (R, N, D)."""
 
 
-def total_loss(losses: Mapping[str, Loss], weights: Mapping[str, float], batch: Mapping[str, Any]) -> Tensor | None:
-    """The losses, each divided by its own count in the batch, weighted and added up; None where there are none.
+def total_loss(
+    losses: Mapping[str, Loss],
+    weights: Mapping[str, float],
+    batch: Mapping[str, Any],
+    counts: Mapping[str, int] | None = None,
+) -> Tensor | None:
+    """The losses, each divided by its own count, weighted and added up; None where there are none.
+
+    Args:
+        losses: By objective.
+        weights: By objective.
+        batch: The batch, whose `num_items` are the counts.
+        counts: Other counts, in their place.
 
     Raises:
         DataError: The batch does not hold the count of a loss.
     """
-    counts = batch.get("num_items", {})
+    counts = batch.get("num_items", {}) if counts is None else counts
     for name, loss in losses.items():
         if loss.unit not in counts:
             raise DataError(
