@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import click
 
-from speechlmm_core.wording import INTERRUPTED, word
+from speechlmm_core.errors import ConfigError
+from speechlmm_core.wording import FAULT, INTERRUPTED, word
 from speechlmm_train.launch.job import Job
-from speechlmm_train.launch.processes import TIMED_OUT, Group, run_processes
+from speechlmm_train.launch.processes import TIMED_OUT, Group, port_is_free, run_processes
+from speechlmm_train.launch.state import JOB, State
+from speechlmm_train.launch.status import refuse_active
 from speechlmm_train.trainer.output_folder import LAUNCH, OutputFolder
 
 WORKER = "speechlmm_train.launch.worker"
-JOB = "job.json"
 
 
 def run_job(
-    job: Job, *, processes: int, port: int | None = None, timeout: float | None = None, debug: bool = False
+    job: Job,
+    *,
+    processes: int,
+    port: int | None = None,
+    timeout: float | None = None,
+    name: str = "",
+    debug: bool = False,
 ) -> int:
     """Does a run in other processes of this machine, and waits.
 
@@ -32,6 +43,7 @@ def run_job(
         processes: How many ranks.
         port: Where they find each other; a free one by default.
         timeout: Seconds after which they are ended.
+        name: What the run is called; by default like its folder.
         debug: Show tracebacks.
 
     Returns:
@@ -40,32 +52,52 @@ def run_job(
     Raises:
         ConfigError: The output folder is occupied, or the port is in use.
     """
+    refuse_active(job.output_dir)
     OutputFolder(job.output_dir).check(resume=job.resume, overwrite=job.overwrite)
     folder = job.output_dir / LAUNCH
+    if port is not None and not port_is_free(port):
+        raise ConfigError(f"port {port} is in use on this machine; choose another --port, or leave that out")
     job.write(folder / JOB)
     arguments = ["-m", WORKER, str(folder / JOB), "--attached", *(["--debug"] if debug else [])]
-    if processes == 1:
-        return _alone([sys.executable, *arguments], timeout)
     logs = folder / time.strftime("%Y%m%d-%H%M%S")
-    return run_processes(arguments, processes=processes, logs=logs, group=Group(port=port or 0), timeout=timeout)
+    state = State("running", name=name or job.output_dir.name).begun(log=logs / "rank-0.err" if processes > 1 else None)
+    state.write(job.output_dir)
+    code = FAULT
+    try:
+        if processes == 1:
+            code = _alone([sys.executable, *arguments], timeout)
+        else:
+            group = Group(port=port or 0)
+            code = run_processes(arguments, processes=processes, logs=logs, group=group, timeout=timeout)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+        raise
+    finally:
+        state.over(code).write(job.output_dir)
+    return code
 
 
 def _alone(command: Sequence[str], timeout: float | None) -> int:
-    with subprocess.Popen(command) as process:
-        try:
-            code = process.wait(timeout)
-        except subprocess.TimeoutExpired:
+    """One process, in a session of its own, so that each signal reaches it once."""
+    process = subprocess.Popen(command, start_new_session=True)
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    before: dict[int, Any] = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        click.echo(f"error: not finished after {timeout:.0f} s; ended", err=True)
+        return TIMED_OUT
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if process.poll() is None:
             process.kill()
-            click.echo(f"error: not finished after {timeout:.0f} s; ended", err=True)
-            return TIMED_OUT
-        except KeyboardInterrupt:
-            process.wait()  # the terminal has told it, too
-            return INTERRUPTED
-        except BaseException:
-            process.kill()
-            raise
+            process.wait()
     if code < 0:
-        click.echo(f"error: the run was ended by signal {-code}", err=True)
+        click.echo(f"error: the run was ended by {signal.Signals(-code).name}", err=True)
     return 128 - code if code < 0 else code
 
 

@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -21,7 +21,9 @@ from speechlmm_train.launch.tail import Follower, tail
 
 TERMINATED = 143
 TIMED_OUT = 124
-_SHUTDOWN_S = 20
+_SHUTDOWN_S = 60
+_STOPPING_S = 600
+"""Seconds that ranks have to save a checkpoint after SIGTERM."""
 _LOGGERS = ("multiprocessing.api", "multiprocessing.errors", "agent.server.api", "agent.server.local_elastic_agent")
 
 
@@ -80,6 +82,8 @@ def run_processes(
     with _environment({**default_environment(processes), **(env or {})}), _alarm(timeout):
         try:
             return _launch(arguments, processes, logs, group)
+        except _StoppingError:
+            return TERMINATED
         except TimeoutError:
             os.write(2, f"error: not finished after {timeout:.0f} s; ended\n".encode())
             return TIMED_OUT
@@ -104,21 +108,22 @@ def _launch(arguments: Sequence[str], processes: int, logs: Path, group: Group) 
         run_id=group.name,
         rdzv_backend="static" if static else "c10d",
         rdzv_endpoint=f"{group.address}:{group.port}",
-        rdzv_configs={"timeout": group.timeout_s, **({"rank": group.node} if static else {})},
+        rdzv_configs={"timeout": group.timeout_s, **({"rank": group.node} if static else {"is_host": True})},
         local_addr=group.address if not static else None,
         max_restarts=0,
         monitor_interval=0.2,
         shutdown_timeout=_SHUTDOWN_S,
+        signals_to_handle="SIGINT,SIGHUP,SIGQUIT",
     )
     shown = [Follower(logs / f"rank-0.{kind}", stream) for kind, stream in (("out", 1), ("err", 2))]
     try:
-        with _following(shown if group.node == 0 else []):
+        with _following(shown if group.node == 0 else []), _passing_on_sigterm():
             elastic_launch(config, sys.executable)(*arguments)
     except ChildFailedError as exc:
         rank, failure = exc.get_first_failure()
         return _tell(rank, failure.exitcode, logs)
     except SignalException as exc:
-        return INTERRUPTED if exc.sigval == signal.SIGINT else TERMINATED
+        return INTERRUPTED if exc.sigval == signal.SIGINT else 128 + exc.sigval
     return 0
 
 
@@ -178,20 +183,43 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 @contextmanager
 def _alarm(seconds: float | None) -> Iterator[None]:
     """Raises TimeoutError in the block when the time is up."""
-    if seconds is None:
-        yield
-        return
 
     def ring(_signal: int, _frame: FrameType | None) -> None:
         raise TimeoutError
 
     before: Any = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds or 0)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+class _StoppingError(Exception):
+    """Ranks have not ended long after SIGTERM."""
+
+
+@contextmanager
+def _passing_on_sigterm() -> Iterator[None]:
+    """Hands SIGTERM to the ranks, which may save a checkpoint before they end; their exit code is then the run's."""
+    import psutil
+
+    def give_up(_signal: int, _frame: FrameType | None) -> None:
+        raise _StoppingError
+
+    def pass_on(_signal: int, _frame: FrameType | None) -> None:
+        for rank in psutil.Process().children():
+            with suppress(psutil.Error):
+                rank.terminate()
+        signal.signal(signal.SIGALRM, give_up)
+        signal.setitimer(signal.ITIMER_REAL, _STOPPING_S)
+
+    before: Any = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

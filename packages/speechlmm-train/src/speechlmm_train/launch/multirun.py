@@ -1,0 +1,194 @@
+"""The runs of a sweep, one after another on this machine or each as a SLURM job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+import yaml
+
+from speechlmm_core.errors import ConfigError, SpeechLMMError
+from speechlmm_core.wording import FAULT, INTERRUPTED, USAGE
+from speechlmm_train.compose import Composed
+from speechlmm_train.launch.gpus import num_processes
+from speechlmm_train.launch.job import Job
+from speechlmm_train.launch.local import run_job
+from speechlmm_train.launch.processes import TERMINATED
+from speechlmm_train.launch.record import SweepRecord
+from speechlmm_train.launch.slurm import check_slurm, script, submit
+from speechlmm_train.launch.slurm_config import SlurmLauncherConfig, slurm_config
+from speechlmm_train.launch.status import Status, status_of
+from speechlmm_train.launch.table import filled, shorten, status_table
+from speechlmm_train.launch.wait import tell_end, wait_for
+from speechlmm_train.preempted import PREEMPTED
+from speechlmm_train.sweep import SweepRun
+from speechlmm_train.trainer.output_folder import CONFIG, OutputFolder
+
+_ASKED_TO_STOP = (INTERRUPTED, TERMINATED, PREEMPTED)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all runs of a command have in common."""
+
+    imports: tuple[Path, ...] = ()
+    resume: bool = False
+    overwrite: bool = False
+    progress: bool = True
+    port: int | None = None
+    wait: bool = True
+    debug: bool = False
+    base: Path = field(default_factory=Path.cwd)
+
+    def job(self, composed: Composed, overrides: Sequence[str], *, resume: bool | None = None) -> Job:
+        """A composed run as a job."""
+        imports = tuple(str(path.absolute()) for path in self.imports)
+        resume = self.resume if resume is None else resume
+        return Job(composed.plain, str(self.base), imports, resume, self.overwrite, self.progress, tuple(overrides))
+
+
+def launcher_of(composed: Composed) -> SlurmLauncherConfig | None:
+    """How a run is to be submitted; None to do it here.
+
+    Raises:
+        ConfigError: `hydra.launcher` is wrong.
+    """
+    return slurm_config(composed.launcher) if composed.launcher is not None else None
+
+
+def ranks_of(composed: Composed, launcher: SlurmLauncherConfig | None) -> int:
+    """Processes of a run on each node."""
+    asked = composed.config.training.num_processes
+    if launcher is None:
+        return num_processes(asked)
+    return launcher.processes if asked == "auto" else asked
+
+
+def list_runs(runs: Sequence[SweepRun], options: Options) -> list[str]:
+    """The runs of a sweep with what would be done about each, and the batch script of the first that SLURM would do."""
+    rows: list[tuple[str, ...]] = []
+    shown: list[str] = []
+    for run in runs:
+        if run.composed is None:
+            rows.append((str(run.number), run.name, " ".join(run.varied), "cannot be composed", ""))
+            continue
+        launcher = launcher_of(run.composed)
+        if launcher and not shown:
+            name = run.composed.name
+            shown = ["", f"batch script of {name}:", script(options.job(run.composed, run.overrides), launcher, name)]
+        folder = Path(run.composed.config.training.output_dir).expanduser()
+        what = {None: "finished", True: "resume", False: "start"}[_resumes(run.composed, options)]
+        rows.append((str(run.number), run.composed.name, " ".join(run.varied), what, shorten(folder)))
+    lines = filled(("#", "run", "what varies", "to do", "folder"), rows)
+    changes = [
+        f"{run.composed.name}: {change} ({change.source})"
+        for run in runs
+        if run.composed
+        for change in run.composed.changes
+    ]
+    return [*lines, *(["", *changes] if changes else []), *_faults(runs), *shown]
+
+
+def run_sweep(config_name: str, overrides: Sequence[str], runs: Sequence[SweepRun], options: Options) -> int:
+    """Does every run of a sweep that has not been done; one that fails doesn't stop the others.
+
+    Returns:
+        0 if all are finished (or submitted, if they are not to be waited for), 1 if one failed; 130, 143 or 75 if the
+        sweep was asked to stop.
+
+    Raises:
+        ConfigError: No run can be composed, or a launcher is wrong.
+    """
+    composed = [(run, run.composed) for run in runs if run.composed is not None]
+    if not composed:
+        raise ConfigError("\n".join(dict.fromkeys(line for run in runs for line in (run.fault or "").splitlines())))
+    launchers = {run.number: launcher_of(one) for run, one in composed}
+    if any(launchers.values()):
+        check_slurm()
+    record = SweepRecord.of(config_name, overrides, runs)
+    folder = record.folder()
+    record.write(folder)
+    click.echo(f"{len(runs)} runs; `speechlmm-train status {shorten(folder)}` shows their states", err=True)
+    for line in _faults(runs):
+        click.echo(f"error: {line}" if line else "", err=True)
+    reasons: dict[Path, str] = {}
+    stopped = 0
+    submitted: list[Path] = []
+    for place, (run, one) in enumerate(composed):
+        output_dir = _folder(one)
+        if (resume := _resumes(one, options)) is None:
+            click.echo(f"[{place + 1}/{len(composed)}] {one.name}: finished before, skipped", err=True)
+            continue
+        click.echo(f"[{place + 1}/{len(composed)}] {one.name}: {' '.join(run.varied)}".rstrip(": "), err=True)
+        launcher = launchers[run.number]
+        job = options.job(one, run.overrides, resume=resume)
+        try:
+            if launcher is not None:
+                if (active := _active(output_dir)) is not None:
+                    click.echo(f"job {active.job_id} does this run already ({active.state})", err=True)
+                else:
+                    state = submit(job, launcher, name=one.name, processes=ranks_of(one, launcher))
+                    click.echo(f"submitted as job {state.job_id}", err=True)
+                submitted.append(output_dir)
+                continue
+            ranks = ranks_of(one, None)
+            code = run_job(job, processes=ranks, port=options.port, name=one.name, debug=options.debug)
+            if code in _ASKED_TO_STOP:
+                stopped = code
+                break
+        except SpeechLMMError as exc:
+            reasons[output_dir] = "; ".join(str(exc).splitlines())
+            click.echo(f"error: {one.name}: {reasons[output_dir]}", err=True)
+    if submitted and options.wait and not stopped:
+        for status in wait_for(submitted):
+            tell_end(status)
+    return _conclude(runs, reasons, stopped, waited=options.wait or not submitted)
+
+
+def _conclude(runs: Sequence[SweepRun], reasons: dict[Path, str], stopped: int, *, waited: bool) -> int:
+    """Shows the table, and returns the exit code."""
+    folders = [_folder(run.composed) if run.composed else None for run in runs]
+    known = {one.folder: one for one in status_of([folder for folder in folders if folder])}
+    found: list[Status] = []
+    for run, folder in zip(runs, folders, strict=True):
+        if folder is None:
+            found.append(
+                Status(Path(), "failed", run.name, exit_code=USAGE, reason="; ".join((run.fault or "").splitlines()))
+            )
+        elif folder in reasons:
+            found.append(Status(folder, "failed", known[folder].name, exit_code=USAGE, reason=reasons[folder]))
+        else:
+            found.append(known[folder])
+    for line in status_table(found, [" ".join(run.varied) for run in runs]):
+        click.echo(line)
+    if stopped:
+        return stopped
+    wanted = ("finished",) if waited else ("finished", "queued", "running")
+    return 0 if all(one.state in wanted for one in found) else FAULT
+
+
+def _folder(composed: Composed) -> Path:
+    return Path(composed.config.training.output_dir).expanduser()
+
+
+def _active(output_dir: Path) -> Status | None:
+    one = status_of([output_dir])[0]
+    return one if one.job_id is not None and one.state in ("queued", "running") else None
+
+
+def _resumes(composed: Composed, options: Options) -> bool | None:
+    """Whether a run of a sweep goes on where it was; None if it is finished."""
+    if options.overwrite:
+        return False
+    folder = OutputFolder(_folder(composed))
+    if not folder.path.is_dir() or folder.report() is None:
+        return options.resume or (folder.path / CONFIG).exists()
+    file = folder.path / CONFIG
+    before = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return None if before == yaml.safe_load(yaml.safe_dump(composed.plain)) else True
+
+
+def _faults(runs: Sequence[SweepRun]) -> list[str]:
+    return [f"{run.name}: {line}" for run in runs if run.fault for line in run.fault.splitlines()]
