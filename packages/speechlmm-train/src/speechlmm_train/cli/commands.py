@@ -4,6 +4,7 @@ from __future__ import annotations
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("speechlmm_train.cli.run:run", "Train a model from a configuration."),
+    "status": ("speechlmm_train.cli.status:status", "Show the states of runs and of their SLURM jobs."),
     "plan": ("speechlmm_train.cli.plan:plan", "Check a configuration and show the model it makes."),
     "download": ("speechlmm_train.cli.download:download", "Fetch the base checkpoints that components need."),
     "prepare": ("speechlmm_train.cli.prepare:prepare", "Check corpora and index them, so that runs start at once."),
