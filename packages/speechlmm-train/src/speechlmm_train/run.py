@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,22 +13,33 @@ from typing import Any
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from speechlmm_core.checkpoint.atomic import atomic_folder, write_text
+from speechlmm_core.checkpoint.atomic import write_text
+from speechlmm_core.checkpoint.fill import is_spread
 from speechlmm_core.checkpoint.load import restore
-from speechlmm_core.checkpoint.save import save_model
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.interfaces.objective import can_weigh
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.config import RunConfig
-from speechlmm_train.trainer.arguments import training_arguments
+from speechlmm_train.parallel.arguments import parallel_arguments
+from speechlmm_train.parallel.loading import spread_while_loading
+from speechlmm_train.parallel.names import Mode, mode_of
+from speechlmm_train.parallel.ranks import Ranks
+from speechlmm_train.parallel.release import release
+from speechlmm_train.parallel.saving import save_final
+from speechlmm_train.parallel.wrap import untrained
+from speechlmm_train.preempted import PreemptedError
+from speechlmm_train.preflight.check import check_run
+from speechlmm_train.trainer.arguments import training_arguments, trains_on_cpu
 from speechlmm_train.trainer.best import RunState
 from speechlmm_train.trainer.callbacks import Reporter, open_sinks
+from speechlmm_train.trainer.checkpointing import take_up_sequence
+from speechlmm_train.trainer.checkpoints import Checkpoint
 from speechlmm_train.trainer.checks import check_stage, freeze_for
 from speechlmm_train.trainer.evaluation import EvaluationCallback
-from speechlmm_train.trainer.guarded_save import guarded_save
 from speechlmm_train.trainer.initial_model import build_model
-from speechlmm_train.trainer.output_folder import REPORT, Checkpoint, OutputFolder
+from speechlmm_train.trainer.output_folder import REPORT, OutputFolder
+from speechlmm_train.trainer.preemption import StopRequest
 from speechlmm_train.trainer.stage_data import StageData, open_stages
 from speechlmm_train.trainer.trainer import SpeechLMMTrainer, StageContext
 
@@ -90,50 +100,89 @@ def run(
         ConfigError: The configuration does not fit together, or the output folder is not empty.
         DataError: Data are wrong; every fault is reported before anything is trained.
         CheckpointError: A checkpoint does not fit or cannot be saved.
+        PreemptedError: The run was asked to stop (SIGTERM, SIGUSR1), and did so after a step, with a checkpoint.
     """
     started = time.perf_counter()
     written = dict(plain) if plain is not None else config.model_dump(mode="json")
+    base = base or Path.cwd()
+    settings = config.resolved_stages()
+    for stage in settings:
+        parallel_arguments(stage.training, world_size=Ranks.of_environment().world_size, base=base)
+    mode = mode_of(config.training.parallel, Ranks.of_environment().world_size)
+    ranks = Ranks.start(on_cpu=trains_on_cpu(config.training), alone=mode in ("zero", "fsdp2"))
     folder = OutputFolder(config.training.output_dir, beside=beside)
-    folder.check(resume=resume, overwrite=overwrite)
-    if resume:
-        folder.check_same(written)
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+
+    def check_folder() -> None:
+        folder.check(resume=resume, overwrite=overwrite)
+        if resume:
+            folder.check_same(written)
+
+    ranks.on_main(check_folder)
     processor = SpeechLMMProcessor.from_config(config.model)
-    stages = open_stages(config, processor, base=base or Path.cwd(), world_size=world_size)
+    stages = ranks.main_first(lambda: open_stages(config, processor, base=base, world_size=ranks.world_size))
     total = sum(stage.max_steps for stage in stages)
     checkpoint = None
     if resume:
-        if (done := folder.report()) is not None and done.get("planned_steps", done["steps"]) == total:
-            logger.warning("the run in %s is complete; nothing is left to train", folder.path)
+        done = ranks.on_main(folder.report)
+        if done is not None and done.get("planned_steps", done["steps"]) == total:
+            if ranks.is_main:
+                logger.warning("the run in %s is complete; nothing is left to train", folder.path)
             return RunReport(**{**done, "model_path": folder.model_path})
-        checkpoint = folder.last_checkpoint()
-        folder.check_progress(checkpoint.progress if checkpoint else None, [stage.max_steps for stage in stages])
-    model = build_model(config, checkpoint)
-    _check_stages(model, stages)
-    # Nothing is written before everything has been checked: a run that is refused can be started again as it is.
-    folder.prepare(overwrite=overwrite)
-    folder.write_config(written)
+        checkpoint = ranks.on_main(folder.last_checkpoint)
+        progress_made = checkpoint.progress if checkpoint else None
+        ranks.on_main(lambda: folder.check_progress(progress_made, [stage.max_steps for stage in stages]))
+        ranks.together(lambda: _take_up(checkpoint, stages, allow_changes=config.training.resume_changed))
+    with spread_while_loading(config.training):
+        model = ranks.together(lambda: build_model(config, checkpoint))
+    whole = ranks.together(lambda: _check_stages(model, stages, base=base))
+    if config.training.preflight:
+        going_on = checkpoint is not None
+        ranks.together(lambda: check_run(config, stages, model, folder=folder.path, resume=going_on, rank=ranks.rank))
     done_steps = checkpoint.progress.total_step if checkpoint else 0
-    folder.cut_metrics(done_steps if checkpoint else -1)  # without a checkpoint, step 0 is evaluated again
-    state = RunState.read(checkpoint.path) if checkpoint else RunState()
+    state = ranks.on_main(lambda: RunState.read(checkpoint.path) if checkpoint else RunState())
     if checkpoint is not None:
         for stage in stages[checkpoint.progress.stage :]:
             rule, name = stage.evaluation.rule if stage.evaluation else None, stage.settings.name
-            if rule is not None and state.forget_unlike(name, rule):
+            if rule is not None and state.forget_unlike(name, rule) and ranks.is_main:
                 logger.warning("stage %r: the best is sought anew, for %s is another measure", name, rule.figure)
-        folder.point_to_best(list(state.best.values())[-1].checkpoint if state.best else None)
-    sinks = open_sinks(list(config.training.report_to), folder.path, first_step=done_steps, config=written)
-    reporter = Reporter(sinks, total_steps=total, first_step=done_steps, progress=progress)
-    reporter.warnings += folder.warnings()
+
+    def prepare_folder() -> None:
+        # Nothing is written before everything has been checked: a run that is refused can be started again as it is.
+        folder.prepare(overwrite=overwrite)
+        folder.write_config(written)
+        folder.cut_metrics(done_steps if checkpoint else -1)  # without a checkpoint, step 0 is evaluated again
+        if checkpoint is not None:
+            folder.point_to_best(list(state.best.values())[-1].checkpoint if state.best else None)
+
+    ranks.on_main(prepare_folder)
+
+    def open_reporter() -> Reporter:
+        report_to = list(config.training.report_to)
+        sinks = open_sinks(report_to, folder.path, first_step=done_steps, config=written) if ranks.is_main else []
+        shown = progress and ranks.is_main
+        opened = Reporter(sinks, total_steps=total, first_step=done_steps, progress=shown)
+        opened.warnings += folder.warnings() if ranks.is_main else []
+        return opened
+
+    reporter = ranks.together(open_reporter)
+    stop = StopRequest()
     try:
-        whole = _Run(config, stages, model, processor, folder, reporter, checkpoint, state)
-        with logging_redirect_tqdm():  # warnings stand on lines of their own, not behind the progress bar
+        run_ = _Run(
+            config, stages, model, processor, folder, reporter, checkpoint, state, stop, ranks, mode, whole, base
+        )
+        with stop, logging_redirect_tqdm():  # warnings stand on lines of their own, not behind the progress bar
             for index in range(len(stages)):
-                whole.stage(index)
+                run_.stage(index)
     finally:
         reporter.close()
-    with guarded_save(folder.model_path), atomic_folder(folder.model_path) as temporary:
-        save_model(model, processor, temporary, save=config.training.save)
+    save_final(
+        model,
+        processor,
+        folder.model_path,
+        save=config.training.save,
+        ranks=ranks,
+        spread=any(is_spread(parameter) for parameter in model.parameters()),
+    )
     guards: dict[str, Any] = {}
     for stage in stages:
         name, best = stage.settings.name, stage.settings.training.load_best_model_at_end
@@ -153,7 +202,8 @@ def run(
             stage.settings.name: stage.mixture.trained_on(state.drawn.get(stage.settings.name, {})) for stage in stages
         },
     )
-    write_text(folder.path / REPORT, json.dumps({**asdict(report), "model_path": "model"}, indent=2) + "\n")
+    told = json.dumps({**asdict(report), "model_path": "model"}, indent=2) + "\n"
+    ranks.on_main(lambda: write_text(folder.path / REPORT, told))
     return report
 
 
@@ -169,6 +219,12 @@ class _Run:
     reporter: Reporter
     checkpoint: Checkpoint | None
     state: RunState
+    stop: StopRequest
+    ranks: Ranks
+    mode: Mode
+    whole: frozenset[str]
+    """Components that no stage trains."""
+    base: Path
 
     def stage(self, index: int) -> None:
         """Trains one stage, or what is left of it; nothing if the checkpoint lies beyond it."""
@@ -192,7 +248,14 @@ class _Run:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*pin_memory.*")  # no GPU: nothing to pin, and nothing lost
             trainer.train(resume_from_checkpoint=str(here.path) if here else None)
+        if trainer.stopped:
+            raise PreemptedError(
+                f"stopped after step {trainer.total_step}, as asked ({self.stop.asked_by or 'another process was'}); "
+                "--resume goes on from there"
+            )
         self.reporter.skip(stage.max_steps - trainer.state.global_step)
+        if self.mode != "none":
+            release(self.model, trainer.model_wrapped)
         self._take_best(stage, trainer.total_step)
 
     def _take_best(self, stage: StageData, last_step: int) -> None:
@@ -206,13 +269,17 @@ class _Run:
         if best.step == last_step:
             return
         logger.info("stage %r: the best weights are those of %s", name, best.checkpoint)
-        restore(self.model, self.folder.path / best.checkpoint)
+        self.ranks.together(lambda: restore(self.model, self.folder.path / best.checkpoint))
 
     def _trainer(self, index: int, start_step: int) -> SpeechLMMTrainer:
         stage = self.stages[index]
         settings, training = stage.settings, stage.settings.training
         args = training_arguments(
-            settings, output_dir=str(self.folder.path), max_steps=stage.max_steps, world_size=stage.world_size
+            settings,
+            output_dir=str(self.folder.path),
+            max_steps=stage.max_steps,
+            world_size=stage.world_size,
+            base=self.base,
         )
         weights = {name: objective.weight for name, objective in self.config.model.all_objectives.items()}
         context = StageContext(
@@ -226,29 +293,48 @@ class _Run:
             save_total_limit=training.save_total_limit,
             seed=training.seed,
             mixture=stage.mixture,
+            mode=self.mode,
+            whole=self.whole,
+            watching=training,
         )
         return SpeechLMMTrainer(
             model=self.model,
             args=args,
             processor=self.processor,
-            batches=stage.batches(start_step, rank=args.process_index),
+            batches=stage.batches(start_step, rank=self.ranks.rank),
             stage=context,
             folder=self.folder,
             reporter=self.reporter,
             run_state=self.state,
+            ranks=self.ranks,
+            stop=self.stop,
         )
 
 
-def _check_stages(model: SpeechLMM, stages: list[StageData]) -> None:
-    """Tries out what each stage asks for.
+def _take_up(checkpoint: Checkpoint | None, stages: list[StageData], *, allow_changes: bool) -> None:
+    """Finds a checkpoint's place in the batches of its stage.
+
+    Raises:
+        ConfigError: They would be others.
+    """
+    if checkpoint is not None:
+        stage = stages[checkpoint.progress.stage]
+        if checkpoint.progress.step < stage.max_steps:
+            take_up_sequence(checkpoint, stage.plan, allow_changes=allow_changes)
+
+
+def _check_stages(model: SpeechLMM, stages: list[StageData], *, base: Path) -> frozenset[str]:
+    """Tries out what each stage asks for; gives the components that none of them trains.
 
     Raises:
         ConfigError: A stage does not fit the model, or its data give it nothing to learn from.
         MissingDependencyError: Figures are to go where nothing that is installed can take them.
     """
     recorded = set(model.ever_trainable)
+    whole = set(model.components())
     for stage in stages:
-        check_stage(model, stage.settings, max_steps=stage.max_steps, world_size=stage.world_size)
+        check_stage(model, stage.settings, max_steps=stage.max_steps, world_size=stage.world_size, base=base)
+        whole &= untrained(model)
         if not stage.plan.frames.any():
             configured = model.model_config.all_objectives
             weights = {name: one.weight for name, one in configured.items()} | stage.settings.objectives
@@ -259,3 +345,4 @@ def _check_stages(model: SpeechLMM, stages: list[StageData]) -> None:
                     f"({', '.join(learnt)}) none can learn from that"
                 )
     model.ever_trainable = recorded
+    return frozenset(whole)

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState, PartialState
 
 from speechlmm_core.errors import ConfigError, MissingDependencyError
 from speechlmm_train.parallel.deepspeed_config import deepspeed_config
 from speechlmm_train.parallel.names import mode_of
 from speechlmm_train.training_config import TrainingConfig
 
+_FLAG = "ACCELERATE_USE_DEEPSPEED"
+
 
 def use_bf16(wanted: bool | str) -> bool:
-    """Whether to train in bf16; `auto` where a GPU supports it (on a CPU it is slower for small models)."""
-    if wanted == "auto":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return bool(wanted)
+    """Whether to train in bf16.
+
+    Args:
+        wanted: What a stage's `bf16` says: `auto` is on where a GPU, or AMX in the CPU, supports it; `gpu` on a GPU alone.
+    """
+    if wanted not in ("auto", "gpu"):
+        return bool(wanted)
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return wanted == "auto" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def parallel_arguments(training: TrainingConfig, *, world_size: int, base: Path | None = None) -> dict[str, Any]:
@@ -49,6 +59,8 @@ def parallel_arguments(training: TrainingConfig, *, world_size: int, base: Path 
                 "gradients; leave it out"
             )
         found["gradient_checkpointing_kwargs"] = {**kwargs, "use_reentrant": False}
+    if mode in ("ddp", "fsdp2") and not torch.cuda.is_available():
+        found["use_cpu"] = True  # else accelerate takes each process for the only one
     if mode == "ddp":
         found["ddp_find_unused_parameters"] = False  # the trainer finds them, and once for each kind of micro-batch
     if mode == "fsdp2":
@@ -71,8 +83,30 @@ def _zero(training: TrainingConfig, *, world_size: int, base: Path | None) -> di
             "ddp or fsdp2"
         )
     batch = training.per_device_train_batch_size or 1
-    # Without a GPU, accelerate chooses the CPU by itself; told so, it would leave DeepSpeed out.
-    return {"deepspeed": config, "bf16": False, "use_cpu": False, "per_device_train_batch_size": batch}
+    found: dict[str, Any] = {"deepspeed": config, "bf16": False, "use_cpu": False, "per_device_train_batch_size": batch}
+    if not torch.cuda.is_available():
+        found["accelerator_config"] = {"use_configured_state": True}
+    return found
+
+
+def configure_state(values: dict[str, Any]) -> None:
+    """Tells accelerate of the processes, where it cannot tell by itself: DeepSpeed on CPUs.
+
+    Args:
+        values: Fields of `TrainingArguments`, which are about to be made.
+    """
+    if "deepspeed" not in values or torch.cuda.is_available():
+        return
+    AcceleratorState._reset_state(reset_partial_state=True)
+    before = os.environ.get(_FLAG)
+    os.environ[_FLAG] = "true"
+    try:
+        PartialState(backend="gloo")
+    finally:
+        if before is None:
+            del os.environ[_FLAG]
+        else:
+            os.environ[_FLAG] = before
 
 
 def _check_kernels(training: TrainingConfig, mode: str) -> None:

@@ -89,10 +89,7 @@ def deepspeed_config(
     name = training.deepspeed_config
     if name is None:
         return preset(training.parallel)
-    if name in PRESETS:
-        given = preset(name)
-    else:
-        given = _read(name, base)
+    given = preset(name) if name in PRESETS else _read(name, base)
     faults = list(contradictions(given, training, world_size=world_size, bf16=bf16))
     if faults:
         raise ConfigError("\n".join(f"training.deepspeed_config {name!r}: {fault}" for fault in faults))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.interfaces.modules import Encoder
@@ -28,7 +29,9 @@ def freeze_for(model: SpeechLMM, stage: ResolvedStage) -> None:
         freeze(model, stage.training.freeze_modules)
 
 
-def check_stage(model: SpeechLMM, stage: ResolvedStage, *, max_steps: int, world_size: int) -> None:
+def check_stage(
+    model: SpeechLMM, stage: ResolvedStage, *, max_steps: int, world_size: int, base: Path | None = None
+) -> None:
     """Checks a stage against the model; leaves the model as the stage would train it.
 
     Args:
@@ -36,6 +39,7 @@ def check_stage(model: SpeechLMM, stage: ResolvedStage, *, max_steps: int, world
         stage: The stage.
         max_steps: Its steps.
         world_size: Number of processes.
+        base: Folder where relative paths start.
 
     Raises:
         ConfigError: A name matches no module, nothing would be trained, or a training argument is wrong.
@@ -49,7 +53,9 @@ def check_stage(model: SpeechLMM, stage: ResolvedStage, *, max_steps: int, world
         parameter_groups(model, stage.training.lr_groups, strict=stage.own_lr_groups)
     except ConfigError as exc:
         raise ConfigError(f"stage {stage.name!r}: {exc}") from exc
-    training_arguments(stage, output_dir=stage.training.output_dir, max_steps=max_steps, world_size=world_size)
+    training_arguments(
+        stage, output_dir=stage.training.output_dir, max_steps=max_steps, world_size=world_size, base=base
+    )
     require_sinks(stage.training.report_to)
 
 

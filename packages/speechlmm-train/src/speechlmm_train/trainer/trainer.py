@@ -1,34 +1,49 @@
 """A thin subclass of transformers' Trainer: our batches, our losses, our checkpoints.
 
 What it changes: batches come from the batch plan, from the right step on; every loss is divided by its own global
-count; random numbers are a function of (seed, stage, step, rank), so that a resumed run draws the same dropout as an
-uninterrupted one; checkpoints are written whole or not at all.
+count; random numbers are a function of (seed, stage, step, micro-batch), so that a run draws the same dropout on any
+number of processes, and resumed or not; checkpoints are written whole or not at all.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from speechlmm_core.interfaces.objective import Schedule, weight_at
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
+from speechlmm_train.batching.loader import ORIGIN
+from speechlmm_train.parallel.names import Mode
+from speechlmm_train.parallel.ranks import Ranks
+from speechlmm_train.parallel.touch import touched, unreached
+from speechlmm_train.parallel.wrap import gather_at_start, hidden, shard
 from speechlmm_train.trainer.best import RunState
 from speechlmm_train.trainer.callbacks import Reporter
-from speechlmm_train.trainer.checkpointing import write_checkpoint
+from speechlmm_train.trainer.checkpointing import read_training_state, write_checkpoint
+from speechlmm_train.trainer.divergence import Watch
 from speechlmm_train.trainer.groups import optimizer_groups
-from speechlmm_train.trainer.meter import Meter
+from speechlmm_train.trainer.meter import Meter, Utilisation
 from speechlmm_train.trainer.mixture import Mixture
 from speechlmm_train.trainer.output_folder import OutputFolder
+from speechlmm_train.trainer.preemption import StopRequest, StopWhenAsked
+from speechlmm_train.trainer.schedule import cosine_with_restarts, is_ours
+from speechlmm_train.trainer.tally import ITEMS
+from speechlmm_train.trainer.watched import WatchedTrainer
+from speechlmm_train.watching_config import Watching
+
+STOP = "/stop"
+"""Stands beside the units of losses in what processes tell each other of a step."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +64,17 @@ class StageContext:
     seed: int = 0
     mixture: Mixture | None = None
     """Counts what the plan draws; None where that is not logged."""
+    mode: Mode = "none"
+    """How the model is spread over the processes."""
+    whole: frozenset[str] = frozenset()
+    """Components that no stage trains; they stay whole in every process."""
+    watching: Watching = field(default_factory=Watching)
+    """When a training that goes wrong stops."""
+    utilisation: Utilisation | None = None
+    """What the speed is compared with; None where that is not known."""
 
 
-class SpeechLMMTrainer(Trainer):
+class SpeechLMMTrainer(WatchedTrainer):
     """Trains one stage.
 
     Args:
@@ -64,6 +87,8 @@ class SpeechLMMTrainer(Trainer):
         reporter: Where figures go.
         run_state: What the run remembers of its evaluations; goes into checkpoints.
         callbacks: Further callbacks.
+        ranks: The processes.
+        stop: Whether this process is asked to stop.
     """
 
     loss_is_scaled_for_ga = True
@@ -80,23 +105,35 @@ class SpeechLMMTrainer(Trainer):
         reporter: Reporter,
         run_state: RunState | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        ranks: Ranks | None = None,
+        stop: StopRequest | None = None,
     ) -> None:
+        if stage.mode == "fsdp2":
+            shard(model, whole=stage.whole, device=args.device, bf16=args.bf16)
+            model.is_distributed_loading_by_transformers = True  # so that transformers does not spread it again
         super().__init__(model=model, args=args, callbacks=callbacks)
         self.remove_callback(PrinterCallback)
         self.add_callback(_Step(reporter, stage.name))
+        self.add_callback(StopWhenAsked(self))
         self.processor = processor
         self.batches = batches
-        self.stage = stage
+        self.stage: StageContext = stage
         self.folder = folder
         self.reporter = reporter
         self.run_state = run_state or RunState()
-        self.meter = Meter(processor, stage.name, stage.mixture, self.run_state)
+        self.ranks = ranks or Ranks()
+        names, state = list(stage.weights), self.run_state
+        self.meter = Meter(processor, stage.name, stage.mixture, state, objectives=names, utilisation=stage.utilisation)
+        self.watch = Watch(stage.watching, names, self.ranks, getattr(batches, "locate", None))
+        self.stop = stop or StopRequest()
+        self.stop_agreed = False
+        """Whether a process was asked to stop before the step that is being done."""
+        self.stopped = False
+        """Whether the training has ended for that."""
         self._counts: dict[str, int] = {}
-
-    @property
-    def total_step(self) -> int:
-        """Steps done in all stages."""
-        return self.stage.first_total_step + self.state.global_step
+        self._number = 0
+        self._hidden = ExitStack()
+        self._unreached: dict[tuple[str, ...], list[nn.Parameter]] = {}
 
     def get_train_dataloader(self) -> Any:
         """This rank's micro-batches; not prepared by accelerate, which would shard them a second time."""
@@ -108,20 +145,24 @@ class SpeechLMMTrainer(Trainer):
         """Fetches a step's micro-batches, counts what their losses are divided by, and seeds the step."""
         self.meter.begin(self.state.global_step)
         with self.meter.waiting():
-            batches = [next(epoch_iterator) for _ in range(num_batches)]
-        self._counts = self._global_counts(batches)
+            fetched = self.ranks.share(lambda: [next(epoch_iterator) for _ in range(num_batches)], self._told)
+        batches, counts = fetched
+        self._counts = {unit: sum(one.get(unit, 0) for one in counts) for one in counts for unit in one}
+        self.stop_agreed = self._counts.pop(STOP) > 0
         self.meter.measure(batches)
-        seed_step(self.stage.seed, self.stage.index, self.state.global_step, self.args.process_index)
+        self.watch.begin()
+        self._number = self.args.process_index
         return batches, None
 
-    def _global_counts(self, batches: list[dict[str, Any]]) -> dict[str, int]:
-        units = sorted({unit for batch in batches for unit in batch["num_items"]})
-        counts = torch.tensor([sum(batch["num_items"].get(unit, 0) for batch in batches) for unit in units])
-        if self.args.world_size > 1:
-            reduced = self.accelerator.reduce(counts.to(self.args.device), "sum")
-            assert isinstance(reduced, Tensor)
-            counts = reduced
-        return dict(zip(units, counts.tolist(), strict=True))
+    def _told(self, batches: list[dict[str, Any]]) -> dict[str, int]:
+        """What the other processes hear of a step: what its micro-batches count, and whether to stop after it."""
+        return {**_units(batches), STOP: int(self.stop.asked_by is not None)}
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Trains on a micro-batch, which has random numbers of its own on whichever process it is."""
+        seed_step(self.stage.seed, self.stage.index, self.state.global_step, self._number)
+        self._number += self.args.world_size
+        return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(
         self,
@@ -133,20 +174,60 @@ class SpeechLMMTrainer(Trainer):
         """The weighted sum of the losses, each divided by its count over the whole step and all ranks."""
         progress = self.state.global_step / max(self.state.max_steps, 1)
         weights = {name: weight_at(weight, progress) for name, weight in self.stage.weights.items()}
-        outputs = model(objective_weights=weights, **inputs)
-        total: Tensor | None = None
+        batch = {name: value for name, value in inputs.items() if name not in (ORIGIN, ITEMS)}
+        outputs = model(objective_weights=weights, loss_counts=self._counts, **batch)
+        self.watch.begin_batch(inputs)
         for name, loss in outputs.losses.items():
-            mean = loss.sum / max(self._counts.get(loss.unit, 0), 1)
-            self.meter.add_loss(name, mean.detach())
-            term = weights[name] * mean
-            total = term if total is None else total + term
+            mean = loss.sum.detach() / max(self._counts.get(loss.unit, 0), 1)
+            self.meter.add_loss(name, loss, mean, inputs)
+            self.watch.add_loss(name, loss, mean)
+        self.look_at_losses()
+        total = outputs.loss
         if total is None:
             # Text alone while only objectives that need a medium have a weight: a zero that backward can start from.
             parameter = next(parameter for parameter in model.parameters() if parameter.requires_grad)
             total = parameter.flatten()[:0].sum()
+        self.meter.add_total(total)
+        if self.stage.mode == "ddp" and self.accelerator.sync_gradients:
+            total = touched(total, self._without_gradient(total, (*inputs.get("media", ()), "/", *outputs.losses)))
         # Gradients are averaged over the ranks, but the counts are already global.
         scaled = total * self.args.world_size
         return (scaled, outputs) if return_outputs else scaled
+
+    def _without_gradient(self, total: Tensor, kind: tuple[str, ...]) -> list[nn.Parameter]:
+        """Trained parameters that micro-batches of a kind (their inputs and objectives) leave out."""
+        if kind not in self._unreached:
+            assert self.model is not None
+            self._unreached[kind] = unreached(total, self.model.parameters())
+        return self._unreached[kind]
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        """Spreads the model; DeepSpeed's own checkpoints are never looked for."""
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        assert isinstance(self.model, SpeechLMM)
+        if self.stage.mode == "zero":
+            gather_at_start(self.model)
+        if resume_from_checkpoint is not None:
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+            self._load_scaler(resume_from_checkpoint)
+        return prepared
+
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
+        if self.stage.mode == "zero":  # until the scheduler is made, which comes next
+            assert isinstance(self.model, SpeechLMM)
+            self._hidden.enter_context(hidden(self.model, self.stage.whole))
+        return super()._wrap_model(model, training, dataloader)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The schedule of the learning rate; whatever stays whole is back in the model by then."""
+        self._hidden.close()
+        if self.lr_scheduler is None and is_ours(kwargs := self.args.lr_scheduler_kwargs):
+            warmup = self.args.get_warmup_steps(num_training_steps)
+            self.lr_scheduler = cosine_with_restarts(
+                optimizer or self.optimizer, kwargs, warmup_steps=warmup, total_steps=num_training_steps
+            )
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimiser, with a group for each learning rate in `lr_groups`."""
@@ -169,7 +250,8 @@ class SpeechLMMTrainer(Trainer):
         """Hands every loss under its own name, the rates and the speed to the reporter."""
         if "loss" not in logs:  # transformers' summary at the end of training
             return
-        self.reporter.log(self.total_step, self.stage.name, self.meter.figures(logs, self.state.global_step, self.args))
+        figures = self.meter.figures(logs, self.state.global_step, device=self.args.device, ranks=self.ranks)
+        self.reporter.log(self.total_step, self.stage.name, figures)
 
     def paused(self) -> AbstractContextManager[None]:
         """Leaves what is done meanwhile out of the training's speed."""
@@ -186,8 +268,22 @@ class SpeechLMMTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Nothing to load: the model was built with the checkpoint's weights."""
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            read_training_state(self, Path(checkpoint))
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """Nothing to load: it comes with the optimiser's state."""
+
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Nothing to load: every step is seeded by itself."""
+
+
+def _units(batches: list[dict[str, Any]]) -> dict[str, int]:
+    """What micro-batches count, by unit."""
+    return {
+        unit: sum(batch["num_items"].get(unit, 0) for batch in batches) for one in batches for unit in one["num_items"]
+    }
 
 
 class _Endless:
@@ -213,9 +309,9 @@ class _Step(TrainerCallback):
         control.should_log = control.should_log or state.global_step >= state.max_steps
 
 
-def seed_step(seed: int, stage: int, step: int, rank: int) -> None:
-    """Seeds every generator for one step of one rank."""
-    value = int(np.random.SeedSequence([seed, stage, step, rank]).generate_state(1)[0])
+def seed_step(seed: int, stage: int, step: int, number: int) -> None:
+    """Seeds every generator for one micro-batch of a step."""
+    value = int(np.random.SeedSequence([seed, stage, step, number]).generate_state(1)[0])
     random.seed(value)
     np.random.seed(value)
     torch.manual_seed(value)

@@ -1,0 +1,31 @@
+"""Takes a stage's wrapping off its model, so that the next one can be put on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+_LEFT_BEHIND = ("_z3_optimizer", "_hp_mapping", "_zero_optimizer")
+
+
+def release(model: nn.Module, wrapped: Any) -> None:
+    """Ends what wraps a model; its weights stay where and what they are.
+
+    Args:
+        model: The model.
+        wrapped: What trained it: the model itself, torch's DDP, or DeepSpeed's engine.
+    """
+    # Mixed precision laid a cast over the model's own `forward`.
+    for name in ("forward", "_original_forward"):
+        model.__dict__.pop(name, None)
+    if hasattr(model, "_is_accelerate_prepared"):
+        del model._is_accelerate_prepared
+    destroy = getattr(wrapped, "destroy", None)
+    if wrapped is model or destroy is None:
+        return
+    destroy()
+    for parameter in model.parameters():
+        for name in _LEFT_BEHIND:
+            if hasattr(parameter, name):
+                delattr(parameter, name)
