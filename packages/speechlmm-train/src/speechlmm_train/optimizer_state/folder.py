@@ -8,7 +8,6 @@ what one process, DDP, FSDP2 or a stage of ZeRO wrote, any of the others reads. 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,6 @@ from speechlmm_core.errors import CheckpointError
 from speechlmm_train.optimizer_state.named import PlainStates, States
 from speechlmm_train.optimizer_state.zero import ZeroStates, find_zero
 from speechlmm_train.parallel.gather import gather
-
-logger = logging.getLogger(__name__)
 
 FOLDER, STATE, STEM = "optimizer", "state.json", "state"
 FORMAT = 1
@@ -85,16 +82,19 @@ def write_optimizer(
     return stream(tensors, writer, gather)
 
 
-def read_optimizer(folder: Path, states: States, *, scheduler: Any = None, scaler: Any = None) -> None:
+def read_optimizer(folder: Path, states: States, *, scheduler: Any = None, scaler: Any = None) -> list[str]:
     """Takes over an optimiser's state, the schedule's place and the loss scale; each process reads what it needs.
 
-    Settings of the configuration (learning rates, decays, betas) hold where they were changed, with a warning.
+    Settings of the configuration (learning rates, decays, betas) hold where they were changed.
 
     Args:
         folder: The checkpoint.
         states: The state.
         scheduler: The learning rate's schedule.
         scaler: The loss scale of fp16; something with `load_state_dict`.
+
+    Returns:
+        The settings that were changed, in words.
 
     Raises:
         CheckpointError: The files are damaged, or are another optimiser's.
@@ -113,7 +113,7 @@ def read_optimizer(folder: Path, states: States, *, scheduler: Any = None, scale
             "with the same training.optim, or start from the weights with training.pretrained_checkpoint"
         )
     states.load(files.held, files.read, content["numbers"])
-    _take_settings(states, content["groups"], scheduler)
+    changed = _take_settings(states, content["groups"], scheduler)
     if scheduler is not None and content["scheduler"] is not None:
         inner = _inner(scheduler)
         # Rates are the configuration's; of the schedule, only its place is taken over.
@@ -121,6 +121,7 @@ def read_optimizer(folder: Path, states: States, *, scheduler: Any = None, scale
         inner.load_state_dict({**inner.state_dict(), **content["scheduler"], **own})
     if scaler is not None and content["scaler"] is not None:
         scaler.load_state_dict(content["scaler"])
+    return changed
 
 
 class _Files:
@@ -142,7 +143,7 @@ class _Files:
         return self._files[full].get_tensor(full).clone()
 
 
-def _take_settings(states: States, before: list[dict[str, Any]], scheduler: Any) -> None:
+def _take_settings(states: States, before: list[dict[str, Any]], scheduler: Any) -> list[str]:
     """Takes over where the groups' settings stand; those of the configuration hold where they differ."""
     old = {name: group for group in before for name in group["params"]}
     changed: dict[str, None] = {}
@@ -166,8 +167,7 @@ def _take_settings(states: States, before: list[dict[str, Any]], scheduler: Any)
             target["lr"].fill_(rate)
         else:
             target["lr"] = rate
-    if changed:
-        logger.warning("--resume: %s; the state of the optimiser is kept", ", ".join(changed))
+    return list(changed)
 
 
 _TOLD = {"initial_lr": "learning rate", "weight_decay": "weight decay"}

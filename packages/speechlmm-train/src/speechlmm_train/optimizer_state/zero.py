@@ -35,6 +35,35 @@ def find_zero(wrapped: Any) -> Any:
     return None
 
 
+class ZeroScale:
+    """DeepSpeed's loss scale of fp16, with what torch's has.
+
+    Args:
+        scaler: DeepSpeed's.
+    """
+
+    KEYS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+    def __init__(self, scaler: Any) -> None:
+        self._scaler = scaler
+
+    def state_dict(self) -> dict[str, float]:
+        """Its numbers."""
+        return {key: getattr(self._scaler, key) for key in self.KEYS if hasattr(self._scaler, key)}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Takes over its numbers; torch's are others, and leave it as it is."""
+        for key in self.state_dict().keys() & state.keys():
+            setattr(self._scaler, key, state[key])
+
+
+def loss_scale_of(wrapped: Any) -> ZeroScale | None:
+    """The loss scale of DeepSpeed's optimiser; None where the loss is not scaled."""
+    zero = find_zero(wrapped)
+    scaler = getattr(zero, "loss_scaler", None)
+    return ZeroScale(scaler) if hasattr(scaler, "cur_scale") and getattr(zero, "dynamic_loss_scale", False) else None
+
+
 class ZeroStates:
     """The state of an optimiser under ZeRO.
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from speechlmm_train.trainer.manifest import damage
+
 logger = logging.getLogger(__name__)
 
 STATE = "evaluation_state.json"
@@ -83,7 +85,11 @@ class RunState:
                 " ".join(str(exc).split()),
             )
             return cls()
-        state.best = {stage: one for stage, one in state.best.items() if (checkpoint.parent / one.checkpoint).is_dir()}
+        for stage, one in list(state.best.items()):
+            fault = damage(checkpoint.parent / one.checkpoint, thorough=False)
+            if fault is not None:
+                logger.warning("stage %r: its best, %s, is gone or damaged: %s", stage, one.checkpoint, fault)
+                del state.best[stage]
         return state
 
     def write(self, folder: Path) -> None:

@@ -1,41 +1,163 @@
-"""Writes a training's checkpoints: whole or not at all."""
+"""Writes a training's checkpoints, whole or not at all, and takes a training up again from one.
+
+All processes take part: what is spread over them is gathered one tensor at a time, and the first writes.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from speechlmm_core.checkpoint.atomic import atomic_folder
 from speechlmm_core.checkpoint.save import save_model
+from speechlmm_core.errors import CheckpointError, ConfigError
 from speechlmm_core.model.speechlmm import SpeechLMM
+from speechlmm_train.batching.plan import BatchPlan
+from speechlmm_train.batching.sequence import changes, sequence_of
+from speechlmm_train.optimizer_state.folder import read_optimizer, states_of, write_optimizer
+from speechlmm_train.optimizer_state.zero import loss_scale_of
+from speechlmm_train.parallel.gather import gather
+from speechlmm_train.trainer.checkpoints import Checkpoint, Progress
 from speechlmm_train.trainer.guarded_save import guarded_save
-from speechlmm_train.trainer.output_folder import PROGRESS, Progress
+from speechlmm_train.trainer.manifest import write_manifest
 
 if TYPE_CHECKING:
     from speechlmm_train.trainer.trainer import SpeechLMMTrainer
+
+logger = logging.getLogger(__name__)
+
+SEQUENCE = "sequence.json"
+"""What decided the batches, and where the next one lies."""
 
 
 def write_checkpoint(trainer: SpeechLMMTrainer) -> None:
     """Writes `checkpoint-N/` of the steps done so far, and removes the oldest ones beyond the limit.
 
+    Every process has to call it.
+
     Raises:
         CheckpointError: It cannot be written; older ones stay.
     """
-    if not trainer.args.should_save:
-        return
     target = trainer.folder.path / f"checkpoint-{trainer.total_step}"
-    with guarded_save(target), atomic_folder(target) as temporary:
-        assert isinstance(trainer.model, SpeechLMM)
-        save_model(trainer.model, trainer.processor, temporary, save=trainer.stage.save)
-        trainer._save_optimizer_and_scheduler(str(temporary))
-        trainer._save_scaler(str(temporary))
-        trainer.state.save_to_json(str(temporary / "trainer_state.json"))
-        step = trainer.state.global_step
-        progress = Progress(trainer.stage.index, trainer.stage.name, step, trainer.total_step)
-        trainer.run_state.write(temporary)
-        (temporary / PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
+    trainer.ranks.together(lambda: _write(trainer, target))
+    if not trainer.ranks.is_main:
+        return
     best = trainer.run_state.best.get(trainer.stage.name)
     if best is not None and best.checkpoint == target.name:
         trainer.folder.point_to_best(target.name)
     trainer.folder.rotate(trainer.stage.save_total_limit, keep=trainer.run_state.kept)
+
+
+def _write(trainer: SpeechLMMTrainer, target: Path) -> None:
+    if not trainer.ranks.is_main:
+        _gather_and_write(trainer, None)
+        return
+    taken_part = False
+    try:
+        with guarded_save(target), atomic_folder(target) as temporary:
+            taken_part = True
+            _gather_and_write(trainer, temporary)
+            trainer.state.save_to_json(str(temporary / "trainer_state.json"))
+            step = trainer.state.global_step
+            Progress(trainer.stage.index, trainer.stage.name, step, trainer.total_step).write(temporary)
+            if trainer.stage.mixture is not None:
+                write_sequence(temporary, trainer.stage.mixture.plan, step)
+            trainer.run_state.write(temporary)
+            write_manifest(temporary)
+    except CheckpointError:
+        if not taken_part:  # the other processes would wait for this one
+            _gather_and_write(trainer, None)
+        raise
+
+
+def _gather_and_write(trainer: SpeechLMMTrainer, folder: Path | None) -> None:
+    """What all processes do together; the one that has a folder writes."""
+    model = trainer.model
+    assert isinstance(model, SpeechLMM)
+    fault: Exception | None = None
+    try:
+        save_model(model, trainer.processor, folder, save=trainer.stage.save, gather=gather)
+    except Exception as exc:
+        fault = exc
+    scale = _loss_scale(trainer)
+    states = states_of(trainer.optimizer, model)
+    later = write_optimizer(
+        folder if fault is None else None,
+        states,
+        scheduler=trainer.lr_scheduler,
+        scaler=None if scale is None else scale.state_dict(),
+    )
+    if (fault := fault or later) is not None:
+        raise fault
+
+
+def read_training_state(trainer: SpeechLMMTrainer, folder: Path) -> None:
+    """Takes over the optimiser's state, the schedule's place and the loss scale from a checkpoint.
+
+    Every process has to call it. The weights are there already: the model was built with them.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged, or another optimiser's.
+    """
+    model = trainer.model
+    assert isinstance(model, SpeechLMM)
+    states = states_of(trainer.optimizer, model)
+    scale = _loss_scale(trainer)
+    changed = trainer.ranks.together(
+        lambda: read_optimizer(folder, states, scheduler=trainer.lr_scheduler, scaler=scale)
+    )
+    if changed and trainer.ranks.is_main:
+        logger.warning("--resume: %s; the state of the optimiser is kept", ", ".join(changed))
+
+
+def _loss_scale(trainer: SpeechLMMTrainer) -> Any:
+    """What scales the loss of fp16, where it is used."""
+    scaler = getattr(trainer.accelerator, "scaler", None)
+    return scaler if scaler is not None else loss_scale_of(trainer.optimizer)
+
+
+def write_sequence(folder: Path, plan: BatchPlan, step: int) -> None:
+    """Notes what decides a plan's batches, and where a step lies in them."""
+    content = {"decided_by": sequence_of(plan), "position": plan.position(step)}
+    (folder / SEQUENCE).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def take_up_sequence(checkpoint: Checkpoint, plan: BatchPlan, *, allow_changes: bool) -> None:
+    """Finds the checkpoint's place in a plan, which has to be the one that it was trained by.
+
+    Args:
+        checkpoint: The checkpoint.
+        plan: The plan of its stage, as it is now.
+        allow_changes: Whether other batches than those of the run so far may follow.
+
+    Raises:
+        ConfigError: The plan is another one, and that is not allowed; names what differs.
+        CheckpointError: The checkpoint does not say.
+    """
+    file = checkpoint.path / SEQUENCE
+    try:
+        content: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        before, position = dict(content["decided_by"]), dict(content["position"])
+    except (OSError, ValueError, TypeError, KeyError) as exc:
+        raise CheckpointError(f"{str(file)!r} cannot be read: {exc}; start anew with --overwrite") from exc
+    changed = changes(before, sequence_of(plan))
+    if not changed:
+        plan.go_to(position)
+        return
+    told = "; ".join(changed)
+    if not allow_changes:
+        raise ConfigError(
+            f"--resume: the batches of stage {checkpoint.progress.stage_name!r} would not be those that the run was "
+            f"begun with ({told}); go on with what it had, or set training.resume_changed=true to go on from step "
+            f"{checkpoint.progress.step} of the new sequence"
+        )
+    logger.warning(
+        "--resume: stage %r goes on from step %d of another sequence of batches (%s); examples may come again, or not "
+        "at all in this pass",
+        checkpoint.progress.stage_name,
+        checkpoint.progress.step,
+        told,
+    )

@@ -44,8 +44,8 @@ def damage(folder: Path, *, thorough: bool) -> str | None:
         return f"it has no {MANIFEST}: it was not written to its end, or by an older version"
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as exc:
         return f"{MANIFEST} cannot be read ({' '.join(str(exc).split())})"
-    doubtful: list[str] = []
-    for name, (size, mtime, _) in expected.items():
+    sums: dict[str, str] = {}
+    for name, (size, mtime, expected_sum) in expected.items():
         try:
             now = _stat(folder / name)
         except OSError:
@@ -53,14 +53,17 @@ def damage(folder: Path, *, thorough: bool) -> str | None:
         if now["size"] != size:
             return f"{name} has {now['size']} bytes in place of {size}"
         if thorough or now["mtime_ns"] != mtime:
-            doubtful.append(name)
+            sums[name] = expected_sum
+    return _changed(folder, sums)
+
+
+def _changed(folder: Path, sums: dict[str, str]) -> str | None:
+    """Which file has another content than it had."""
     with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(lambda name: _sha256_or_none(folder / name), doubtful)
-        for name, one in zip(doubtful, found, strict=True):
-            if one is None:
-                return f"{name} cannot be read"
-            if one != expected[name][2]:
-                return f"{name} has other content than was written"
+        found = list(pool.map(lambda name: _sha256_or_none(folder / name), sums))
+    for (name, expected), now in zip(sums.items(), found, strict=True):
+        if now != expected:
+            return f"{name} {'cannot be read' if now is None else 'has other content than was written'}"
     return None
 
 

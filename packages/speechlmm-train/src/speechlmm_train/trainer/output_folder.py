@@ -13,22 +13,29 @@ import re
 import shutil
 import uuid
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from speechlmm_core.checkpoint.atomic import write_text
-from speechlmm_core.errors import CheckpointError, ConfigError
+from speechlmm_core.errors import ConfigError
 from speechlmm_train.folders import make_folder
+from speechlmm_train.trainer.checkpoints import (
+    CHECKPOINT,
+    Checkpoint,
+    Progress,
+    newest,
+    numbered,
+    open_checkpoint,
+    rotate,
+)
 
 logger = logging.getLogger(__name__)
 
-PROGRESS = "progress.json"
-OPTIMIZER = "optimizer.pt"
 CONFIG, METRICS, REPORT = "config.yaml", "metrics.jsonl", "train_report.json"
 BEST = "best"
+CURVES, DIVERGED = "training.png", "diverged.json"
 LAUNCH = "launch"
 """What started the run keeps its job, its state and the logs of its processes there; it may be there before the run."""
 WANDB_ID = "wandb_id.txt"
@@ -41,35 +48,15 @@ _OURS = (
     "evaluations",
     "report.json",
     "learning_curve.png",
+    CURVES,
+    DIVERGED,
     WANDB_ID,
     "wandb",
     BEST,
 )
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _LEFT_OVER = re.compile(
     r"\.(checkpoint-\d+|model|tokenizer|best|[a-z_]+\.(yaml|jsonl?|png|txt))\.[0-9a-f]{8}\.(tmp|old)"
 )
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a checkpoint stands in a run."""
-
-    stage: int
-    """Index of the stage."""
-    stage_name: str
-    step: int
-    """Steps done within the stage."""
-    total_step: int
-    """Steps done in all stages."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A whole checkpoint of a run."""
-
-    path: Path
-    progress: Progress
 
 
 class OutputFolder:
@@ -126,7 +113,7 @@ class OutputFolder:
         """
         self.make()
         for entry in list(self.path.iterdir()):
-            ours = entry.name in _OURS or _CHECKPOINT.fullmatch(entry.name)
+            ours = entry.name in _OURS or CHECKPOINT.fullmatch(entry.name)
             if _LEFT_OVER.fullmatch(entry.name) or (overwrite and ours):
                 _remove(entry)
 
@@ -190,34 +177,24 @@ class OutputFolder:
             logger.warning("resuming with a changed configuration (%s)", ", ".join(changed))
 
     def checkpoints(self) -> list[Checkpoint]:
-        """The whole checkpoints, oldest first; torn ones are passed over with a warning."""
-        found: list[Checkpoint] = []
-        for folder in self.path.glob("checkpoint-*"):
-            if not _CHECKPOINT.fullmatch(folder.name):
-                continue
-            progress = _read_progress(folder)
-            if progress is None:
-                logger.warning("%s is not a whole checkpoint and is passed over", folder)
-            else:
-                found.append(Checkpoint(folder, progress))
-        return sorted(found, key=lambda checkpoint: checkpoint.progress.total_step)
+        """The whole checkpoints, oldest first; damaged ones are passed over with a warning.
+
+        Of each, only those files are read that were touched after they were written.
+        """
+        opened = (open_checkpoint(path, thorough=False) for path in numbered(self.path))
+        return [checkpoint for checkpoint in opened if checkpoint is not None]
 
     def last_checkpoint(self) -> Checkpoint | None:
-        """The newest whole checkpoint.
+        """The newest whole checkpoint, every file of which has been read; None if there is none.
 
         Raises:
             CheckpointError: There are checkpoints, but none is whole.
         """
-        found = self.checkpoints() if self.path.is_dir() else []
-        if not found and self.path.is_dir() and any(_CHECKPOINT.fullmatch(entry.name) for entry in self.path.iterdir()):
-            raise CheckpointError(f"no checkpoint in {str(self.path)!r} is whole; start anew with --overwrite")
-        return found[-1] if found else None
+        return newest(self.path)
 
     def rotate(self, limit: int | None, *, keep: Collection[str] = ()) -> None:
-        """Removes the oldest checkpoints beyond ``limit``, but for those to ``keep``."""
-        for checkpoint in self.checkpoints()[: -limit if limit else None] if limit else []:
-            if checkpoint.path.name not in keep:
-                shutil.rmtree(checkpoint.path, ignore_errors=True)
+        """Removes the oldest checkpoints beyond ``limit``, but for those to ``keep``; damaged ones do not count."""
+        rotate(self.path, limit, keep=keep)
 
     def point_to_best(self, name: str | None) -> None:
         """Makes `best` a link to a checkpoint, in one step; None for no best."""
@@ -256,15 +233,6 @@ class OutputFolder:
             return json.loads(file.read_text(encoding="utf-8"))
         except json.JSONDecodeError:
             return None
-
-
-def _read_progress(folder: Path) -> Progress | None:
-    if not (folder / "config.json").is_file() or not (folder / OPTIMIZER).is_file():
-        return None
-    try:
-        return Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
 
 
 def _step_of(line: str) -> float:
