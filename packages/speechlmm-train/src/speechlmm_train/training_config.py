@@ -69,6 +69,8 @@ class TrainingConfig(Sizes, Checks):
     """Steps between checkpoints; null for none before the end."""
     save_total_limit: Positive | None = 3
     """Checkpoints that are kept."""
+    resume_changed: bool = False
+    """Whether `--resume` may go on with other data, budgets or mixing than the run was begun with."""
     logging_steps: Positive = 10
     """Steps between two log lines."""
     eval_steps: Positive | None = None
