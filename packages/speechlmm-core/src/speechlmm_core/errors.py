@@ -25,6 +25,12 @@ class CheckpointError(SpeechLMMError):
     """A checkpoint that is missing, incomplete or does not fit the model."""
 
 
+class DivergedError(SpeechLMMError):
+    """A training whose losses or gradients are no finite numbers, or have exploded."""
+
+    exit_code = 1
+
+
 class ComponentLoadError(SpeechLMMError, ImportError):
     """A plugin that exists but cannot be used: a packaging fault, not a configuration fault."""
 

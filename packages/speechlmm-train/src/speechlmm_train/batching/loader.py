@@ -26,9 +26,11 @@ from speechlmm_core.processor.processor import Transform
 from speechlmm_train.batching.epoch import MicroBatch
 from speechlmm_train.batching.plan import BatchPlan
 from speechlmm_train.batching.spacers import Spacers
+from speechlmm_train.batching.worker_signals import leave_signals_to_the_parent
 
 ORIGIN = "origin"
-"""Key of a batch's (S,) example numbers in the plan (`examples`) and their tasks' numbers (`tasks`)."""
+"""Key of a batch's example numbers in the plan (`examples`; samples beyond them are spacers) and (S,) the numbers of
+their tasks (`tasks`; on the host, `host_tasks`)."""
 
 Batch = dict[str, Any]
 Augment = Callable[[int], Transform]
@@ -64,6 +66,7 @@ class TrainingBatches:
         augment: Gives, for a number drawn from (seed, epoch, index), what changes the example's media.
         pin_memory: Whether batches are copied to page-locked memory; by default where there is a GPU.
         advice: What to do about media that cannot be used; ends their messages.
+        spacers: Media for micro-batches that have none of an input.
 
     Raises:
         ConfigError: The number of ranks does not divide the micro-batches of a step.
@@ -153,6 +156,11 @@ class TrainingBatches:
             multiprocessing_context="fork" if self.num_workers and sys.platform == "linux" else None,
         )
 
+    def locate(self, number: int) -> dict[str, str]:
+        """An example of the plan: its `id` and its `place`."""
+        index = self._dataset.index(number)
+        return {"id": self._dataset.examples.example(index).id, "place": self._dataset.examples.place(index)}
+
     def steps(self) -> Iterator[list[Batch]]:
         """Yields the rank's micro-batches of one step at a time."""
         batches = iter(self)
@@ -197,15 +205,21 @@ class _MicroBatches(Dataset[Any]):
         # An error travels as a value: raised in a worker, it would come out wrapped in that worker's traceback.
         try:
             samples = [self._sample(*one) for one in zip(batch.rounds, batch.indices, strict=True)]
-            own = {"examples": np.asarray(batch.indices), "tasks": torch.as_tensor(self.tasks[batch.indices])}
             if self.spacers is not None:
                 samples = self.spacers.fill(samples)
-            return {**self.processor.collate(samples, packed=self.packed), ORIGIN: own}
+            tasks = np.zeros(len(samples), np.int64)  # spacers have a task as well, and no loss
+            tasks[: len(batch.indices)] = self.tasks[batch.indices]
+            origin = {"examples": np.asarray(batch.indices), "host_tasks": tasks, "tasks": torch.as_tensor(tasks)}
+            return {**self.processor.collate(samples, packed=self.packed), ORIGIN: origin}
         except SpeechLMMError as exc:
             return exc
 
+    def index(self, number: int) -> int:
+        """Number in the dataset of an example of the plan."""
+        return number if self.indices is None else int(self.indices[number])
+
     def _sample(self, epoch: int, number: int) -> Any:
-        index = number if self.indices is None else int(self.indices[number])
+        index = self.index(number)
         transform = self.augment(draw(self.seed, epoch, index, "augmentation")) if self.augment else None
         try:
             messages = self.examples.chat(index, draw=draw(self.seed, epoch, index))
@@ -224,3 +238,4 @@ def _as_it_is(batch: Any) -> Any:
 def _start_worker(worker: int) -> None:
     # Workers run beside each other; more threads each would only take turns on the same cores.
     torch.set_num_threads(1)
+    leave_signals_to_the_parent()

@@ -1,0 +1,155 @@
+"""Sums between two log lines: what each rank has computed, added up over all of them once a line.
+
+Shapes: S samples, T tasks, B media.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from speechlmm_core.features import Loss
+from speechlmm_core.processor.processor import SpeechLMMProcessor
+from speechlmm_train.batching.loader import ORIGIN
+
+ITEMS = "items_by_sample"
+
+
+class Work:
+    """How much was computed; read off micro-batches on the host, before they go to a device.
+
+    Args:
+        processor: Knows the inputs and their frame rates.
+    """
+
+    def __init__(self, processor: SpeechLMMProcessor) -> None:
+        self._inputs = processor.inputs
+        own = [f"{name}_{what}" for name in self._inputs for what in ("media", "frames", "frame_squares")]
+        common = ("examples", "positions", "held_positions", "position_squares", "supervised", "frames", "held_frames")
+        self.sums: dict[str, float] = dict.fromkeys((*common, "audio_seconds", *own), 0.0)
+
+    def add(self, batch: Mapping[str, Any]) -> None:
+        """Takes a micro-batch; spacers, which are there for other ranks' sake, count as padding."""
+        mask = batch.get("attention_mask")
+        lengths = np.asarray(batch["segments"]["lengths"]) if mask is None else mask.sum(1).numpy()  # (S,)
+        real = len(batch[ORIGIN]["examples"]) if ORIGIN in batch else len(lengths)
+        lengths = lengths[:real]
+        self._sum(
+            examples=len(lengths),
+            positions=lengths.sum(),
+            held_positions=batch["input_ids"].numel(),
+            position_squares=np.square(lengths, dtype=np.float64).sum(),
+            supervised=batch["num_items"]["supervised_tokens"],
+        )
+        for name, media in batch["media"].items():
+            self._add_media(name, media, (batch["samples"]["media"][name] < real).numpy())
+
+    def _add_media(self, name: str, media: Mapping[str, Any], real: NDArray[np.bool_]) -> None:
+        encoder = self._inputs[name].encoder
+        held_frames = media["encoder_lengths"].numpy()  # (B,)
+        rows = media["inputs"]["lengths"].numpy()  # those of chunks, where media are cut
+        frames = held_frames[real]
+        total = int(frames.sum())
+        if encoder.fixed_frames is not None:
+            held = len(rows) * encoder.fixed_frames
+        elif "merge_index" in media["inputs"]:
+            held = round(int(held_frames.sum()) * len(rows) * int(rows.max(initial=0)) / max(int(rows.sum()), 1))
+        else:
+            held = len(held_frames) * int(held_frames.max(initial=0))
+        self._sum(frames=total, held_frames=held, audio_seconds=total / float(encoder.frame_rate))
+        self._sum(
+            **{
+                f"{name}_media": len(frames),
+                f"{name}_frames": total,
+                f"{name}_frame_squares": np.square(frames, dtype=np.float64).sum(),
+            }
+        )
+
+    def _sum(self, **values: Any) -> None:
+        for name, value in values.items():
+            self.sums[name] += float(value)
+
+
+class Losses:
+    """Sums of losses, on the device where they are computed; nothing is read back before a log line.
+
+    Args:
+        objectives: All of a stage's, the same on every rank.
+        tasks: All of its tasks, likewise.
+    """
+
+    def __init__(self, objectives: Sequence[str], tasks: Sequence[str]) -> None:
+        self.objectives, self.tasks = list(objectives), list(tasks)
+        self._means: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._counts = {name: np.zeros(len(self.tasks)) for name in self.objectives}
+        self._unknown = dict.fromkeys(self.objectives, 0.0)
+
+    def add(self, name: str, loss: Loss, mean: Tensor, batch: Mapping[str, Any]) -> None:
+        """Takes an objective's loss of a micro-batch.
+
+        Args:
+            name: The objective.
+            loss: Its sum, and each sample's share.
+            mean: The sum's part of the step's mean.
+            batch: The micro-batch; what the loader says of its samples may be missing.
+        """
+        mean = mean.detach()
+        self._means[name] = self._means[name] + mean if name in self._means else mean
+        origin, items = batch.get(ORIGIN), batch.get(ITEMS)
+        if loss.by_sample is None or origin is None or items is None or loss.unit not in items or not self.tasks:
+            self._unknown[name] += 1
+            return
+        numbers, counts = origin["tasks"], items[loss.unit]
+        if name not in self._sums:
+            self._sums[name] = torch.zeros(len(self.tasks), dtype=_wide(mean), device=mean.device)
+        self._sums[name].index_add_(0, numbers, loss.by_sample.to(self._sums[name].dtype))  # (T,)
+        self._counts[name] += np.bincount(origin["host_tasks"], counts, len(self.tasks))  # (T,)
+
+    def tensors(self, device: torch.device) -> list[Tensor]:
+        """All sums in a fixed order; `figures` takes them apart."""
+        nothing = torch.zeros(len(self.tasks), device=device)
+        means = [self._means.get(name, torch.zeros((), device=device)).reshape(1) for name in self.objectives]
+        sums = [self._sums.get(name, nothing) for name in self.objectives]
+        host = np.concatenate([*self._counts.values(), list(self._unknown.values())])
+        return [*means, *sums, torch.as_tensor(host, device=device)]
+
+    def figures(self, values: Sequence[float], steps: int) -> dict[str, float]:
+        """Means from the sums of all ranks.
+
+        Args:
+            values: What `tensors` came to.
+            steps: Steps that they are of.
+
+        Returns:
+            Each objective's mean over the steps, by its name; and `<task>/<objective>`, over all units of the task. An
+            objective of which not every loss could be told apart has none of the latter.
+        """
+        found: dict[str, float] = {}
+        count, tasks = len(self.objectives), len(self.tasks)
+        means, rest = values[:count], list(values[count:])
+        sums, counts, unknown = rest[: count * tasks], rest[count * tasks : -count], rest[-count:]
+        for place, name in enumerate(self.objectives):
+            computed = any(counts[place * tasks : (place + 1) * tasks]) or unknown[place]
+            if computed or means[place]:
+                found[name] = means[place] / steps
+            for number, task in enumerate(self.tasks):
+                at = place * tasks + number
+                if task and counts[at] and not unknown[place]:
+                    found[f"{task}/{name}"] = sums[at] / counts[at]
+        return found
+
+
+def read(tensors: Sequence[Tensor], device: torch.device) -> list[float]:
+    """Reads flat tensors from the device, all at once."""
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    return torch.cat([tensor.to(device, wide) for tensor in tensors]).tolist()
+
+
+def _wide(like: Tensor) -> torch.dtype:
+    return torch.float32 if like.device.type == "mps" else torch.float64
