@@ -1,0 +1,185 @@
+"""Sends the largest micro-batches of a stage through the real model, forward and backward, before anything is trained.
+
+Out-of-memory, an operation that fails, a loss that is no number and a parameter that gets no gradient come up here, and
+not in the middle of an epoch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from speechlmm_core.data.examples import as_examples
+from speechlmm_core.errors import ConfigError, SpeechLMMError
+from speechlmm_core.model.speechlmm import SpeechLMM
+from speechlmm_train.batching.epoch import MicroBatch
+from speechlmm_train.preflight.deadline import Deadline
+from speechlmm_train.preflight.sharding import state_bytes
+from speechlmm_train.preflight.step import checkpoint_activations, forward_backward, precision, stage_weights
+from speechlmm_train.preflight.units import in_bytes
+from speechlmm_train.preflight.worst import worst_batches
+from speechlmm_train.trainer.arguments import trains_on_cpu
+from speechlmm_train.trainer.checks import freeze_for
+from speechlmm_train.trainer.stage_data import StageData
+from speechlmm_train.training_config import TrainingConfig
+
+logger = logging.getLogger(__name__)
+
+NAMED = 5
+"""Parameters that a message names."""
+
+
+class OutOfMemoryError(Exception):
+    """A micro-batch needs more memory than there is."""
+
+
+def try_out(model: SpeechLMM, stage: StageData, device: torch.device, deadline: Deadline) -> list[str]:
+    """Runs a stage's largest micro-batches; to be called within `restore.untouched`.
+
+    Args:
+        model: The model, on its device; left frozen as the stage wants it, with gradients.
+        stage: The stage.
+        device: Where the model is.
+        deadline: When no further micro-batch is begun.
+
+    Returns:
+        Warnings: trained parameters that get no gradient.
+
+    Raises:
+        ConfigError: The model cannot process a micro-batch, or a loss or a gradient is no number.
+        DataError: An example cannot be loaded.
+    """
+    settings = stage.settings
+    freeze_for(model, settings)
+    checkpoint_activations(model, on=settings.training.gradient_checkpointing)
+    model.zero_grad(set_to_none=True)
+    model.train()
+    loader = stage.batches(0, rank=0)
+    inputs: set[str] = set()
+    for number, micro_batch in enumerate(worst_batches(stage.plan)):
+        if number and not deadline.left:
+            logger.info("stage %r: the time for tries is over after %d micro-batches", settings.name, number)
+            break
+        batch = loader.load(micro_batch)
+        inputs |= batch["media"].keys()
+        try:
+            run_batch(model, stage, batch, device)
+        except OutOfMemoryError as exc:
+            raise ConfigError(_too_large(stage, batch, micro_batch, device)) from exc
+        except SpeechLMMError:
+            raise
+        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as exc:
+            text = " ".join(str(exc).split()) or type(exc).__name__
+            raise ConfigError(
+                f"stage {settings.name!r}: the model cannot process {_named(stage, batch, micro_batch)}: {text[:300]}; "
+                "see the components' settings, or leave these examples out"
+            ) from exc
+    return _without_gradient(model, settings.name, inputs)
+
+
+def run_batch(model: SpeechLMM, stage: StageData, batch: Mapping[str, Any], device: torch.device) -> None:
+    """Runs one micro-batch forward and backward beside as much memory as the optimiser will take.
+
+    Raises:
+        OutOfMemoryError: There is too little memory.
+        ConfigError: A loss or a gradient is no number.
+    """
+    moved = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, dict(batch))
+    weights = stage_weights(model, stage.settings)
+    with _memory():
+        # Stands for states that come with the first step; on a CPU it would only be asked for.
+        states = _state_bytes(model, stage) if device.type != "cpu" else 0
+        ballast = torch.empty(states, dtype=torch.uint8, device=device)
+        means = forward_backward(model, moved, weights, precision(stage.settings, device.type))
+        bad = [name for name, mean in means.items() if not bool(torch.isfinite(mean))]
+        del ballast
+    if bad:
+        raise ConfigError(_not_finite(model, stage.settings.name, bad))
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+            raise ConfigError(
+                f"stage {stage.settings.name!r}: the gradient of {name} is not finite at the start; see the scale of "
+                "its initial weights, and of the data"
+            )
+
+
+def device_of(training: TrainingConfig) -> torch.device:
+    """Where this process trains."""
+    if trains_on_cpu(training) or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+@contextmanager
+def _memory() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as exc:
+        raise OutOfMemoryError(str(exc)) from exc
+    except (RuntimeError, MemoryError) as exc:
+        # The CPU's allocator has no error of its own.
+        if isinstance(exc, MemoryError) or "not enough memory" in str(exc):
+            raise OutOfMemoryError(str(exc)) from exc
+        raise
+
+
+def _state_bytes(model: SpeechLMM, stage: StageData) -> int:
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return round(trained * (state_bytes(stage.settings.training)))
+
+
+def _named(stage: StageData, batch: Mapping[str, Any], micro_batch: MicroBatch) -> str:
+    examples = as_examples(stage.examples)
+    longest = max(micro_batch.indices, key=lambda number: int(stage.plan.positions[number]))
+    frames = sum(int(media["encoder_lengths"].sum()) for media in batch["media"].values())
+    return (
+        f"the micro-batch of {len(micro_batch.indices)} examples ({batch['input_ids'].numel()} positions, {frames} "
+        f"encoder frames; the longest is {examples.place(int(stage.indices[longest]))})"
+    )
+
+
+def _too_large(stage: StageData, batch: Mapping[str, Any], micro_batch: MicroBatch, device: torch.device) -> str:
+    training = stage.settings.training
+    limit = f" of {in_bytes(torch.cuda.get_device_properties(device).total_memory)}" if device.type == "cuda" else ""
+    size = next(
+        f"training.{name} (now {value})"
+        for name in ("token_budget", "per_device_train_batch_size")
+        if (value := getattr(training, name))
+    )
+    more = "" if training.gradient_checkpointing else "training.gradient_checkpointing=true, "
+    return (
+        f"stage {stage.settings.name!r}: {_named(stage, batch, micro_batch)} needs more memory than there is{limit}; "
+        f"lower {size}, or set {more}data.max_duration_s, or training.parallel=zero3 on several GPUs"
+    )
+
+
+def _not_finite(model: SpeechLMM, stage: str, losses: list[str]) -> str:
+    bad = [name for name, parameter in model.named_parameters() if not bool(torch.isfinite(parameter).all())]
+    what = f"stage {stage!r}: the loss of {', '.join(losses)} is not finite before the first step"
+    if bad:
+        more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+        return f"{what}: {', '.join(bad[:NAMED])}{more} hold NaN or infinity; load undamaged weights"
+    return f"{what}, and all weights are finite; see the data's scale, bf16/fp16, and the components' settings"
+
+
+def _without_gradient(model: SpeechLMM, stage: str, inputs: set[str]) -> list[str]:
+    """Trained parameters that no micro-batch gave a gradient, but for those of inputs that were in none."""
+    absent = tuple(f"{name}_{part}." for name in model.input_names if name not in inputs for part in _TOWERS)
+    idle = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.grad is None and not name.startswith(absent)
+    ]
+    if not idle or not inputs:
+        return []
+    more = f" and {len(idle) - NAMED} more" if len(idle) > NAMED else ""
+    return [f"stage {stage!r}: no loss reaches {', '.join(idle[:NAMED])}{more}, so that they stay as they are"]
+
+
+_TOWERS = ("encoder", "adapter")
