@@ -11,8 +11,13 @@ from speechlmm_core.config import RESERVED, ModelConfig
 from speechlmm_core.interfaces.objective import can_weigh
 from speechlmm_core.registry import nearest
 from speechlmm_train.data_config import DataConfig, Section
+from speechlmm_train.lora_checks import adapter_faults, quantisation_faults
 from speechlmm_train.stage_config import ResolvedStage, StageConfig, lay_over, resolve
 from speechlmm_train.training_config import TrainingConfig
+
+WORTH_BF16 = 512
+"""Width of a language model from which bf16 is faster on a CPU with AMX."""
+_RATES = {"lr_min", "learning_rate", "lr_scheduler_type", "num_steps_between_each_restart"}
 
 
 class RunConfig(Section):
@@ -29,7 +34,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
-        faults = [*self._step_faults(), *self._data_faults(), *self._name_faults(), *self._weight_faults()]
+        checks = (self._step_faults, self._rate_faults, self._data_faults, self._name_faults, self._weight_faults)
+        faults = [fault for check in checks for fault in check()]
         if faults:
             raise PydanticCustomError("run", "{faults}", {"faults": "\n".join(faults)})
         return self
@@ -56,6 +62,19 @@ class RunConfig(Section):
             faults.append("training.max_steps: with stages, give each stage its max_steps and leave this out")
         if not self.stages and not (self.training.max_steps or self.training.num_epochs):
             faults.append("training.max_steps: missing (or give training.num_epochs)")
+        return faults
+
+    def _rate_faults(self) -> list[str]:
+        faults: list[str] = []
+        for stage in self.stages or [None]:
+            place = f"stage {stage.name!r} " if stage else "training."
+            own = stage.model_dump(exclude_none=True, include=_RATES) if stage else {}
+            laid = self.training.model_copy(update=own)
+            rate, shape = laid.learning_rate, laid.lr_scheduler_type
+            if laid.lr_min is not None and laid.lr_min > rate:
+                faults.append(f"{place}lr_min: got {laid.lr_min:g}; expected at most the learning_rate, {rate:g}")
+            if laid.restarts and shape != "cosine":
+                faults.append(f"{place}lr_scheduler_type: got {shape!r}; lr_min and restarts need 'cosine'")
         return faults
 
     def _data_faults(self) -> list[str]:
@@ -98,6 +117,7 @@ class RunConfig(Section):
 
         check("training.freeze_modules", self.training.freeze_modules)
         check("training.lr_groups", list(self.training.lr_groups))
+        faults += [*adapter_faults(self.training, parts), *quantisation_faults(self.training, self.model)]
         for stage in self.stages:
             place = f"stage {stage.name!r}"
             check(f"{place} freeze_modules", stage.freeze_modules or [])
@@ -111,8 +131,13 @@ class RunConfig(Section):
 
     def resolved_stages(self) -> list[ResolvedStage]:
         """The stages with everything that they leave to `training` filled in."""
+        training = self.training
+        if training.bf16 == "auto" and self.model.text_decoder.hidden_size < WORTH_BF16:
+            training = training.model_copy(update={"bf16": "gpu"})
+        if training.extras.get("fp16"):
+            training = training.model_copy(update={"bf16": False})
         single = StageConfig(name="train", max_steps=self.training.max_steps or 1)
         return [
-            resolve(stage, data=self.data, training=self.training, single=not self.stages)
+            resolve(stage, data=self.data, training=training, single=not self.stages)
             for stage in (self.stages or [single])
         ]

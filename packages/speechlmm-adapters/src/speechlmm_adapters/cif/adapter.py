@@ -19,6 +19,7 @@ from speechlmm_adapters.ctc.vocabulary import num_labels
 from speechlmm_core.features import Features, zero_padding
 from speechlmm_core.interfaces.modules import Adapter
 from speechlmm_core.interfaces.objective import can_weigh
+from speechlmm_core.lora.weight import effective_weight
 
 if TYPE_CHECKING:
     from speechlmm_adapters.cif.config import CIFAdapterConfig
@@ -70,7 +71,7 @@ class CIFAdapter(Adapter):
         fired = fire(values, sums, lengths, num_frames) * config.firing_threshold  # (B, N, D_in)
         extras = {"quantity": quantity.to(weights.dtype)}
         if self.ctc_head is not None:
-            own = {"ctc_frames": values, "ctc_lengths": features.lengths, "ctc_weight": self.ctc_head.weight}
+            own = {"ctc_frames": values, "ctc_lengths": features.lengths, "ctc_weight": effective_weight(self.ctc_head)}
             extras.update(own)
         return Features(zero_padding(self.projection(fired), lengths), lengths, extras)  # (B, N, D_out)
 

@@ -21,6 +21,7 @@ from speechlmm_adapters.segments import sum_segments
 from speechlmm_core.features import Features, zero_padding
 from speechlmm_core.interfaces.modules import Adapter
 from speechlmm_core.interfaces.objective import can_weigh
+from speechlmm_core.lora.weight import effective_weight
 from speechlmm_core.losses.logsumexp import chunked_argmax, chunked_argmax_logsumexp
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class CTCAdapter(Adapter):
         """
         values = zero_padding(features.values, features.lengths)
         B, T, D = values.shape
-        flat, weight = values.reshape(B * T, D), self.model.weight
+        flat, weight = values.reshape(B * T, D), effective_weight(self.model)
         logsumexp: Tensor | None = None
         if self.config.merge != "mean" or (self.training and self.learns):
             labels, logsumexp = chunked_argmax_logsumexp(flat, weight)
@@ -71,7 +72,7 @@ class CTCAdapter(Adapter):
         runs, lengths = group_runs(runs, used, bound)
         num_segments = int(lengths.max()) if lengths.numel() else 0
         if num_segments:
-            shares = self._shares(values, labels, logsumexp).masked_fill(~used, 0)  # (B, T)
+            shares = self._shares(values, labels, logsumexp, weight).masked_fill(~used, 0)  # (B, T)
             totals = shares.new_zeros(B, num_segments).scatter_add(1, runs, shares)  # (B, N)
             shares = shares / totals.clamp(min=1e-30).gather(1, runs)
             merged = sum_segments(values, runs, shares, num_segments)  # (B, N, D_in)
@@ -84,12 +85,12 @@ class CTCAdapter(Adapter):
                 extras["ctc_logsumexp"] = logsumexp
         return Features(zero_padding(self.projection(merged), lengths), lengths, extras)  # (B, N, D_out)
 
-    def _shares(self, values: Tensor, labels: Tensor, logsumexp: Tensor | None) -> Tensor:
+    def _shares(self, values: Tensor, labels: Tensor, logsumexp: Tensor | None, weight: Tensor) -> Tensor:
         """(B, T) what each frame counts for in its run, at least in fp32."""
         if logsumexp is None or self.config.merge == "mean":
             wide = torch.float64 if values.dtype == torch.float64 else torch.float32
             return torch.ones_like(labels, dtype=wide)
-        scores = (values * F.embedding(labels, self.model.weight).to(values.dtype)).sum(2)  # (B, T)
+        scores = (values * F.embedding(labels, weight).to(values.dtype)).sum(2)  # (B, T)
         probabilities = (scores.to(logsumexp.dtype) - logsumexp).exp()
         return probabilities.exp() if self.config.merge == "softmax" else probabilities
 

@@ -144,6 +144,12 @@ def _targets(model: SpeechLMM, adapter: LoraAdapterConfig) -> tuple[str, LoraCon
             f"adapter {adapter.name!r} cannot be put on {adapter.target_module!r}: {what}; choose another "
             "target_module or target_modules"
         )
+    for name in found:
+        if reads_weights(module.get_submodule(name.rpartition(".")[0])):
+            raise ConfigError(
+                f"adapter {adapter.name!r} cannot be put on {name!r}: the module that it is in reads its weights "
+                "without calling it, so that the adapter would have no effect; name others by target_modules"
+            )
     _refuse_tied(model, adapter, root, found)
     return root, config, found
 
@@ -167,7 +173,7 @@ def _linear_layers(model: SpeechLMM, root: str) -> list[str]:
 
 def reads_weights(holder: nn.Module) -> bool:
     """Whether a module reads the weights of its linear layers without calling them, so that adapters have no effect."""
-    return isinstance(holder, nn.MultiheadAttention) or type(holder).__name__ in _READERS
+    return isinstance(holder, nn.MultiheadAttention) or any(cls.__name__ in _READERS for cls in type(holder).__mro__)
 
 
 _READERS = ("WavLMAttention",)
@@ -206,8 +212,11 @@ def _refuse_tied(model: SpeechLMM, adapter: LoraAdapterConfig, root: str, found:
                     f"adapter {adapter.name!r} cannot be put on {name!r}: the embedding table and the head of this "
                     "text decoder are one; leave it out"
                 )
-            if inner is getattr(head, BASE, head) and adapter.extras.get("use_dora"):
-                raise ConfigError(f"adapter {adapter.name!r} cannot be put on the head {name!r} with use_dora")
+            if adapter.extras.get("use_dora"):
+                raise ConfigError(
+                    f"adapter {adapter.name!r} cannot be put on {name!r} with use_dora: the loss takes this table as a "
+                    "whole; leave the field or the table out"
+                )
 
 
 def _peft_config(adapter: LoraAdapterConfig, **more: Any) -> LoraConfig:

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from speechlmm_core.config import ModelConfig
+from speechlmm_core.lora.config import LoraAdapterConfig
+from speechlmm_core.lora.inject import inject
 from speechlmm_core.model.dtypes import default_dtype
 from speechlmm_core.model.freezing import freeze, set_trainable
 from speechlmm_core.model.hf_config import SpeechLMMConfig
@@ -31,15 +33,24 @@ class ComponentDescription:
     """What the component's attention runs on; empty where it has none."""
 
 
-def meta_model(config: ModelConfig, *, dtype: torch.dtype = torch.float32, flash_attention: bool = False) -> SpeechLMM:
+def meta_model(
+    config: ModelConfig,
+    *,
+    adapters: Sequence[LoraAdapterConfig] = (),
+    dtype: torch.dtype = torch.float32,
+    flash_attention: bool = False,
+) -> SpeechLMM:
     """The model on the meta device: all shapes, no memory.
 
     Raises:
-        ConfigError: The components do not fit together.
+        ConfigError: The components do not fit together, or an adapter does not fit them.
+        MissingDependencyError: There are adapters, and PEFT is not installed.
     """
     with torch.device("meta"), default_dtype(dtype):
         shell = SpeechLMMConfig(model=config.model_dump(mode="json"), dtype=dtype)
-        return SpeechLMM(shell, flash_attention=flash_attention)
+        model = SpeechLMM(shell, flash_attention=flash_attention)
+        inject(model, adapters)
+        return model
 
 
 def describe(
@@ -47,6 +58,7 @@ def describe(
     *,
     freeze_modules: Sequence[str] = (),
     trainable_modules: Sequence[str] | None = None,
+    adapters: Sequence[LoraAdapterConfig] = (),
     dtype: torch.dtype = torch.float32,
     flash_attention: bool = False,
 ) -> list[ComponentDescription]:
@@ -56,13 +68,14 @@ def describe(
         config: The model.
         freeze_modules: Modules that will be frozen.
         trainable_modules: The only modules that will be trained, where that is how they are given.
+        adapters: Low-rank adapters that are put on it.
         dtype: Type of the parameters.
         flash_attention: Whether FlashAttention can run where the model will.
 
     Raises:
         ConfigError: The components do not fit together, or a name matches no module.
     """
-    model = meta_model(config, dtype=dtype, flash_attention=flash_attention)
+    model = meta_model(config, adapters=adapters, dtype=dtype, flash_attention=flash_attention)
     if trainable_modules is None:
         freeze(model, freeze_modules)
     else:

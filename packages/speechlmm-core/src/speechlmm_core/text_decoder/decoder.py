@@ -21,6 +21,7 @@ from speechlmm_core.checkpoint.source import read_json_config
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.interfaces.modules import TextDecoder
 from speechlmm_core.lora.plain import plain_names
+from speechlmm_core.lora.weight import effective_weight
 from speechlmm_core.losses.logits import logit_transform
 from speechlmm_core.text_decoder.config import merge
 
@@ -84,12 +85,12 @@ class CausalLMDecoder(TextDecoder):
     @property
     def embedding_weight(self) -> Tensor:
         """(V, D) the embedding table."""
-        return self.model.get_input_embeddings().weight
+        return effective_weight(self.model.get_input_embeddings())
 
     @property
     def output_weight(self) -> Tensor:
         """(V, D) the language-model head; the embedding table itself where they are tied."""
-        return self.model.get_output_embeddings().weight
+        return effective_weight(self.model.get_output_embeddings())
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Input embeddings (..., D) of token ids (...), scaled where the model scales them."""

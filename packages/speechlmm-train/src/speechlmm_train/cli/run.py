@@ -125,6 +125,10 @@ def _here(composed: Composed, options: Options) -> int:
     prepare_process()
     from speechlmm_train.launch.closing import closing_lines
     from speechlmm_train.run import run as train
+    from speechlmm_train.trainer.notes import show_notes
+
+    if int(os.environ.get("RANK", "0")) == 0:
+        show_notes()
 
     report = train(
         composed.config,

@@ -59,8 +59,11 @@ def train(job: Job) -> None:
     plain = dict(job.plain)
     config = validate(plain)
     from speechlmm_train.run import run
+    from speechlmm_train.trainer.notes import show_notes
 
     first = int(os.environ.get("RANK", "0")) == 0
+    if first:
+        show_notes()
     report = run(
         config,
         plain=plain,
