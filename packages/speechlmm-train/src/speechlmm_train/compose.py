@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,28 +16,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-from hydra import compose
-from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from speechlmm_core.data.spec.find import find_spec
 from speechlmm_core.errors import ConfigError, DataError
-from speechlmm_core.registry import nearest
 from speechlmm_core.wiring import refuse_speech_output, wire
-from speechlmm_train.composing.adjustments import adjust
 from speechlmm_train.composing.changes import ABSENT, Change
+from speechlmm_train.composing.draft import Draft, compose_draft, refuse_missing
 from speechlmm_train.composing.names import RunName, numbered, output_dir, run_name, sibling
-from speechlmm_train.composing.overrides import names_of_adjustments, ready
-from speechlmm_train.composing.tree import ADJUSTMENTS, LAUNCHER, Tree, hydra_tree
+from speechlmm_train.composing.tasks import uncovered_tasks
+from speechlmm_train.composing.trace import traced
+from speechlmm_train.composing.tree import Tree, hydra_tree
 from speechlmm_train.config import RunConfig
 from speechlmm_train.config_errors import explain
-
-PRETRAIN, FINETUNE = "pretrain", "finetune"
-LOCAL = "basic"
-"""Hydra's own launcher, which is there where none is chosen."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +57,6 @@ class Sweep:
     """The overrides that are not the same for all runs."""
 
 
-@dataclass(frozen=True)
-class _Draft:
-    plain: dict[str, Any]
-    missing: list[str]
-    choices: dict[str, str]
-    launcher: dict[str, Any] | None
-    changes: list[Change]
-    finetune: bool
-
-
 def compose_plain(
     config_name: str,
     overrides: Sequence[str],
@@ -95,8 +76,8 @@ def compose_plain(
         ConfigError: An override or a configuration file is wrong, or a value is missing.
     """
     with hydra_tree(config_dir) as tree:
-        draft = _draft(tree, config_name, overrides, model)
-    _refuse_missing(draft)
+        draft = compose_draft(tree, config_name, overrides, model)
+    refuse_missing(draft)
     return draft.plain
 
 
@@ -141,12 +122,35 @@ def compose_in(
     Raises:
         ConfigError: Everything that is wrong, a line each.
     """
-    draft = _draft(tree, config_name, overrides, model)
+    draft = compose_draft(tree, config_name, overrides, model)
     name = _name(draft, sweep)
-    _refuse_missing(draft)
+    refuse_missing(draft)
     if config_dir is not None:
         _find_specs(draft.plain, config_dir)
-    return Composed(draft.plain, validate(draft.plain), draft.choices, draft.launcher, str(name), tuple(draft.changes))
+    try:
+        config = validate(draft.plain)
+    except ConfigError as exc:
+        raise ConfigError("\n".join(_blamed(line, draft.changes) for line in str(exc).splitlines())) from exc
+    if faults := uncovered_tasks(config, config_dir):
+        raise ConfigError("\n".join(faults))
+    return Composed(draft.plain, config, draft.choices, draft.launcher, str(name), tuple(draft.changes))
+
+
+def trace(
+    config_name: str, overrides: Sequence[str], *, config_dir: Path | None = None, imports: Sequence[Path] = ()
+) -> list[Change]:
+    """What each override and each adjustment changed, in the order in which they are composed.
+
+    Args:
+        config_name: Name of the top-level configuration.
+        overrides: Overrides in Hydra's grammar, which together can be composed.
+        config_dir: The user's folder of configurations, searched first.
+        imports: Python files that register the user's own components.
+    """
+    for path in imports:
+        import_file(path)
+    with hydra_tree(config_dir) as tree:
+        return traced(tree, config_name, overrides)
 
 
 def import_file(path: Path) -> None:
@@ -189,50 +193,7 @@ def to_yaml(plain: dict[str, Any]) -> str:
     return OmegaConf.to_yaml(DictConfig(plain))
 
 
-def _draft(tree: Tree, config_name: str, overrides: Sequence[str], model: Mapping[str, Any] | None) -> _Draft:
-    """Composes, and applies adjustments."""
-    given = ready(list(overrides), tree)
-    try:
-        config = compose(config_name, given.texts, return_hydra_config=True)
-        finetune = bool(OmegaConf.select(config, "training.pretrained_checkpoint", throw_on_missing=False))
-        if finetune and config_name == PRETRAIN:
-            config = compose(FINETUNE, given.texts, return_hydra_config=True)
-        chosen = OmegaConf.to_container(config.hydra.runtime.choices)
-        assert isinstance(chosen, dict)
-        choices = {
-            str(group): name
-            for group, name in chosen.items()
-            if isinstance(name, str) and (group == LAUNCHER or not str(group).startswith("hydra/"))
-        }
-        if (choices.get(LAUNCHER) or LOCAL) == LOCAL:
-            choices.pop(LAUNCHER, None)
-        OmegaConf.set_struct(config, False)
-        config["hydra"] = {"launcher": config.hydra.launcher if LAUNCHER in choices else {}}
-        own = config.pop(ADJUSTMENTS, None)
-        names = given.adjustments
-        if names is None:
-            names = names_of_adjustments(ADJUSTMENTS, OmegaConf.to_container(own) if OmegaConf.is_config(own) else own)
-        changes = adjust(config, names, choices, tree)
-        missing = sorted(OmegaConf.missing_keys(config))
-        plain = OmegaConf.to_container(config, resolve=True)
-    except MissingConfigException as exc:
-        raise ConfigError(_unknown_option(exc, config_name, tree)) from exc
-    except yaml.YAMLError as exc:
-        raise ConfigError(f"not YAML: {' '.join(str(exc).split())}") from exc
-    except (HydraException, OmegaConfBaseException) as exc:
-        raise ConfigError(_in_hydras_words(exc)) from exc
-    assert isinstance(plain, dict)
-    named = {str(key): value for key, value in plain.items()}
-    launcher = named.pop("hydra")["launcher"]
-    if model is not None:
-        named["model"] = dict(model)
-        missing = [key for key in missing if not key.startswith("model.")]
-    return _Draft(
-        named, missing, choices, launcher if LAUNCHER in choices else None, changes, finetune or config_name == FINETUNE
-    )
-
-
-def _name(draft: _Draft, sweep: Sweep | None) -> RunName:
+def _name(draft: Draft, sweep: Sweep | None) -> RunName:
     """Names the run, and fills in its folder and, in a sweep, the pre-training that it goes on with."""
     training = draft.plain.get("training")
     name = run_name(
@@ -258,28 +219,13 @@ def _name(draft: _Draft, sweep: Sweep | None) -> RunName:
     return name
 
 
-def _refuse_missing(draft: _Draft) -> None:
-    missing = draft.missing
-    if missing and not _names_data(draft.plain):
-        missing = sorted([*missing, "data.train"])
-    if missing:
-        raise ConfigError("\n".join([*(_missing(key) for key in missing), *_other_faults(draft.plain)]))
-
-
-def _names_data(plain: dict[str, Any]) -> bool:
-    """Whether anything to train on is named, by the run or a stage."""
-    sections = [plain, *(one for one in plain.get("stages") or () if isinstance(one, dict))]
-    named = [data for section in sections if isinstance(data := section.get("data"), dict)]
-    return any(data.get("train") or data.get("data_config_path") for data in named)
-
-
-def _other_faults(plain: dict[str, Any]) -> list[str]:
-    """What is wrong beside the values that are missing, so that the user sees it all at once."""
-    try:
-        RunConfig.model_validate(plain)
-    except ValidationError as exc:
-        return explain(exc, RunConfig, plain, without="???")
-    return []
+def _blamed(line: str, changes: Sequence[Change]) -> str:
+    """A fault with the adjustment that caused it, if one set the value."""
+    for change in changes:
+        parent, _, last = change.key.rpartition(".")
+        if line.startswith(f"{change.key}:") or (line.startswith(f"{parent}:") and repr(last) in line):
+            return f"{line} (set by {change.source})"
+    return line
 
 
 def _find_specs(plain: dict[str, Any], config_dir: Path) -> None:
@@ -291,39 +237,3 @@ def _find_specs(plain: dict[str, Any], config_dir: Path) -> None:
                 path = find_spec(name, Path.cwd(), config_dir)
                 if path.is_relative_to(config_dir):
                     data["data_config_path"] = str(path.absolute())
-
-
-def _missing(key: str) -> str:
-    group, _, part = key.partition(".")
-    if group == "model" and "." not in part:
-        return f"{key}: missing; choose a preset with {key.replace('.', '/')}=<name> or set it in YAML"
-    if group == "model":
-        owner = part.partition(".")[0]
-        return f"{key}: missing; the preset of model/{owner} leaves it open, give it as {key}=<value>"
-    return f"{key}: missing; give it as {key}=<value>"
-
-
-def _in_hydras_words(exc: Exception) -> str:
-    """What Hydra says, with the reason behind it."""
-    said = " ".join(str(exc).split())
-    merging = re.search(r"Error merging override \+*(stages\.\d+)", said)
-    if merging:
-        return (
-            f"{merging[1]}: the configuration has no such stage; write stages out as "
-            "stages=[{name: text, max_steps: 100}, ...], or choose a configuration that has some"
-        )
-    if launching := re.search(r"Error merging override \+*(hydra\.launcher\.\w+)", said):
-        return f"{launching[1]}: there is no launcher to set it for; choose one with {LAUNCHER}=slurm"
-    reason = " ".join(str(exc.__cause__).split()) if exc.__cause__ else ""
-    return f"{said}: {reason}" if reason and reason not in said else said
-
-
-def _unknown_option(exc: MissingConfigException, config_name: str, tree: Tree) -> str:
-    wanted = exc.missing_cfg_file
-    if wanted == config_name or wanted is None:
-        names = [name for name in tree.options("") if name not in ("base", "installed_groups")]
-        return f"unknown --config-name {config_name!r}{nearest(config_name, names)} (available: {', '.join(names)})"
-    options = list(exc.options or [])
-    name = str(wanted).rpartition("/")[2]
-    listed = f" (available: {', '.join(options)})" if options else ""
-    return f"unknown configuration {str(wanted)!r}{nearest(name, options)}{listed}"

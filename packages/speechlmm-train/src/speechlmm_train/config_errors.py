@@ -46,6 +46,8 @@ def _word(detail: ErrorDetails, root: type[BaseModel], data: Any) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "dataset_entry":  # its lines begin with paths within the entry
         return "\n".join(f"{place}{line}" for line in message.splitlines())
+    if detail["type"] == "training_argument":  # begins with the field
+        return f"{place}.{message}"
     # Messages of our own say what was got; pydantic's do not.
     if detail["type"] in _WITHOUT_VALUE or not isinstance(detail["input"], str | int | float | bool | None):
         return f"{place}: {message}" if place else message

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from speechlmm_core.interfaces.objective import Schedule
 from speechlmm_train.data_config import DataConfig, Positive, Rate, Section
+from speechlmm_train.restarts_config import Restarts
 from speechlmm_train.sizes_config import Sizes
 from speechlmm_train.training_config import Groups, TrainingConfig
 
@@ -32,7 +33,7 @@ def _rising(weight: float | Schedule) -> float | Schedule:
 Weight = Annotated[Rate | Schedule, AfterValidator(_rising)]
 
 
-class StageConfig(Sizes):
+class StageConfig(Sizes, Restarts):
     """One stage of a training: what differs from `training` while it lasts; null leaves a value to `training`."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]

@@ -1,11 +1,17 @@
-"""Names of transformers' `TrainingArguments`, read from its source so that checking a key imports nothing heavy."""
+"""Names and types of transformers' `TrainingArguments`, read from its source so that checks import nothing heavy."""
 
 from __future__ import annotations
 
 import ast
+import functools
+import operator
+import types
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 _LOADER = "the batch plan decides what a batch holds; use token_budget, frame_budget or per_device_train_batch_size"
 _STEP = "use micro_batches_per_step"
@@ -67,17 +73,57 @@ DECIDED_ELSEWHERE: dict[str, str] = {
 
 
 @cache
-def training_argument_names() -> frozenset[str]:
-    """Fields of `TrainingArguments` in the installed transformers."""
+def training_argument_types() -> dict[str, Any]:
+    """Types of the fields of `TrainingArguments` in the installed transformers; Any where they are not simple."""
     spec = find_spec("transformers")
     folders = list(spec.submodule_search_locations or []) if spec else []
     if not folders:
-        return frozenset()
+        return {}
     tree = ast.parse((Path(folders[0]) / "training_args.py").read_text(encoding="utf-8"))
-    return frozenset(
-        field.target.id
+    return {
+        field.target.id: _type(field.annotation) or Any
         for node in tree.body
         if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments"
         for field in node.body
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-    )
+    }
+
+
+def training_argument_names() -> frozenset[str]:
+    """Fields of `TrainingArguments` in the installed transformers."""
+    return frozenset(training_argument_types())
+
+
+def type_fault(key: str, value: Any) -> str | None:
+    """What is wrong with the type of a value; None where nothing is, or where it shows only when the job starts."""
+    kind = training_argument_types().get(key, Any)
+    try:
+        TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
+    except ValidationError:
+        return f"got {value!r}; expected {_name(kind)}"
+    return None
+
+
+_SIMPLE: dict[str, Any] = {"bool": bool, "int": int, "float": float, "str": str, "dict": dict, "list": list}
+
+
+def _type(node: ast.expr) -> Any:
+    """The type that an annotation stands for; None where it is not one that a configuration can hold."""
+    if isinstance(node, ast.Name):
+        return _SIMPLE.get(node.id)
+    if isinstance(node, ast.Constant) and node.value is None:
+        return type(None)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        sides = [side for side in (_type(node.left), _type(node.right)) if side is not None]
+        return functools.reduce(operator.or_, sides) if sides else None
+    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
+        if node.value.id == "Literal" and isinstance(node.slice, ast.Constant):
+            return Literal[node.slice.value]
+        # What is in a list or a mapping shows when the job starts.
+        return {"list": list, "dict": dict}.get(node.value.id)
+    return None
+
+
+def _name(kind: Any) -> str:
+    options = get_args(kind) if get_origin(kind) is types.UnionType else (kind,)
+    return " or ".join("null" if one is type(None) else getattr(one, "__name__", str(one)) for one in options)

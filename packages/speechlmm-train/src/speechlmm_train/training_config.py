@@ -6,6 +6,7 @@ What is not listed here but is a field of transformers' `TrainingArguments` may 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -14,15 +15,17 @@ from pydantic_core import PydanticCustomError
 from speechlmm_core.lora.config import LoraAdapterConfig
 from speechlmm_core.registry import nearest
 from speechlmm_train.data_config import Positive, Rate
-from speechlmm_train.parallel.names import Parallel
+from speechlmm_train.parallel.names import Parallel, stage_of
+from speechlmm_train.restarts_config import Restarts
 from speechlmm_train.sizes_config import Checks, Sizes
-from speechlmm_train.training_arguments import DECIDED_ELSEWHERE, training_argument_names
+from speechlmm_train.training_arguments import DECIDED_ELSEWHERE, training_argument_names, type_fault
+from speechlmm_train.watching_config import Watching
 
 Groups = dict[str, Rate]
 """Learning rates by module name or glob; 0 leaves a part as it is."""
 
 
-class TrainingConfig(Sizes, Checks):
+class TrainingConfig(Sizes, Restarts, Checks, Watching):
     """How the model is trained."""
 
     model_config = ConfigDict(extra="allow")
@@ -57,8 +60,9 @@ class TrainingConfig(Sizes, Checks):
     """Learning rates of parts of the model, by module name or glob; of several that match, the longest counts."""
     packed: bool = True
     """Whether the examples of a micro-batch share one row; otherwise they are padded."""
-    bf16: bool | Literal["auto"] = False
-    """Mixed precision; `auto` is on where a GPU supports it."""
+    bf16: bool | Literal["auto", "gpu"] = "auto"
+    """Mixed precision; `auto` is on where a GPU supports it, and on a CPU with AMX where the language model is at least
+    512 wide (narrower ones lose by it); `gpu` on a GPU alone."""
     gradient_checkpointing: bool = False
     """Trades computation for memory."""
     num_workers: Annotated[int, Field(ge=0)] = 0
@@ -141,18 +145,46 @@ class TrainingConfig(Sizes, Checks):
 
     @model_validator(mode="after")
     def _known_extras(self) -> TrainingConfig:
-        for key in self.extras:
+        known = training_argument_names() - DECIDED_ELSEWHERE.keys()
+        for key, value in self.extras.items():
             if key in DECIDED_ELSEWHERE:
                 raise PydanticCustomError(
                     "decided_elsewhere",
                     "{key} cannot be set: {instead}",
                     {"key": repr(key), "instead": DECIDED_ELSEWHERE[key]},
                 )
-            known = training_argument_names() - DECIDED_ELSEWHERE.keys()
             if key not in known:
                 hint = nearest(key, [*type(self).model_fields, *sorted(known)])
                 raise PydanticCustomError("unknown_key", "unknown key {key}{hint}", {"key": repr(key), "hint": hint})
+            if (fault := type_fault(key, value)) is not None:
+                raise PydanticCustomError("training_argument", "{key}: {fault}", {"key": key, "fault": fault})
         return self
+
+    @model_validator(mode="after")
+    def _possible(self) -> TrainingConfig:
+        for fault in self._contradictions():
+            raise PydanticCustomError("training_argument", "{fault}", {"fault": fault})
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        """Settings that cannot be together, each beginning with the key to change."""
+        if self.new_components and self.pretrained_checkpoint is None:
+            yield f"new_components: got {self.new_components!r}; without a pretrained_checkpoint everything is new"
+        if self.deepspeed_config is not None and stage_of(self.parallel) is None:
+            yield (
+                f"deepspeed_config: got {self.deepspeed_config!r} with parallel {self.parallel!r}; set parallel to its "
+                "stage (zero0 to zero3)"
+            )
+        processes = self.num_processes
+        if isinstance(processes, int) and self.micro_batches_per_step % processes:
+            yield (
+                f"micro_batches_per_step: got {self.micro_batches_per_step}; expected a multiple of the {processes} "
+                "processes of num_processes"
+            )
+        if self.bf16 is True and self.extras.get("fp16"):
+            yield "fp16: got true beside bf16=true; training is in one of them"
+        if self.restarts and self.extras.get("lr_scheduler_kwargs"):
+            yield "lr_scheduler_kwargs: lr_min and restarts are all that the scheduler takes beside them; leave it out"
 
     @property
     def extras(self) -> dict[str, Any]:

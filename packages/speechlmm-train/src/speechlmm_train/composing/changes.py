@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+_SHOWN = 100
+
 
 class _Absent:
     def __repr__(self) -> str:
@@ -29,7 +31,8 @@ class Change:
     """What changed it, as the user wrote it."""
 
     def __str__(self) -> str:
-        return f"{self.key}: {in_yaml(self.before)} -> {in_yaml(self.after)}"
+        before, after = (in_yaml(value) for value in (self.before, self.after))
+        return f"{self.key}: {_shortened(before)} -> {_shortened(after)}"
 
 
 def in_yaml(value: Any) -> str:
@@ -39,6 +42,10 @@ def in_yaml(value: Any) -> str:
     return (
         yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True).removesuffix("\n...\n").strip()
     )
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any], source: str) -> list[Change]:

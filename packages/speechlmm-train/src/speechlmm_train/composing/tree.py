@@ -107,7 +107,7 @@ class Tree:
         return last in self.groups(parent)
 
     def options(self, group: str) -> list[str]:
-        """What can be chosen in a group, presets in its subfolders as ``folder/preset``; not what only others include."""
+        """What can be chosen in a group, presets in subfolders as ``folder/preset``; not what only others include."""
         nested = [f"{sub}/{name}" for sub in self.groups(group) for name in self.options(f"{group}/{sub}")]
         own = [name for name in self._list(group, ObjectType.CONFIG) if not name.startswith("_")]
         return [*own, *(nested if group else [])]

@@ -22,7 +22,8 @@ def use_bf16(wanted: bool | str) -> bool:
     """Whether to train in bf16.
 
     Args:
-        wanted: What a stage's `bf16` says: `auto` is on where a GPU, or AMX in the CPU, supports it; `gpu` on a GPU alone.
+        wanted: What a stage's `bf16` says: `auto` is on where a GPU, or AMX in the CPU, supports it; `gpu` on a
+            GPU alone.
     """
     if wanted not in ("auto", "gpu"):
         return bool(wanted)
