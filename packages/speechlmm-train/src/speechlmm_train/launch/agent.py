@@ -26,6 +26,8 @@ def agent(*, job: Path, processes: int, node: int, nodes: int, address: str, por
     """Run this node's ranks of a job; the logs go beside it."""
     # The ranks are asked to stop one by one, by number; a signal to all of the job's processes is not for this one.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if nodes == 1:
+        address = "127.0.0.1"  # whatever the node's name stands for
     group = Group(node=node, nodes=nodes, address=address, port=port, name=name, timeout_s=timeout)
     try:
         return run_processes(["-m", WORKER, str(job), "--attached"], processes=processes, logs=job.parent, group=group)

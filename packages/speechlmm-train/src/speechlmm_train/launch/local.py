@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import click
 
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.wording import FAULT, INTERRUPTED, word
 from speechlmm_train.launch.job import Job
-from speechlmm_train.launch.processes import TIMED_OUT, Group, port_is_free, run_processes
+from speechlmm_train.launch.processes import Group, port_is_free, run_processes
 from speechlmm_train.launch.state import JOB, State
 from speechlmm_train.launch.status import refuse_active
 from speechlmm_train.trainer.output_folder import LAUNCH, OutputFolder
@@ -60,45 +55,18 @@ def run_job(
     job.write(folder / JOB)
     arguments = ["-m", WORKER, str(folder / JOB), "--attached", *(["--debug"] if debug else [])]
     logs = folder / time.strftime("%Y%m%d-%H%M%S")
-    state = State("running", name=name or job.output_dir.name).begun(log=logs / "rank-0.err" if processes > 1 else None)
+    state = State("running", name=name or job.output_dir.name).begun(log=logs / "rank-0.err")
     state.write(job.output_dir)
     code = FAULT
     try:
-        if processes == 1:
-            code = _alone([sys.executable, *arguments], timeout)
-        else:
-            group = Group(port=port or 0)
-            code = run_processes(arguments, processes=processes, logs=logs, group=group, timeout=timeout)
+        group = Group(port=port or 0)
+        code = run_processes(arguments, processes=processes, logs=logs, group=group, timeout=timeout)
     except KeyboardInterrupt:
         code = INTERRUPTED
         raise
     finally:
         state.over(code).write(job.output_dir)
     return code
-
-
-def _alone(command: Sequence[str], timeout: float | None) -> int:
-    """One process, in a session of its own, so that each signal reaches it once."""
-    process = subprocess.Popen(command, start_new_session=True)
-
-    def pass_on(number: int, _frame: FrameType | None) -> None:
-        process.send_signal(number)
-
-    before: dict[int, Any] = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        code = process.wait(timeout)
-    except subprocess.TimeoutExpired:
-        click.echo(f"error: not finished after {timeout:.0f} s; ended", err=True)
-        return TIMED_OUT
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-    if code < 0:
-        click.echo(f"error: the run was ended by {signal.Signals(-code).name}", err=True)
-    return 128 - code if code < 0 else code
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -6,24 +6,20 @@ import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.wording import FAULT, INTERRUPTED
+from speechlmm_train.launch.surroundings import StoppingError, alarm, environment, following, passing_on
 from speechlmm_train.launch.tail import Follower, tail
 
 TERMINATED = 143
 TIMED_OUT = 124
 _SHUTDOWN_S = 60
-_STOPPING_S = 600
-"""Seconds that ranks have to save a checkpoint after SIGTERM."""
 _LOGGERS = ("multiprocessing.api", "multiprocessing.errors", "agent.server.api", "agent.server.local_elastic_agent")
 
 
@@ -79,14 +75,34 @@ def run_processes(
             f"port {group.port} is in use on this machine; choose another one with --port, or leave that out"
         )
     logs.mkdir(parents=True, exist_ok=True)
-    with _environment({**default_environment(processes), **(env or {})}), _alarm(timeout):
+    shown = [Follower(logs / f"rank-0.{kind}", stream) for kind, stream in (("out", 1), ("err", 2))]
+    variables = {**default_environment(processes), **(env or {})}
+    with environment(variables), alarm(timeout), following(shown if group.node == 0 else []):
         try:
+            if processes == group.nodes == 1:
+                return _alone(arguments, logs)
             return _launch(arguments, processes, logs, group)
-        except _StoppingError:
+        except StoppingError:
             return TERMINATED
         except TimeoutError:
             os.write(2, f"error: not finished after {timeout:.0f} s; ended\n".encode())
             return TIMED_OUT
+
+
+def _alone(arguments: Sequence[str], logs: Path) -> int:
+    """A single process: nothing has to be agreed on, and torch need not be imported to start it."""
+    # In a session of its own, so that each signal reaches it once.
+    with (logs / "rank-0.out").open("wb") as out, (logs / "rank-0.err").open("wb") as err:
+        process = subprocess.Popen([sys.executable, *arguments], stdout=out, stderr=err, start_new_session=True)
+    try:
+        with passing_on([signal.SIGINT, signal.SIGTERM]):
+            code = process.wait()
+    finally:
+        process.kill()
+        process.wait()
+    if code < 0:
+        os.write(2, f"error: the run was ended by {signal.Signals(-code).name}\n".encode())
+    return 128 - code if code < 0 else code
 
 
 def _launch(arguments: Sequence[str], processes: int, logs: Path, group: Group) -> int:
@@ -115,9 +131,8 @@ def _launch(arguments: Sequence[str], processes: int, logs: Path, group: Group) 
         shutdown_timeout=_SHUTDOWN_S,
         signals_to_handle="SIGINT,SIGHUP,SIGQUIT",
     )
-    shown = [Follower(logs / f"rank-0.{kind}", stream) for kind, stream in (("out", 1), ("err", 2))]
     try:
-        with _following(shown if group.node == 0 else []), _passing_on_sigterm():
+        with passing_on([signal.SIGTERM]):
             elastic_launch(config, sys.executable)(*arguments)
     except ChildFailedError as exc:
         rank, failure = exc.get_first_failure()
@@ -164,73 +179,3 @@ def port_is_free(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
-def _alarm(seconds: float | None) -> Iterator[None]:
-    """Raises TimeoutError in the block when the time is up."""
-
-    def ring(_signal: int, _frame: FrameType | None) -> None:
-        raise TimeoutError
-
-    before: Any = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds or 0)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-class _StoppingError(Exception):
-    """Ranks have not ended long after SIGTERM."""
-
-
-@contextmanager
-def _passing_on_sigterm() -> Iterator[None]:
-    """Hands SIGTERM to the ranks, which may save a checkpoint before they end; their exit code is then the run's."""
-    import psutil
-
-    def give_up(_signal: int, _frame: FrameType | None) -> None:
-        raise _StoppingError
-
-    def pass_on(_signal: int, _frame: FrameType | None) -> None:
-        for rank in psutil.Process().children():
-            with suppress(psutil.Error):
-                rank.terminate()
-        signal.signal(signal.SIGALRM, give_up)
-        signal.setitimer(signal.ITIMER_REAL, _STOPPING_S)
-
-    before: Any = signal.signal(signal.SIGTERM, pass_on)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _following(followers: Sequence[Follower]) -> Iterator[None]:
-    threads = [threading.Thread(target=follower.run, daemon=True) for follower in followers]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        for follower in followers:
-            follower.stop()
-        for thread in threads:
-            thread.join()
