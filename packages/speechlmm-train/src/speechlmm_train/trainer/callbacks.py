@@ -123,7 +123,7 @@ class Reporter:
             self.say(f"step {step}: {', '.join(told)}")
         for sink in self.sinks:
             sink.write(step, stage, figures)
-        losses = {name.removeprefix("train/"): f"{value:.3f}" for name, value in figures.items() if _is_loss(name)}
+        losses = {name.removeprefix("train/"): f"{value:.3f}" for name, value in figures.items() if is_loss(name)}
         if losses:
             self._bar.set_postfix(losses, refresh=False)
 
@@ -156,12 +156,25 @@ class Reporter:
             sink.close()
 
 
-_RATES = ("lr", "grad_norm", "audio_seconds_per_second", "tokens_per_second", "data_wait")
+_RATES = (
+    "lr",
+    "grad_norm",
+    "audio_seconds_per_second",
+    "frames_per_second",
+    "tokens_per_second",
+    "step_seconds",
+    "position_padding",
+    "frame_padding",
+    "data_wait",
+    "mfu",
+    "peak_memory_gib",
+)
 NOT_LOSSES = frozenset(f"train/{name}" for name in _RATES)
 
 
-def _is_loss(name: str) -> bool:
-    return name.startswith("train/") and name not in NOT_LOSSES
+def is_loss(name: str) -> bool:
+    """Whether a figure is the whole loss or an objective's: `train/loss`, and not `train/asr/lm`."""
+    return name.startswith("train/") and name.count("/") == 1 and name not in NOT_LOSSES
 
 
 def require_sinks(report_to: Sequence[str]) -> None:
