@@ -29,6 +29,7 @@ from speechlmm_train.parallel.release import release
 from speechlmm_train.parallel.saving import save_final
 from speechlmm_train.parallel.wrap import untrained
 from speechlmm_train.preempted import PreemptedError
+from speechlmm_train.preflight.budget import settle_budgets
 from speechlmm_train.preflight.check import check_run
 from speechlmm_train.trainer.arguments import training_arguments, trains_on_cpu
 from speechlmm_train.trainer.best import RunState
@@ -111,13 +112,10 @@ def run(
     mode = mode_of(config.training.parallel, Ranks.of_environment().world_size)
     ranks = Ranks.start(on_cpu=trains_on_cpu(config.training), alone=mode in ("zero", "fsdp2"))
     folder = OutputFolder(config.training.output_dir, beside=beside)
-
-    def check_folder() -> None:
-        folder.check(resume=resume, overwrite=overwrite)
-        if resume:
-            folder.check_same(written)
-
-    ranks.on_main(check_folder)
+    ranks.on_main(lambda: folder.check(resume=resume, overwrite=overwrite))
+    config, written = settle_budgets(config, written, folder=folder.path, base=base, ranks=ranks, resume=resume)
+    if resume:
+        ranks.on_main(lambda: folder.check_same(written))
     processor = SpeechLMMProcessor.from_config(config.model)
     stages = ranks.main_first(lambda: open_stages(config, processor, base=base, world_size=ranks.world_size))
     total = sum(stage.max_steps for stage in stages)

@@ -29,6 +29,14 @@ from speechlmm_train.batching.stream import Alternation, Stream
 FRAMES_PER_TOKEN_BUDGET = 1.15
 
 
+def frames_for(token_budget: int, positions: NDArray[np.int64], frames: NDArray[np.int64]) -> int | None:
+    """The frame budget that goes with a token budget; None where no example has frames."""
+    if not frames.any():
+        return None
+    share = frames.sum() / positions.sum()
+    return max(math.ceil(FRAMES_PER_TOKEN_BUDGET * token_budget * share), int(frames.max()))
+
+
 class BatchPlan:
     """An endless sequence of micro-batches, indexed by step.
 
@@ -88,9 +96,8 @@ class BatchPlan:
             raise ConfigError(f"expected one length each, got {self.positions.shape} and {self.frames.shape}")
         if not len(self.positions):
             raise DataError("there are no examples to train on")
-        if frame_budget is None and token_budget is not None and self.frames.any():
-            share = self.frames.sum() / self.positions.sum()
-            frame_budget = max(math.ceil(FRAMES_PER_TOKEN_BUDGET * token_budget * share), int(self.frames.max()))
+        if frame_budget is None and token_budget is not None:
+            frame_budget = frames_for(token_budget, self.positions, self.frames)
         self.budget = Budget(
             tokens=math.inf if token_budget is None else token_budget,
             frames=math.inf if frame_budget is None else frame_budget,
