@@ -1,0 +1,135 @@
+"""What data and bookkeeping cost: a whole run against a bare loop of forward, backward and step on ready batches.
+
+The bare loop takes the micro-batches of the same plan, collated beforehand, and does what training cannot do without:
+forward, backward, clipping, AdamW. The run reads FLAC clips with one data worker, logs its figures every ten steps and
+checks what it checks. Both begin with the same weights and compute the same losses.
+
+    python benchmarks/bare_step.py [--clips 96] [--steps 32] [--budget 768] [--repeats 3] [--model medium|demo]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _bench import check_equal, report
+from _training import LORA, MODELS, Steps, clocked, make_corpus, medians, quiet
+from batch_plan import LAWS
+from transformers import Trainer
+
+from speechlmm_core.processor.processor import SpeechLMMProcessor
+from speechlmm_train.batching.loader import ORIGIN
+from speechlmm_train.compose import validate
+from speechlmm_train.process import prepare_process
+from speechlmm_train.run import run
+from speechlmm_train.trainer.arguments import training_arguments
+from speechlmm_train.trainer.checks import freeze_for
+from speechlmm_train.trainer.initial_model import build_model
+from speechlmm_train.trainer.stage_data import open_stages
+
+WARMUP = 4
+"""Steps that are left out."""
+LOGGING = 10
+GRAD_NORM = 1.0
+
+
+def config(manifest: Path, out: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """The run."""
+    return {
+        "model": MODELS[options.model](),
+        "data": {"train": [str(manifest)]},
+        "training": {
+            "output_dir": str(out),
+            "max_steps": options.steps,
+            "token_budget": options.budget,
+            "lora_adapters": LORA if options.lora else [],
+            "num_workers": 1,
+            "bf16": options.dtype == "bfloat16",
+            "use_cpu": True,
+            "lr_scheduler_type": "constant",
+            "max_grad_norm": GRAD_NORM,
+            "logging_steps": LOGGING,
+            "save_steps": None,
+            "report_to": [],
+        },
+    }
+
+
+def bare(checked: Any, batches: list[dict[str, Any]], examples: list[Any], options: argparse.Namespace) -> Any:
+    """The loop; returns the steps and the losses."""
+    stage = checked.resolved_stages()[0]
+    model = build_model(checked, None)
+    freeze_for(model, stage)
+    model.train()
+    arguments = training_arguments(stage, output_dir=checked.training.output_dir, max_steps=options.steps, world_size=1)
+    optimizer_class, numbers = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = optimizer_class(trained, weight_decay=0.0, **numbers)
+    steps, losses = Steps(), []
+    for batch, numbers_of in zip(batches, examples, strict=True):
+        steps.add(Steps.now(), numbers_of)
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.dtype == "bfloat16"):
+            loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, GRAD_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+    return steps, [float(loss) for loss in losses]
+
+
+def logged(out: Path) -> dict[int, float]:
+    """The losses that a run wrote, by step."""
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+
+
+def main() -> None:
+    """Prints throughputs and their ratio as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=96)
+    parser.add_argument("--steps", type=int, default=32)
+    parser.add_argument("--budget", type=int, default=768, help="positions in a micro-batch")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--model", choices=tuple(MODELS), default="medium")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--lora", action="store_true", help="with low-rank adapters on both towers")
+    parser.add_argument("--threads", type=int, default=1, help="of training; the data worker has one of its own")
+    parser.add_argument("--law", choices=tuple(LAWS), default="librispeech_like")
+    options = parser.parse_args()
+    prepare_process()  # for both ways alike
+    torch.set_num_threads(options.threads)
+    quiet()
+    seconds = LAWS[options.law](options.clips, np.random.default_rng(0))
+    found: dict[str, list[tuple[float, float]]] = {"run": [], "bare": []}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        manifest = make_corpus(folder, seconds)
+        checked = validate(config(manifest, folder / "bare", options))
+        processor = SpeechLMMProcessor.from_config(checked.model)
+        (stage,) = open_stages(checked, processor, base=folder, world_size=1)
+        batches = list(itertools.islice(stage.batches(0, rank=0), options.steps))
+        examples = [batch.pop(ORIGIN)["examples"] for batch in batches]
+        for repeat in range(options.repeats):
+            out = folder / f"run-{repeat}"
+            with clocked() as noted:
+                run(validate(config(manifest, out, options)), progress=False)
+            found["run"].append(noted.rates(seconds, WARMUP))
+            check_equal({"order of examples": float(noted.examples != [list(map(int, one)) for one in examples])}, 0)
+            noted, losses = bare(checked, batches, examples, options)
+            found["bare"].append(noted.rates(seconds, WARMUP))
+            mean = statistics.mean(losses[:LOGGING])
+            check_equal({"loss": abs(logged(out)[LOGGING] / mean - 1)}, 1e-3)
+    settings = {name: getattr(options, name) for name in ("clips", "steps", "budget", "model", "dtype", "lora", "law")}
+    report("bare_step", settings | medians(found, "run", "bare"))
+
+
+if __name__ == "__main__":
+    main()
