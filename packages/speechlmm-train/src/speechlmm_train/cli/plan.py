@@ -29,11 +29,20 @@ def plan(
     the exit code is 2. Data that are not there are only named.
     """
     from speechlmm_core.errors import ConfigError
-    from speechlmm_train.compose import compose_config, to_yaml
+    from speechlmm_train.compose import compose_config, to_yaml, trace
+    from speechlmm_train.composing.changes import change_lines
 
     composed = compose_config(config_name, overrides, config_dir=config_dir, imports=imports)
+    changes = list(change_lines(trace(config_name, overrides, config_dir=config_dir)))
 
-    from speechlmm_train.plan_table import component_table, mixture_lines, open_plan_data, processes_of, stage_lines
+    from speechlmm_train.plan_table import (
+        component_table,
+        coverage_lines,
+        mixture_lines,
+        open_plan_data,
+        processes_of,
+        stage_lines,
+    )
     from speechlmm_train.preflight.table import memory_lines
     from speechlmm_train.trainer.output_folder import OutputFolder
 
@@ -48,8 +57,12 @@ def plan(
     if resume:
         folder.check_same(composed.plain)
     click.echo(to_yaml({key: value for key, value in composed.plain.items() if value}))
+    click.echo(f"run {composed.name}")
+    for line in changes:
+        click.echo(f"  {line}")
+    click.echo("")
     # Made before it is printed, so that a plan is shown whole or not at all.
-    lines = [*component_table(composed.config), "", *stage_lines(composed.config)]
+    lines = [*coverage_lines(composed.config), *component_table(composed.config), "", *stage_lines(composed.config)]
     world_size = processes_of(composed.config)
     data = open_plan_data(composed.config, Path.cwd(), world_size=world_size)
     mixture = list(mixture_lines(composed.config, Path.cwd(), data))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import yaml
@@ -60,3 +61,10 @@ def _differences(before: Mapping[str, Any], after: Mapping[str, Any], source: st
             yield from _differences(old, new, source, f"{prefix}{key}.")
         elif old is ABSENT or new is ABSENT or type(old) is not type(new) or old != new:
             yield Change(f"{prefix}{key}", old, new, source)
+
+
+def change_lines(changes: Sequence[Change]) -> Iterator[str]:
+    """What each source changed: its name, and a line for each value."""
+    for source, own in groupby(changes, lambda change: change.source):
+        yield source
+        yield from (f"  {change}" for change in own)
