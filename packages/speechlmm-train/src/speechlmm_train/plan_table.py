@@ -7,17 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from speechlmm_core.errors import DataError, SpeechLMMError
-from speechlmm_core.model.describe import describe, meta_model
+from speechlmm_core.model.describe import describe_model
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.config import RunConfig
 from speechlmm_train.preflight.units import in_bytes
 from speechlmm_train.stage_config import ResolvedStage
-from speechlmm_train.trainer.arguments import can_flash
-from speechlmm_train.trainer.checks import check_stage
+from speechlmm_train.trainer.checks import check_stage, freeze_for
+from speechlmm_train.trainer.initial_model import initial_coverage, planned_model
 from speechlmm_train.trainer.mixture import table
 from speechlmm_train.trainer.open_sets import absent
 from speechlmm_train.trainer.stage_data import StageData, open_stages
@@ -32,13 +30,9 @@ def component_table(config: RunConfig) -> Iterator[str]:
         ConfigError: The components do not fit together, or a name in `freeze_modules` matches no module.
     """
     stage = config.resolved_stages()[0]
-    rows = describe(
-        config.model,
-        freeze_modules=stage.training.freeze_modules,
-        trainable_modules=stage.trainable_modules,
-        dtype=torch.float32,
-        flash_attention=can_flash(config.training),
-    )
+    model = planned_model(config)
+    freeze_for(model, stage)
+    rows = describe_model(model)
     cells = [
         (
             row.name,
@@ -61,6 +55,18 @@ def component_table(config: RunConfig) -> Iterator[str]:
         yield "  ".join(cell.rjust(w) if head in _NUMBERS else cell.ljust(w) for cell, w, head in pairs).rstrip()
 
 
+def coverage_lines(config: RunConfig) -> Iterator[str]:
+    """What `pretrained_checkpoint` has for each component; nothing without one.
+
+    Raises:
+        CheckpointError: It is missing or does not fit.
+        ConfigError: An adapter is another than the checkpoint's of its name.
+    """
+    if (coverage := initial_coverage(config)) is not None:
+        yield from coverage.lines()
+        yield ""
+
+
 _NUMBERS = ("PARAMETERS", "TRAINABLE", "BYTES")
 
 
@@ -71,7 +77,7 @@ def stage_lines(config: RunConfig) -> Iterator[str]:
         ConfigError: A stage does not fit the model, or a training argument is wrong.
         MissingDependencyError: Figures are to go where nothing that is installed can take them.
     """
-    model = meta_model(config.model, flash_attention=can_flash(config.training))
+    model = planned_model(config)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     fixed = _fixed(model)
     for stage in config.resolved_stages():

@@ -72,6 +72,7 @@ def inject(model: SpeechLMM, adapters: Sequence[LoraAdapterConfig]) -> None:
         _put_on(model.get_submodule(root), adapter.name, config)
         model.lora_adapters = (*model.lora_adapters, adapter)
     activate(model)
+    model.train(model.training)  # new layers are in training mode
 
 
 def root_of(model: SpeechLMM, adapter: LoraAdapterConfig) -> str:

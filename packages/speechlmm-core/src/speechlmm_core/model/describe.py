@@ -80,6 +80,11 @@ def describe(
         freeze(model, freeze_modules)
     else:
         set_trainable(model, trainable_modules)
+    return describe_model(model)
+
+
+def describe_model(model: SpeechLMM) -> list[ComponentDescription]:
+    """Describes every component of a model, frozen as it is to be trained."""
     rows: list[ComponentDescription] = []
     for name, component in model.components().items():
         parameters = list(component.parameters())

@@ -114,18 +114,21 @@ def initial_coverage(config: RunConfig) -> Coverage | None:
     return cover(meta_model(config.model), folder, new_components=training.new_components)
 
 
-def planned_adapters(config: RunConfig) -> list[LoraAdapterConfig]:
-    """All adapters that the model will have: the checkpoint's, and the new ones.
+def planned_model(config: RunConfig) -> SpeechLMM:
+    """The model on the meta device with all the adapters that it will have, the checkpoint's and new ones.
 
     Raises:
         CheckpointError: The checkpoint is missing.
+        ConfigError: The components do not fit together, or an adapter does not fit them.
     """
     training = config.training
-    found = {adapter.name: adapter for adapter in training.lora_adapters}
+    there: list[LoraAdapterConfig] = []
     if training.pretrained_checkpoint is not None:
         there = read_adapters(resolve_model_path(training.pretrained_checkpoint))
-        found = {adapter.name: adapter for adapter in there} | found
-    return list(found.values())
+    found = {adapter.name: adapter for adapter in (*there, *training.lora_adapters)}
+    model = meta_model(config.model, adapters=list(found.values()), flash_attention=can_flash(training))
+    model.frozen_adapters = frozenset(found) - {adapter.name for adapter in training.lora_adapters}
+    return model
 
 
 def _quantisation(config: RunConfig) -> Callable[[SpeechLMM], None] | None:
