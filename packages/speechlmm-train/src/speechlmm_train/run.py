@@ -31,12 +31,14 @@ from speechlmm_train.parallel.wrap import untrained
 from speechlmm_train.preempted import PreemptedError
 from speechlmm_train.preflight.budget import settle_budgets
 from speechlmm_train.preflight.check import check_run
+from speechlmm_train.speed.utilisation import utilisation_of
 from speechlmm_train.trainer.arguments import training_arguments, trains_on_cpu
 from speechlmm_train.trainer.best import RunState
 from speechlmm_train.trainer.callbacks import Reporter, open_sinks
 from speechlmm_train.trainer.checkpointing import take_up_sequence
 from speechlmm_train.trainer.checkpoints import Checkpoint
 from speechlmm_train.trainer.checks import check_stage, freeze_for
+from speechlmm_train.trainer.curves import save_curves
 from speechlmm_train.trainer.evaluation import EvaluationCallback
 from speechlmm_train.trainer.initial_model import build_model
 from speechlmm_train.trainer.output_folder import REPORT, OutputFolder
@@ -130,7 +132,8 @@ def run(
         progress_made = checkpoint.progress if checkpoint else None
         ranks.on_main(lambda: folder.check_progress(progress_made, [stage.max_steps for stage in stages]))
         ranks.together(lambda: _take_up(checkpoint, stages, allow_changes=config.training.resume_changed))
-    with spread_while_loading(config.training):
+    sources = (checkpoint, config.training.pretrained_checkpoint, config.model.text_decoder.pretrained)
+    with spread_while_loading(config.training, loaded=any(source is not None for source in sources)):
         model = ranks.together(lambda: build_model(config, checkpoint))
     whole = ranks.together(lambda: _check_stages(model, stages, base=base))
     if config.training.preflight:
@@ -173,6 +176,8 @@ def run(
                 run_.stage(index)
     finally:
         reporter.close()
+        if ranks.is_main:
+            save_curves(folder.path)
     save_final(
         model,
         processor,
@@ -293,7 +298,9 @@ class _Run:
             mixture=stage.mixture,
             mode=self.mode,
             whole=self.whole,
+            inputs=frozenset(stage.spacers.numbers),
             watching=training,
+            utilisation=utilisation_of(self.config, settings, self.processor, on_cpu=trains_on_cpu(training)),
         )
         return SpeechLMMTrainer(
             model=self.model,

@@ -69,6 +69,9 @@ class CausalLMDecoder(TextDecoder):
             )
         except (ImportError, ValueError) as exc:
             raise ConfigError(f"cannot build the text decoder {config.model_type!r}: {exc}") from exc
+        for module in self.model.modules():
+            # Initialised, whichever process did it: of weights that are spread, transformers marks those of the first.
+            setattr(module, _MARK, True)
         head = self.model.get_output_embeddings()
         if head is None or getattr(head, "bias", None) is not None:
             raise ConfigError(f"text decoder {config.model_type!r} has no head that is a plain matrix; choose another")

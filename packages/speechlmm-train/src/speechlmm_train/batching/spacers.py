@@ -43,7 +43,7 @@ class Spacers:
         indices: NDArray[np.int64],
         frames: NDArray[np.int64],
     ) -> Spacers:
-        """The spacers of a stage, none where every example has every input of the model.
+        """The spacers of a stage, one for each input that its examples have.
 
         Args:
             processor: Makes samples.
@@ -51,8 +51,6 @@ class Spacers:
             indices: (N,) examples that take part.
             frames: (N,) encoder frames of each.
         """
-        if len(processor.inputs) == 1 and frames.all():
-            return cls(processor, examples, {})
         known = as_examples(examples)
         missing = set(processor.inputs)
         found: dict[str, int] = {}

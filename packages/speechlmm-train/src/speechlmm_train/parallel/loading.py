@@ -10,13 +10,19 @@ from speechlmm_train.training_config import TrainingConfig
 
 
 @contextmanager
-def spread_while_loading(training: TrainingConfig) -> Iterator[None]:
+def spread_while_loading(training: TrainingConfig, *, loaded: bool) -> Iterator[None]:
     """With ZeRO's stage 3, has transformers build language models in parts, so that no process holds a whole one.
+
+    Random weights are made whole, and are the same as in one process.
 
     Encoders are built and loaded whole: weights that a parametrisation makes of others (HuBERT's convolution) cannot
     be made of parts. They are spread when training begins.
+
+    Args:
+        training: The settings.
+        loaded: Whether the language model's weights come from a checkpoint.
     """
-    if stage_of(training.parallel) != 3:
+    if stage_of(training.parallel) != 3 or not loaded:
         yield
         return
     import deepspeed

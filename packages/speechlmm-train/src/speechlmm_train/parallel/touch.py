@@ -1,12 +1,51 @@
-"""Parameters that a loss does not depend on, for DDP: it waits for a gradient of each one that is trained."""
+"""Parameters that a loss does not depend on.
+
+DDP waits for a gradient of each parameter that is trained, and what an optimiser does with one that has none would
+depend on how many processes share a step. So each that the stage's data can reach has one, zero where nothing else.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from speechlmm_core.model.speechlmm import SpeechLMM
+
+
+def reached(model: SpeechLMM, inputs: Collection[str]) -> list[nn.Parameter]:
+    """The trained parameters, but for those that only inputs which never come would reach.
+
+    Args:
+        model: The model.
+        inputs: Inputs that the data have.
+    """
+    absent = [name for name in model.input_names if name not in inputs]
+    stages = {f"{name}_{tower}" for name in absent for tower in ("encoder", "adapter")}
+    idle = {f"objectives.{name}" for name in model.objectives if stages & set(model.objective(name).config.stages)}
+    found: list[nn.Parameter] = []
+    for name, component in model.components().items():
+        if name not in stages | idle:
+            found += [parameter for parameter in component.parameters() if parameter.requires_grad]
+    return found
+
+
+def still(model: SpeechLMM, inputs: Collection[str]) -> None:
+    """Freezes what inputs that never come would reach: no process would have a gradient of it."""
+    kept = {id(parameter) for parameter in reached(model, inputs)}
+    for parameter in model.parameters():
+        if parameter.requires_grad and id(parameter) not in kept:
+            parameter.requires_grad_(False)
+
+
+def give_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Gives a gradient of zero to those that have none."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
 
 
 def unreached(loss: Tensor, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:

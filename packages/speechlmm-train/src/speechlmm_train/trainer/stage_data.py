@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -54,12 +55,14 @@ class StageData:
     skipped: Sequence[int] = ()
     """Numbers of the examples that are longer than a budget and are left out, with `oversized: skip`."""
 
+    @cached_property
+    def spacers(self) -> Spacers:
+        """Media for micro-batches that have none of an input which others have."""
+        return Spacers.of(self.processor, self.examples, self.indices, self.plan.frames)
+
     def batches(self, start_step: int, *, rank: int) -> TrainingBatches:
         """A rank's micro-batches from a step on."""
         spec = self.settings.data.data_config_path
-        spacers = None
-        if self.world_size > 1 and self.plan.frames.any():
-            spacers = Spacers.of(self.processor, self.examples, self.indices, self.plan.frames)
         return TrainingBatches(
             self.examples,
             self.processor,
@@ -71,7 +74,7 @@ class StageData:
             num_workers=self.settings.training.num_workers,
             augment=self.augment,
             advice=None if spec is None else f"`speechlmm-train prepare {spec} --check full` finds all such files",
-            spacers=spacers,
+            spacers=self.spacers if self.world_size > 1 else None,
         )
 
 

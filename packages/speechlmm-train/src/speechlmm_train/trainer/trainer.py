@@ -11,6 +11,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.batching.loader import ORIGIN
 from speechlmm_train.parallel.names import Mode
 from speechlmm_train.parallel.ranks import Ranks
-from speechlmm_train.parallel.touch import touched, unreached
+from speechlmm_train.parallel.touch import give_gradients, reached, still, touched, unreached
 from speechlmm_train.parallel.wrap import gather_at_start, hidden, shard
 from speechlmm_train.trainer.best import RunState
 from speechlmm_train.trainer.callbacks import Reporter
@@ -68,6 +69,8 @@ class StageContext:
     """How the model is spread over the processes."""
     whole: frozenset[str] = frozenset()
     """Components that no stage trains; they stay whole in every process."""
+    inputs: frozenset[str] = frozenset()
+    """Inputs that the stage's data have."""
     watching: Watching = field(default_factory=Watching)
     """When a training that goes wrong stops."""
     utilisation: Utilisation | None = None
@@ -109,8 +112,11 @@ class SpeechLMMTrainer(WatchedTrainer):
         stop: StopRequest | None = None,
     ) -> None:
         if stage.mode == "fsdp2":
+            still(model, stage.inputs)
             shard(model, whole=stage.whole, device=args.device, bf16=args.bf16)
             model.is_distributed_loading_by_transformers = True  # so that transformers does not spread it again
+        elif stage.mode != "none":
+            still(model, stage.inputs)
         super().__init__(model=model, args=args, callbacks=callbacks)
         self.remove_callback(PrinterCallback)
         self.add_callback(_Step(reporter, stage.name))
@@ -162,7 +168,16 @@ class SpeechLMMTrainer(WatchedTrainer):
         """Trains on a micro-batch, which has random numbers of its own on whichever process it is."""
         seed_step(self.stage.seed, self.stage.index, self.state.global_step, self._number)
         self._number += self.args.world_size
-        return super().training_step(model, inputs, num_items_in_batch)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.stage.mode in ("none", "fsdp2") and self.accelerator.sync_gradients:
+            give_gradients(self._reached)
+        return loss
+
+    @cached_property
+    def _reached(self) -> list[nn.Parameter]:
+        """What the stage trains, but for towers whose input its data do not have."""
+        assert isinstance(self.model, SpeechLMM)
+        return reached(self.model, self.stage.inputs)
 
     def compute_loss(
         self,
