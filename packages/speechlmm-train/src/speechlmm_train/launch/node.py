@@ -28,6 +28,7 @@ from speechlmm_train.launch.tail import tail
 from speechlmm_train.preempted import PREEMPTED
 from speechlmm_train.trainer.output_folder import LAUNCH
 
+_LINES = 5
 GRACE_S = 20
 """Seconds to wait for what other nodes say of a failure, well below SLURM's `KillWait`."""
 
@@ -196,11 +197,11 @@ def _first_failure(attempt: Path, nodes: int, own: tuple[int, str]) -> tuple[int
 
 
 def _reason(attempt: Path, folder: Path, code: int) -> str:
-    """The line that says why a run failed, from the logs of its ranks."""
+    """What a run says of why it failed, from the logs of its ranks."""
     for log in sorted(attempt.glob("rank-*.err")):
-        for line in reversed(tail(log, 200)):
-            if line.startswith("error: "):
-                return line.removeprefix("error: ")
+        said = [line.removeprefix("error:").strip() for line in tail(log, 200) if line.startswith("error:")]
+        if said:
+            return "; ".join(said[:_LINES])
     return "" if code == PREEMPTED else f"exit code {code}; see the logs in {folder}"
 
 

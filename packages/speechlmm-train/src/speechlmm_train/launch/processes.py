@@ -91,15 +91,15 @@ def run_processes(
 
 def _alone(arguments: Sequence[str], logs: Path) -> int:
     """A single process: nothing has to be agreed on, and torch need not be imported to start it."""
-    # In a session of its own, so that each signal reaches it once.
-    with (logs / "rank-0.out").open("wb") as out, (logs / "rank-0.err").open("wb") as err:
-        process = subprocess.Popen([sys.executable, *arguments], stdout=out, stderr=err, start_new_session=True)
-    try:
-        with passing_on([signal.SIGINT, signal.SIGTERM]):
+    with passing_on([signal.SIGINT, signal.SIGTERM]):
+        # In a session of its own, so that each signal reaches it once.
+        with (logs / "rank-0.out").open("wb") as out, (logs / "rank-0.err").open("wb") as err:
+            process = subprocess.Popen([sys.executable, *arguments], stdout=out, stderr=err, start_new_session=True)
+        try:
             code = process.wait()
-    finally:
-        process.kill()
-        process.wait()
+        finally:
+            process.kill()
+            process.wait()
     if code < 0:
         os.write(2, f"error: the run was ended by {signal.Signals(-code).name}\n".encode())
     return 128 - code if code < 0 else code
