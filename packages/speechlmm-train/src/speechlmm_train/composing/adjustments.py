@@ -136,7 +136,8 @@ def _fits(value: Any, wanted: Any) -> bool:
         return any(_fits(value, one) for one in wanted)
     if isinstance(wanted, str) and isinstance(value, str):
         return fnmatchcase(value, wanted)
-    return type(value) is type(wanted) and value == wanted
+    numbers = isinstance(value, int | float) and isinstance(wanted, int | float)
+    return value == wanted and (type(value) is type(wanted) or (numbers and not isinstance(value, bool)))
 
 
 def _value(plain: Mapping[str, Any], key: str) -> Any:

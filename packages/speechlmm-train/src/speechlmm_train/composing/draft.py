@@ -70,6 +70,7 @@ def compose_draft(tree: Tree, config_name: str, overrides: Sequence[str], model:
         }
         if (choices.get(LAUNCHER) or LOCAL) == LOCAL:
             choices.pop(LAUNCHER, None)
+            _refuse_launcher_keys(list(config.hydra.launcher or {}))
         OmegaConf.set_struct(config, False)
         config["hydra"] = {"launcher": config.hydra.launcher if LAUNCHER in choices else {}}
         own = config.pop(ADJUSTMENTS, None)
@@ -87,6 +88,9 @@ def compose_draft(tree: Tree, config_name: str, overrides: Sequence[str], model:
         raise ConfigError(_in_hydras_words(exc)) from exc
     assert isinstance(plain, dict)
     named = {str(key): value for key, value in plain.items()}
+    training = named.get("training")
+    if config_name == FINETUNE and isinstance(training, dict) and training.get("pretrained_checkpoint") is None:
+        missing = sorted({*missing, "training.pretrained_checkpoint"})  # `???` does not show through a null
     launcher = named.pop("hydra")["launcher"]
     if model is not None:
         named["model"] = dict(model)
@@ -94,6 +98,12 @@ def compose_draft(tree: Tree, config_name: str, overrides: Sequence[str], model:
     return Draft(
         named, missing, choices, launcher if LAUNCHER in choices else None, changes, finetune or config_name == FINETUNE
     )
+
+
+def _refuse_launcher_keys(keys: Sequence[object]) -> None:
+    for key in keys:
+        if key != "_target_":
+            raise ConfigError(f"hydra.launcher.{key}: there is no launcher to set it for; choose one: {LAUNCHER}=slurm")
 
 
 def refuse_missing(draft: Draft) -> None:
@@ -144,8 +154,6 @@ def _in_hydras_words(exc: Exception) -> str:
             f"{merging[1]}: the configuration has no such stage; write stages out as "
             "stages=[{name: text, max_steps: 100}, ...], or choose a configuration that has some"
         )
-    if launching := re.search(r"Error merging override \+*(hydra\.launcher\.\w+)", said):
-        return f"{launching[1]}: there is no launcher to set it for; choose one with {LAUNCHER}=slurm"
     reason = " ".join(str(exc.__cause__).split()) if exc.__cause__ else ""
     return f"{said}: {reason}" if reason and reason not in said else said
 
