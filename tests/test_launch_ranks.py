@@ -1,8 +1,17 @@
 """Several processes on this machine: what is shown, what is kept, and how they end."""
 
-import pytest
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+import numpy as np
+import psutil
+import pytest
+import soundfile
 
 SUM = """
 import os, sys, torch, torch.distributed as dist
@@ -40,3 +49,91 @@ def test_the_exit_code_is_that_of_the_first_that_failed_and_the_others_are_ended
     assert done.code == 7
     assert "error: rank 1: the second rank's own fault\n" in done.err
     assert str(done.logs) in done.err
+
+
+WAITS = """
+import os, signal, sys, time
+from pathlib import Path
+from speechlmm_train.launch.worker import die_with_parent
+die_with_parent()
+folder = Path(sys.argv[1])
+def stop(*_):
+    sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+(folder / f"{os.environ['RANK']}.tmp").write_text(str(os.getpid()))
+(folder / f"{os.environ['RANK']}.tmp").rename(folder / f"{os.environ['RANK']}.pid")
+time.sleep(600)
+"""
+LAUNCHER = """
+import sys
+from pathlib import Path
+from speechlmm_train.launch.processes import run_processes
+folder = Path(sys.argv[1])
+sys.exit(run_processes([str(folder / "waits.py"), str(folder)], processes=2, logs=folder / "logs"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_what_ends_the_launcher_ends_all_ranks(tmp_path, number, code):
+    (tmp_path / "waits.py").write_text(WAITS)
+    with subprocess.Popen([sys.executable, "-c", LAUNCHER, str(tmp_path)]) as launcher:
+        wait_until(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
+        pids = [int(file.read_text()) for file in tmp_path.glob("*.pid")]
+        launcher.send_signal(number)
+        assert launcher.wait(120) == code
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+
+
+def wait_until(condition, timeout=120):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_user_sees_two_processes_train_and_a_port_in_use_refused(tmp_path):
+    tone = (0.1 * np.sin(0.2 * np.arange(8000))).astype("float32")
+    rows = []
+    for i in range(4):
+        soundfile.write(tmp_path / f"{i}.flac", tone, 16000)
+        rows.append({"audio": f"{i}.flac", "text": f"tone {i}", "task": "asr", "language": "en"})
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["model/audio_encoder=tiny_whisper", "model/audio_adapter=tiny_mlp", "model/text_decoder=tiny_llama"]
+    arguments += ["data.train=[train.jsonl]", "training.max_steps=2", "training.report_to=none"]
+    arguments += ["training.per_device_train_batch_size=2", "training.micro_batches_per_step=2"]
+    arguments += ["training.num_processes=2", "training.output_dir=out"]
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, _, err = speechlmm_train(tmp_path, "run", *arguments, "--port", str(port))
+    assert (code, err) == (
+        2,
+        f"error: port {port} is in use on this machine; choose another --port, or leave that out\n",
+    )
+    code, out, err = speechlmm_train(tmp_path, "run", *arguments)
+    assert code == 0, err
+    assert out.count("trained 2 steps") == 1
+    assert err.count("2/2") >= 1  # the progress bar of one rank
+    [logs] = [entry for entry in (tmp_path / "out" / "launch").iterdir() if entry.is_dir()]
+    assert "trained" not in (logs / "rank-1.out").read_text()
+    code, out, _ = speechlmm_train(tmp_path, "status", "out")
+    assert code == 0
+    assert "finished" in out
+
+
+def speechlmm_train(folder, *arguments):
+    code = "from speechlmm_train.cli.main import main; main()"
+    threads = {"MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=folder,
+        env={**os.environ, **threads},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    return done.returncode, done.stdout, done.stderr
