@@ -55,7 +55,7 @@ def check_run(
     warnings: list[str] = []
     if rank == 0:
         check_disk(folder, model, stages, resume=resume)
-        check_files(stages, deadline.part(FILES_S))
+        warnings += check_files(stages, deadline.part(FILES_S))
         rows = model.text_decoder.embedding_weight.shape[0] if not _spread(model) else None
         share = EXAMPLES_S / len(stages)
         for stage in stages:

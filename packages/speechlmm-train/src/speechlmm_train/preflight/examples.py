@@ -13,24 +13,13 @@ from speechlmm_core.errors import DataError, SpeechLMMError
 from speechlmm_train.batching.epoch import MicroBatch
 from speechlmm_train.preflight.deadline import Deadline
 from speechlmm_train.preflight.files import spread
+from speechlmm_train.preflight.weaknesses import Weaknesses
 from speechlmm_train.trainer.stage_data import StageData
 
 logger = logging.getLogger(__name__)
 
 MOST = 128
 """Examples that are taken of a stage."""
-TOLERATED = 0.1
-"""Share of them that may have a fault of a kind that leaves no gap in training; more is an error."""
-
-
-class _Kinds:
-    """Examples by what is wrong with them."""
-
-    def __init__(self) -> None:
-        self.places: dict[str, list[str]] = {}
-
-    def add(self, kind: str, place: str) -> None:
-        self.places.setdefault(kind, []).append(place)
 
 
 def check_examples(stage: StageData, num_embeddings: int | None, deadline: Deadline) -> list[str]:
@@ -48,7 +37,7 @@ def check_examples(stage: StageData, num_embeddings: int | None, deadline: Deadl
         DataError: Examples cannot be used, or too many have nothing to learn from.
     """
     loader, examples = stage.batches(0, rank=0), as_examples(stage.examples)
-    faults, kinds = Faults(), _Kinds()
+    faults, weaknesses = Faults(), Weaknesses()
     count = 0
     for number in _chosen(stage):
         if count and not deadline.left:
@@ -64,9 +53,9 @@ def check_examples(stage: StageData, num_embeddings: int | None, deadline: Deadl
         for fault in _faults(batch, num_embeddings):
             faults.add(place, fault, order=index)
         for kind in _weaknesses(stage, batch):
-            kinds.add(kind, place)
+            weaknesses.add(kind, place)
     faults.raise_if_any()
-    return _judge(kinds, count, stage.settings.name)
+    return weaknesses.judge(count, f"stage {stage.settings.name!r}")
 
 
 def _chosen(stage: StageData) -> list[int]:
@@ -110,15 +99,3 @@ def _weaknesses(stage: StageData, batch: dict[str, Any]) -> list[str]:
         if counts.get(f"{name}_infeasible")
     ]
     return found
-
-
-def _judge(kinds: _Kinds, count: int, stage: str) -> list[str]:
-    warnings: list[str] = []
-    faults: list[str] = []
-    for kind, places in kinds.places.items():
-        named = f"{', '.join(places[:3])}{' and others' if len(places) > 3 else ''}"
-        text = f"stage {stage!r}: {len(places)} of {count} examples that were looked at {kind} ({named})"
-        (faults if len(places) > TOLERATED * count else warnings).append(text)
-    if faults:
-        raise DataError("\n".join(faults))
-    return warnings
