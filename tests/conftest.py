@@ -1,12 +1,15 @@
 """What the tests across packages share."""
 
+import json
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 
@@ -76,3 +79,87 @@ def run_script(tmp_path_factory):
         return Ranks(done.returncode, done.stdout, done.stderr, folder / "logs")
 
     return start
+
+
+NOISE_RATE = 16_000
+NOISE_MODEL = {
+    "audio_encoder": {
+        "type": "whisper_unrestricted",
+        "model": {
+            "num_mel_bins": 16,
+            "d_model": 32,
+            "encoder_layers": 1,
+            "encoder_attention_heads": 2,
+            "encoder_ffn_dim": 64,
+            "max_source_positions": 200,
+            "dropout": 0.0,
+        },
+    },
+    "audio_adapter": {"type": "mlp", "stack": 2, "num_layers": 1},
+    "text_decoder": {
+        "type": "causal_lm",
+        "tokenizer": "bytes",
+        "chat_template": "chatml",
+        "model": {
+            "model_type": "llama",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "max_position_embeddings": 512,
+            "tie_word_embeddings": False,
+        },
+    },
+    "objectives": {"ctc": {"type": "ctc", "weight": 0.5}},
+}
+
+
+def _make_noise(root):
+    """Twelve files of noise with transcripts for two tasks, from 0.4 to 1.5 s."""
+    generator = np.random.default_rng(0)
+    lines = []
+    for i in range(12):
+        samples = 0.1 * generator.standard_normal(int(NOISE_RATE * (0.4 + 0.1 * i)))
+        soundfile.write(root / f"{i}.flac", samples.astype("float32"), NOISE_RATE)
+        text = "a b c d e"[: 1 + i % 6]
+        line = {"audio": f"{i}.flac", "text": text, "task": "asr", "language": "en"}
+        if i % 3 == 0:
+            line |= {"task": "st", "source_language": "en", "target_language": "de", "transcript": "b a"}
+            line.pop("language")
+        lines.append(line)
+    (root / "speech.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return root
+
+
+@dataclass(frozen=True)
+class NoiseRun:
+    """Twelve files of noise with transcripts for two tasks, and a tiny model's training on it."""
+
+    folder: Path
+
+    def plain(self, out, **training):
+        """The configuration of a tiny training on it, whose step is all of the corpus."""
+        return {
+            "model": NOISE_MODEL,
+            "data": {"train": [str(self.folder / "speech.jsonl")]},
+            "training": {
+                "output_dir": str(out),
+                "learning_rate": 1e-3,
+                "per_device_train_batch_size": 3,
+                "micro_batches_per_step": 4,
+                "logging_steps": 1,
+                "save_steps": None,
+                "max_grad_norm": 0.01,
+                "report_to": [],
+                "bf16": False,
+                "peak_tflops": 0.5,
+                **training,
+            },
+        }
+
+
+@pytest.fixture(scope="session")
+def noise(tmp_path_factory):
+    """A corpus of noise, and configurations of trainings on it."""
+    return NoiseRun(_make_noise(tmp_path_factory.mktemp("noise")))

@@ -114,7 +114,7 @@ class OutputFolder:
         self.make()
         for entry in list(self.path.iterdir()):
             ours = entry.name in _OURS or CHECKPOINT.fullmatch(entry.name)
-            if _LEFT_OVER.fullmatch(entry.name) or (overwrite and ours):
+            if _LEFT_OVER.fullmatch(entry.name) or entry.name == DIVERGED or (overwrite and ours):
                 _remove(entry)
 
     def check_progress(self, at: Progress | None, steps: Sequence[int]) -> None:

@@ -1,0 +1,1 @@
+"""How much a model has to compute, and how much a device can."""
