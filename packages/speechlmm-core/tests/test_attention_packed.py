@@ -20,6 +20,7 @@ from transformers import (
 from speechlmm_core.attention.packed import NAME, check_family, packed_attention, packed_attention_forward, register
 from speechlmm_core.attention.segments import MIN_BLOCK, attend_segments
 from speechlmm_core.errors import ConfigError
+from speechlmm_core.testing.reads import CountedReads
 
 LENGTHS = [7, 3, 12, 7, 1]
 SIZES = {
@@ -130,6 +131,19 @@ def test_no_mask_is_built(monkeypatch):
     for name in ("sdpa", "eager"):
         monkeypatch.setitem(masking.ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, name, build)
     assert packed_logits(model, embeds).shape == (sum(LENGTHS), 61)
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"gpt_oss"}))  # whose router reads counts of its experts
+def test_the_host_reads_nothing_back(family):
+    from transformers import masking_utils
+
+    look_for_packing = masking_utils.find_packed_sequence_indices
+    model = tiny(FAMILIES[family], "eager")
+    embeds = torch.randn(1, sum(LENGTHS), 32)
+    with CountedReads() as counted:
+        packed_logits(model, embeds)
+    assert counted.reads == 0
+    assert masking_utils.find_packed_sequence_indices is look_for_packing
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 from torch import Tensor, nn
@@ -83,15 +84,20 @@ def packed_attention(model: nn.Module) -> Iterator[None]:
         if module.__dict__.get("_gradient_checkpointing_func") is not None
     ]
     seen = _Seen()
+    masking: Any = import_module("transformers.masking_utils")
+    look_for_packing = masking.find_packed_sequence_indices
     for config in configs:
         config._attn_implementation = NAME
     for module, function in checkpointed:
         module.__dict__["_gradient_checkpointing_func"] = _recompute_packed(function, configs)
+    # To see whether rows are packed, transformers would read positions back from the device, and the host would wait.
+    masking.find_packed_sequence_indices = _nothing
     _EXPECTED.append(seen)
     try:
         yield
     finally:
         _EXPECTED.remove(seen)
+        masking.find_packed_sequence_indices = look_for_packing
         for module, function in checkpointed:
             module.__dict__["_gradient_checkpointing_func"] = function
         for config, implementation in before:
@@ -102,6 +108,10 @@ def packed_attention(model: nn.Module) -> Iterator[None]:
             f"{type(model).__name__} cannot take packed batches: it does not tell its attention the sliding window of "
             f"{min(missing)} positions; train it with `packing: false`"
         )
+
+
+def _nothing(position_ids: Tensor) -> None:
+    """Stands where transformers looks for packed rows: the segments are known."""
 
 
 class _Seen:
