@@ -154,7 +154,7 @@ def _take_settings(states: States, before: list[dict[str, Any]], scheduler: Any)
         factor = 1.0
         for key, value in former.items():
             now = _plain(group.get(key))
-            if key in ("params", "lr") or now == value:
+            if key in ("params", "lr") or now == value or (key == "initial_lr" and now is None):
                 continue
             if key == "initial_lr":
                 factor = group[key] / value if value else 1.0
