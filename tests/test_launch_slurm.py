@@ -119,7 +119,12 @@ def test_a_sweep_is_a_job_for_each_run_and_is_done_once(start, place):
     assert (code, out.count("finished")) == (0, 2)
 
 
-def test_a_job_that_is_queued_again_resumes(start, cluster, place):
+@pytest.fixture(scope="module")
+def failing(start):
+    return start(*run("fails", manifest="nowhere.jsonl"))
+
+
+def test_a_job_that_is_queued_again_resumes(start, cluster, place, failing):
     more = ["--no-wait", "training.save_steps=5"]
     code, out, err = end(start(*run("again", *more, steps=4000)))
     assert code == 0, err
@@ -150,8 +155,8 @@ def wait_until(condition, timeout=240):
         time.sleep(0.3)
 
 
-def test_the_exit_code_and_the_log_of_a_job_that_fails_reach_the_user(start, place):
-    code, _, err = end(start(*run("fails", manifest="nowhere.jsonl")))
+def test_the_exit_code_and_the_log_of_a_job_that_fails_reach_the_user(start, failing):
+    code, _, err = end(failing)
     assert code == 2
     assert "nowhere.jsonl" in err
     assert "rank-0.err" in err

@@ -82,12 +82,7 @@ def list_runs(runs: Sequence[SweepRun], options: Options) -> list[str]:
         what = {None: "finished", True: "resume", False: "start"}[_resumes(run.composed, options)]
         rows.append((str(run.number), run.composed.name, " ".join(run.varied), what, shorten(folder)))
     lines = filled(("#", "run", "what varies", "to do", "folder"), rows)
-    changes = [
-        f"{run.composed.name}: {change} ({change.source})"
-        for run in runs
-        if run.composed
-        for change in run.composed.changes
-    ]
+    changes = _changes([run.composed for run in runs if run.composed])
     return [*lines, *(["", *changes] if changes else []), *_faults(runs), *shown]
 
 
@@ -188,6 +183,19 @@ def _resumes(composed: Composed, options: Options) -> bool | None:
     file = folder.path / CONFIG
     before = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
     return None if before == yaml.safe_load(yaml.safe_dump(composed.plain)) else True
+
+
+def _changes(runs: Sequence[Composed]) -> list[str]:
+    """What was changed or filled in without being asked for, each with the runs that it was in."""
+    where: dict[str, list[str]] = {}
+    for run in runs:
+        for change in run.changes:
+            where.setdefault(f"{change} ({change.source})", []).append(run.name)
+    few = 3
+    return [
+        f"{text}: {', '.join(names) if len(names) <= few else f'{len(names)} of {len(runs)} runs'}"
+        for text, names in where.items()
+    ]
 
 
 def _faults(runs: Sequence[SweepRun]) -> list[str]:

@@ -105,12 +105,12 @@ class NodeTask:
             for line in lines:
                 _say(f"error: {line}")
         if code:
+            reason = reason or _reason(attempt, folder, code, place.node * self.processes, self.processes)
             _note(attempt, place.node, code, reason)
         if place.node == 0:
             if code and code != PREEMPTED and len(place.nodes) > 1:
                 code, reason = _first_failure(attempt, len(place.nodes), (code, reason))
             assert state is not None
-            reason = reason or (_reason(attempt, folder, code) if code else "")
             state.over(code, reason).write(Path(self.output_dir))
         elif code == PREEMPTED:
             time.sleep(self.signal_delay_s)  # SLURM ends this task when the first one has queued the job again
@@ -196,10 +196,11 @@ def _first_failure(attempt: Path, nodes: int, own: tuple[int, str]) -> tuple[int
     return (int(real[0][1]), str(real[0][2])) if real else own
 
 
-def _reason(attempt: Path, folder: Path, code: int) -> str:
-    """What a run says of why it failed, from the logs of its ranks."""
-    for log in sorted(attempt.glob("rank-*.err")):
-        said = [line.removeprefix("error:").strip() for line in tail(log, 200) if line.startswith("error:")]
+def _reason(attempt: Path, folder: Path, code: int, first_rank: int, ranks: int) -> str:
+    """What a node's ranks say of why they failed, in their logs."""
+    for rank in range(first_rank, first_rank + ranks):
+        lines = tail(attempt / f"rank-{rank}.err", 200)
+        said = [line.removeprefix("error:").strip() for line in lines if line.startswith("error:")]
         if said:
             return "; ".join(said[:_LINES])
     return "" if code == PREEMPTED else f"exit code {code}; see the logs in {folder}"

@@ -54,6 +54,11 @@ class State:
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
+    @staticmethod
+    def forget(output_dir: Path) -> None:
+        """Removes the state from an output folder."""
+        (output_dir / LAUNCH / STATE).unlink(missing_ok=True)
+
     def begun(self, *, log: Path | None = None, nodes: Sequence[str] = (), restarts: int = 0) -> State:
         """The state of a run that starts in this process."""
         return replace(

@@ -111,14 +111,24 @@ def _status(folder: Path, state: State | None, queue: Mapping[str, tuple[str, st
         found, reason = _slurm_state(state, queue)
     elif found == "running" and not _alive(state):
         found, reason = "failed", "it ended without a word: killed, or the machine went down"
+    code = state.exit_code
+    if found == "failed" and state.state == "running" and (note := _first_note(state)) is not None:
+        code, reason = note
     if found == "finished" and report is None:
         found, reason = "failed", reason or "it ended without a model"
     log = state.log if state.log and Path(state.log).exists() else None
     if log is None and state.job_id is not None:
         logs = sorted((folder / LAUNCH).glob(f"submitit/{state.job_id}_*_log.err"))
         log = str(logs[0]) if logs else None
-    code = state.exit_code if found in ("failed", "preempted") else None
+    code = code if found in ("failed", "preempted") else None
     return Status(folder, found, name, state.job_id, step, figures, code, reason, log)
+
+
+def _first_note(state: State) -> tuple[int, str] | None:
+    """What the node that failed first left, where the one that keeps the state was ended before it could say so."""
+    notes = Path(state.log).parent.glob("node-*.failed") if state.log else ()
+    said = sorted(json.loads(note.read_text(encoding="utf-8")) for note in notes)
+    return (int(said[0][1]), str(said[0][2])) if said else None
 
 
 def _slurm_state(state: State, queue: Mapping[str, tuple[str, str]] | None) -> tuple[str, str]:
