@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "speechlmm_train.cli.import_checkpoint:import_checkpoint",
         "Take over a checkpoint of the first SpeechLMM.",
     ),
+    "merge-lora": ("speechlmm_train.cli.merge_lora:merge_lora", "Merge a model's low-rank adapters into its weights."),
     "average-checkpoints": (
         "speechlmm_train.cli.average_checkpoints:average_checkpoints",
         "Write the mean of several checkpoints.",
