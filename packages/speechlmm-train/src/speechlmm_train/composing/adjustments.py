@@ -47,14 +47,15 @@ def adjust(config: DictConfig, names: Sequence[str], choices: Mapping[str, str],
         ConfigError: There is no such adjustment, or what is wrong with it.
     """
     changes: list[Change] = []
+    plain: Any = OmegaConf.to_container(config, resolve=True) if names else {}
     for name in names:
         for number, rule in enumerate(_rules(name, tree)):
-            plain: Any = OmegaConf.to_container(config, resolve=True)
             one = _Rule(name, f"adjustment {name!r}, rule {number + 1}", plain, choices, tree)
             when, values = one.parts(rule)
             held = [one.holds(key, wanted) for key, wanted in when.items()]  # each, so that a wrong key always shows
             if all(held):
                 changes.extend(change for key, value in values.items() for change in one.apply(config, key, value))
+                plain = OmegaConf.to_container(config, resolve=True)
     return changes
 
 
