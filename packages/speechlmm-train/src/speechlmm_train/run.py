@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from speechlmm_train.config import RunConfig
 from speechlmm_train.parallel.arguments import parallel_arguments
 from speechlmm_train.parallel.loading import spread_while_loading
 from speechlmm_train.parallel.names import Mode, mode_of
+from speechlmm_train.parallel.quiet import quiet
 from speechlmm_train.parallel.ranks import Ranks
 from speechlmm_train.parallel.release import release
 from speechlmm_train.parallel.saving import save_final
@@ -248,8 +248,7 @@ class _Run:
         trainer = self._trainer(index, start_step)
         if stage.evaluation is not None:
             trainer.add_callback(EvaluationCallback(trainer, stage.evaluation, settings.training))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*pin_memory.*")  # no GPU: nothing to pin, and nothing lost
+        with quiet():
             trainer.train(resume_from_checkpoint=str(here.path) if here else None)
         if trainer.stopped:
             raise PreemptedError(
@@ -299,6 +298,7 @@ class _Run:
             mode=self.mode,
             whole=self.whole,
             inputs=frozenset(stage.spacers.numbers),
+            max_grad_norm=training.max_grad_norm,
             watching=training,
             utilisation=utilisation_of(self.config, settings, self.processor, on_cpu=trains_on_cpu(training)),
         )

@@ -64,8 +64,6 @@ def parallel_arguments(training: TrainingConfig, *, world_size: int, base: Path 
         found["use_cpu"] = True  # else accelerate takes each process for the only one
     if mode == "ddp":
         found["ddp_find_unused_parameters"] = False  # the trainer finds them, and once for each kind of micro-batch
-    if mode == "fsdp2":
-        found["save_only_model"] = True  # transformers' own checkpoints, which are never written
     if mode == "zero":
         found |= _zero(training, world_size=world_size, base=base)
     return found
@@ -85,6 +83,8 @@ def _zero(training: TrainingConfig, *, world_size: int, base: Path | None) -> di
         )
     batch = training.per_device_train_batch_size or 1
     found: dict[str, Any] = {"deepspeed": config, "bf16": False, "use_cpu": False, "per_device_train_batch_size": batch}
+    if config["zero_optimization"]["stage"] == 0:
+        found["max_grad_norm"] = 0.0  # the trainer clips: here, DeepSpeed does and does not tell the norm
     if not torch.cuda.is_available():
         found["accelerator_config"] = {"use_configured_state": True}
     return found

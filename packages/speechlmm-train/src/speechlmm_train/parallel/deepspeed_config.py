@@ -88,15 +88,19 @@ def deepspeed_config(
     require_deepspeed()
     name = training.deepspeed_config
     if name is None:
-        return preset(training.parallel)
+        return _of_trainer(preset(training.parallel))
     given = preset(name) if name in PRESETS else _read(name, base)
     faults = list(contradictions(given, training, world_size=world_size, bf16=bf16))
     if faults:
         raise ConfigError("\n".join(f"training.deepspeed_config {name!r}: {fault}" for fault in faults))
     merged = _over(preset(training.parallel), given)
-    for key in _OURS:  # they say what the training's settings say, from which we make them
-        merged.pop(key, None)
-    return merged
+    return _of_trainer(merged)
+
+
+def _of_trainer(config: dict[str, Any]) -> dict[str, Any]:
+    """Without what the trainer does itself, from the training's settings, which say the same."""
+    clipping = {"gradient_clipping": "auto"} if config["zero_optimization"]["stage"] == 0 else {}
+    return {key: value for key, value in config.items() if key not in _OURS} | clipping
 
 
 def contradictions(given: Mapping[str, Any], training: TrainingConfig, *, world_size: int, bf16: bool) -> Iterator[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -94,6 +94,18 @@ class Ranks:
         with _Named("waiting for a value of every rank", self):
             distributed.all_gather_object(found, value, group=self.group)
         return found
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Sums of numbers over all ranks, on every rank; all have to give as many."""
+        if self.world_size == 1:
+            return list(values)
+        import torch
+        from torch import distributed
+
+        found = torch.tensor(list(values), dtype=torch.float64)
+        with _Named("waiting for numbers of every rank", self):
+            distributed.all_reduce(found, group=self.group)
+        return found.tolist()
 
     def broadcast(self, value: T | None) -> T:
         """The first rank's value, on every rank."""

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from speechlmm_core.errors import SpeechLMMError
 from speechlmm_core.inference.engine import InferenceEngine
 from speechlmm_core.inference.options import GenerationOptions
 from speechlmm_core.model.describe import attention_of
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_train.evaluate.evaluate import predict
 from speechlmm_train.evaluate.prediction import Prediction, write_predictions
-from speechlmm_train.evaluate.questions import Keys
+from speechlmm_train.evaluate.questions import Keys, questions
 from speechlmm_train.evaluate.score import score_what_can_be
+from speechlmm_train.parallel.whole import whole_weights
 from speechlmm_train.trainer.best import RunState, worsening
 from speechlmm_train.trainer.evaluation_plan import EVAL, GUARD, EvaluationPlan
 from speechlmm_train.trainer.sample import Sample
@@ -35,7 +34,7 @@ ROUNDING = 1e-9
 class EvaluationCallback(TrainerCallback):
     """Answers fixed samples every `eval_steps`, and acts on what comes out.
 
-    The first rank evaluates while the others wait; all of them learn what was decided.
+    Each rank answers its share; the first scores all answers, and all of them learn what was decided.
     """
 
     def __init__(self, trainer: SpeechLMMTrainer, plan: EvaluationPlan, training: TrainingConfig) -> None:
@@ -52,28 +51,31 @@ class EvaluationCallback(TrainerCallback):
         """Evaluates what later evaluations of the guard set are compared with."""
         if GUARD not in self.plan.samples or self.state.guarded == self.plan.guarded:
             return
-        self._together(self._guard_anew)
+        began = bool(self.trainer.state.global_step)
+        kinds = (GUARD,) if began else tuple(self.plan.samples)
+        answers = self._answers(kinds)
+        self._together(lambda: self._guard_anew(answers, began=began))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Evaluates when it is time; saves what is the best, and ends the stage where nothing improves any more."""
         every = self.training.eval_steps
         if every is None or state.global_step % every:
             return
-        best, ends = self._together(self._judged)
+        answers = self._answers(tuple(self.plan.samples))
+        best, ends = self._together(lambda: self._judged(answers))
         if best or ends:
             control.should_save = True
         if ends:
             control.should_training_stop = control.should_log = True
 
-    def _guard_anew(self) -> None:
-        began = bool(self.trainer.state.global_step)
+    def _guard_anew(self, answers: Mapping[str, list[Prediction]], *, began: bool) -> None:
         if began and self.state.guarded:
             self.trainer.warn("the guard set is another or is measured otherwise; its figures start anew")
         self.state.guard, self.state.guarded = {}, self.plan.guarded
-        self._evaluate((GUARD,) if began else self.plan.samples)
+        self._report(answers)
 
-    def _judged(self) -> tuple[bool, bool]:
-        figures = self._evaluate(self.plan.samples)
+    def _judged(self, answers: Mapping[str, list[Prediction]]) -> tuple[bool, bool]:
+        figures = self._report(answers)
         trainer, rule = self.trainer, self.plan.rule
         if rule is None:
             return False, False
@@ -92,23 +94,51 @@ class EvaluationCallback(TrainerCallback):
                 trainer.warn(line)
         return best, ends
 
-    def _evaluate(self, kinds: Mapping[str, Sample] | tuple[str, ...]) -> dict[str, float]:
-        """Evaluates samples and reports their figures."""
-        figures: dict[str, float] = {}
-        with self.trainer.paused(), plain_forward(self.trainer.model, self._precision()) as model:
-            engine = InferenceEngine(model, self.trainer.processor)
+    def _answers(self, kinds: Sequence[str]) -> dict[str, list[Prediction]]:
+        """The answers to samples; every rank takes part."""
+        found: dict[str, list[Prediction]] = {}
+        trainer, model = self.trainer, self.trainer.model
+        assert model is not None
+        with trainer.paused(), whole_weights(model), plain_forward(model, self._precision()) as plain:
+            engine = InferenceEngine(plain, trainer.processor)
             for kind in kinds:
-                figures |= self._figures(kind, self.plan.samples[kind], engine)
+                found[kind] = self._shared(self.plan.samples[kind], engine)
+        return found
+
+    def _shared(self, sample: Sample, engine: InferenceEngine) -> list[Prediction]:
+        """The answers to a sample, of which each rank gives its share."""
+        options = GenerationOptions(max_new_tokens=self.training.eval_max_new_tokens)
+        ranks, asked = self.trainer.ranks, Keys()
+        order: list[str] = []
+        if ranks.world_size > 1:
+            for name, examples in sample.parts:
+                order += [question.key for question, _ in questions(examples, name, asked)]
+
+        def share() -> list[Prediction]:
+            keys, own = Keys(), set(order[ranks.rank :: ranks.world_size])
+            left_out = [key for key in order if key not in own]
+            found: list[Prediction] = []
+            for name, examples in sample.parts:
+                found += predict(engine, examples, dataset=name, options=options, keys=keys, done=left_out)
+            return found
+
+        mine, shares = ranks.share(share, list)
+        if ranks.world_size == 1:
+            return mine
+        known = {prediction.key: prediction for one in shares for prediction in one}
+        return [known[key] for key in order]
+
+    def _report(self, answers: Mapping[str, list[Prediction]]) -> dict[str, float]:
+        """Scores answers and reports the figures."""
+        figures: dict[str, float] = {}
+        with self.trainer.paused():
+            for kind, predictions in answers.items():
+                figures |= self._figures(kind, self.plan.samples[kind], predictions)
         self._guard(figures)
         self.trainer.reporter.log(self.trainer.total_step, self.trainer.stage.name, figures)
         return figures
 
-    def _figures(self, kind: str, sample: Sample, engine: InferenceEngine) -> dict[str, float]:
-        options = GenerationOptions(max_new_tokens=self.training.eval_max_new_tokens)
-        predictions: list[Prediction] = []
-        keys = Keys()
-        for name, examples in sample.parts:
-            predictions += predict(engine, examples, dataset=name, options=options, keys=keys)
+    def _figures(self, kind: str, sample: Sample, predictions: Sequence[Prediction]) -> dict[str, float]:
         step = self.trainer.total_step
         name = f"step-{step}.jsonl" if kind == EVAL else f"{kind}-step-{step}.jsonl"
         write_predictions(self.trainer.folder.path / FOLDER / name, predictions)
@@ -145,22 +175,7 @@ class EvaluationCallback(TrainerCallback):
 
     def _together(self, work: Callable[[], Any]) -> Any:
         """Does something on the first rank and tells the others what came of it, also if it failed."""
-        if self.trainer.args.world_size == 1:
-            return work()
-        outcome: list[Any] = [None, None, None]
-        failure: Exception | None = None
-        if self.trainer.is_world_process_zero():
-            try:
-                outcome = [work(), None, self.state]
-            except Exception as exc:
-                failure = exc
-                outcome[1] = f"the evaluation on the first rank failed: {exc}"
-        broadcast_object_list(outcome)
-        if failure is not None:
-            raise failure
-        result, fault, state = outcome
-        if fault is not None:
-            raise SpeechLMMError(fault)
+        result, state = self.trainer.ranks.on_main(lambda: (work(), self.state))
         self.state.take(state)
         return result
 

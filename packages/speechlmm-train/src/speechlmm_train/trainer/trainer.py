@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from speechlmm_core.checkpoint.fill import is_spread
 from speechlmm_core.interfaces.objective import Schedule, weight_at
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
@@ -71,6 +72,8 @@ class StageContext:
     """Components that no stage trains; they stay whole in every process."""
     inputs: frozenset[str] = frozenset()
     """Inputs that the stage's data have."""
+    max_grad_norm: float = 0.0
+    """Norm to which gradients are clipped where the trainer does it in DeepSpeed's place."""
     watching: Watching = field(default_factory=Watching)
     """When a training that goes wrong stops."""
     utilisation: Utilisation | None = None
@@ -114,10 +117,12 @@ class SpeechLMMTrainer(WatchedTrainer):
         if stage.mode == "fsdp2":
             still(model, stage.inputs)
             shard(model, whole=stage.whole, device=args.device, bf16=args.bf16)
-            model.is_distributed_loading_by_transformers = True  # so that transformers does not spread it again
+            model._is_distributed_loading_by_transformers = True  # so that transformers does not spread it again
         elif stage.mode != "none":
             still(model, stage.inputs)
         super().__init__(model=model, args=args, callbacks=callbacks)
+        if stage.mode == "fsdp2":
+            self.is_distributed_loading_by_transformers = True  # so that it is not spread a second time
         self.remove_callback(PrinterCallback)
         self.add_callback(_Step(reporter, stage.name))
         self.add_callback(StopWhenAsked(self))
@@ -138,6 +143,7 @@ class SpeechLMMTrainer(WatchedTrainer):
         """Whether the training has ended for that."""
         self._counts: dict[str, int] = {}
         self._number = 0
+        self._norm: Tensor | None = None
         self._hidden = ExitStack()
         self._unreached: dict[tuple[str, ...], list[nn.Parameter]] = {}
 
@@ -222,10 +228,31 @@ class SpeechLMMTrainer(WatchedTrainer):
         assert isinstance(self.model, SpeechLMM)
         if self.stage.mode == "zero":
             gather_at_start(self.model)
+            self._clip_before_step()
         if resume_from_checkpoint is not None:
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
             self._load_scaler(resume_from_checkpoint)
         return prepared
+
+    def _clip_before_step(self) -> None:
+        """With ZeRO's stage 0, clips gradients when they are summed up: there, DeepSpeed does not tell their norm."""
+        plain = getattr(self.model_wrapped, "optimizer", None)
+        if not isinstance(plain, torch.optim.Optimizer):
+            return
+
+        def clip(*_: Any) -> None:
+            limit = self.stage.max_grad_norm or float("inf")
+            parameters = [one for group in plain.param_groups for one in group["params"]]
+            self._norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+
+        plain.register_step_pre_hook(clip)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        return super()._get_grad_norm(model, grad_norm=grad_norm if self._norm is None else self._norm)
+
+    def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager[None]:
+        """Gradients are spread at every micro-batch: whole ones would need the memory that FSDP is there to save."""
+        return nullcontext()
 
     def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
         if self.stage.mode == "zero":  # until the scheduler is made, which comes next
@@ -243,6 +270,10 @@ class SpeechLMMTrainer(WatchedTrainer):
             )
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        if not any(is_spread(parameter) for parameter in model.parameters()):  # FSDP has put it there
+            super()._move_model_to_device(model, device)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimiser, with a group for each learning rate in `lr_groups`."""

@@ -1,0 +1,32 @@
+"""Keeps what libraries say about themselves, again and again, out of a training's messages."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_IDLE = ("unknown inputs or outputs type", "Gradient accumulation steps mismatch")
+"""DeepSpeed's hooks do not see into our own classes, and need not: what lies behind them is gathered at the start of a
+forward pass. And accelerate takes DeepSpeed's number of micro-batches, which is the right one."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leaves out warnings of torch's and DeepSpeed's that no user can do anything about."""
+    loggers = [logging.getLogger(name) for name in ("DeepSpeed", "accelerate.accelerator")]
+    for logger in loggers:
+        logger.addFilter(_wanted)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*pin_memory.*")  # no GPU: nothing to pin, and nothing lost
+            warnings.filterwarnings("ignore", message=r".*torch\.distributed\..* is deprecated", category=FutureWarning)
+            yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(_wanted)
+
+
+def _wanted(record: logging.LogRecord) -> bool:
+    return not any(words in record.getMessage() for words in _IDLE)
