@@ -143,9 +143,17 @@ def test_a_job_that_is_queued_again_resumes(start, cluster, place, failing):
     assert again["resume"]
     saved = max(int(path.name.partition("-")[2]) for path in folder.glob("checkpoint-*"))
     wait_until(lambda: steps_of(folder)[-1] > saved)
-    cluster.run(["scancel", job])
+    # As before the time limit: the run saves, and the job queues itself again.
+    cluster.run(["scancel", "--signal=USR2", job])
+    wait_until(lambda: cluster.run(["squeue", "--noheader", "--format=%T", f"--jobs={job}"]).strip() == "PENDING")
+    state = json.loads((folder / "launch" / "state.json").read_text())
+    assert (state["state"], state["exit_code"]) == ("preempted", 75)
     steps = steps_of(folder)
     assert steps == list(range(1, len(steps) + 1))  # each once: it went on from the checkpoint
+    assert (folder / f"checkpoint-{steps[-1]}").is_dir()
+    code, out, _ = end(start("status", "again"))
+    assert (code, "queued" in out, "queued again" in out) == (0, True, True)
+    cluster.run(["scancel", job])
 
 
 def wait_until(condition, timeout=240):

@@ -42,7 +42,7 @@ def a_job(folder, **more):
     [("90", 90), ("5:00", 5), ("5:01", 6), ("02:30:00", 150), ("2-12", 3600), ("1-00:30", 1470), ("1-0:0:1", 1441)],
 )
 def test_time_limits_are_read_as_sbatch_reads_them(text, minutes):
-    assert SlurmLauncherConfig(time=text).time == minutes
+    assert SlurmLauncherConfig(time=text, signal_delay_s=1).time == minutes
 
 
 @given(st.integers(0, 9), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59))
@@ -71,6 +71,8 @@ def test_what_no_launcher_has_is_told_with_the_nearest_name():
         slurm_config({"time": 5, "timeout_min": 5})
     with pytest.raises(ConfigError, match=r"hydra.launcher.time: got 'soon'; expected minutes, HH:MM:SS"):
         slurm_config({"time": "soon"})
+    with pytest.raises(ConfigError, match=r"hydra.launcher: signal_delay_s \(120 s\) has to be shorter than time"):
+        slurm_config({"time": 2})
     assert slurm_config({"timeout_min": 5, "setup": "module load CUDA"}).setup == ["module load CUDA"]
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from speechlmm_core.errors import ConfigError
@@ -87,6 +87,16 @@ class SlurmLauncherConfig(Section):
     def _one_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value or []
 
+    @model_validator(mode="after")
+    def _time_to_work(self) -> SlurmLauncherConfig:
+        if self.signal_delay_s >= self.time * 60:
+            raise PydanticCustomError(
+                "signal_delay",
+                "signal_delay_s ({delay} s) has to be shorter than time ({time} min)",
+                {"delay": self.signal_delay_s, "time": self.time},
+            )
+        return self
+
     @property
     def processes(self) -> int:
         """Processes on each node: one for each GPU, and one where there is none."""
@@ -138,4 +148,9 @@ def slurm_config(launcher: Mapping[str, Any]) -> SlurmLauncherConfig:
         return SlurmLauncherConfig.model_validate(given)
     except ValidationError as exc:
         lines = explain(exc, SlurmLauncherConfig, given)
-        raise ConfigError("\n".join(f"hydra.launcher.{line}" for line in lines)) from exc
+        place = "hydra.launcher"
+        raise ConfigError(
+            "\n".join(
+                f"{place}: {line}" if line.startswith("signal_delay_s (") else f"{place}.{line}" for line in lines
+            )
+        ) from exc
