@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from speechlmm_core.chat.messages import Message
 from speechlmm_core.data.draw import draw
@@ -24,6 +24,7 @@ from speechlmm_core.data.examples import as_examples
 from speechlmm_core.errors import DataError, MediaError, SpeechLMMError
 from speechlmm_core.processor.processor import Transform
 from speechlmm_train.batching.epoch import MicroBatch
+from speechlmm_train.batching.parcel import Parcel, wrap
 from speechlmm_train.batching.plan import BatchPlan
 from speechlmm_train.batching.spacers import Spacers
 from speechlmm_train.batching.worker_signals import leave_signals_to_the_parent
@@ -126,7 +127,7 @@ class TrainingBatches:
         for batch in batches:
             if isinstance(batch, SpeechLMMError):
                 raise batch
-            yield batch
+            yield batch.open() if isinstance(batch, Parcel) else batch
 
     def load(self, micro_batch: MicroBatch) -> Batch:
         """Loads one micro-batch, in this process and out of turn.
@@ -135,7 +136,7 @@ class TrainingBatches:
             MediaError: A medium cannot be loaded; names the example and its place in the manifest.
             DataError: An example cannot be used; likewise.
         """
-        batch = self._dataset[micro_batch]
+        batch = self._dataset.load(micro_batch)
         if isinstance(batch, SpeechLMMError):
             raise batch
         return batch
@@ -201,7 +202,11 @@ class _MicroBatches(Dataset[Any]):
         self.examples, self.processor, self.seed, self.packed = as_examples(examples), processor, seed, packed
         self.indices, self.augment, self.advice = indices, augment, advice
 
-    def __getitem__(self, batch: MicroBatch) -> Batch | SpeechLMMError:
+    def __getitem__(self, batch: MicroBatch) -> Batch | Parcel | SpeechLMMError:
+        loaded = self.load(batch)
+        return loaded if get_worker_info() is None or isinstance(loaded, SpeechLMMError) else wrap(loaded)
+
+    def load(self, batch: MicroBatch) -> Batch | SpeechLMMError:
         # An error travels as a value: raised in a worker, it would come out wrapped in that worker's traceback.
         try:
             samples = [self._sample(*one) for one in zip(batch.rounds, batch.indices, strict=True)]
