@@ -64,7 +64,7 @@ FILES = {
             set: {training.logging_steps: 4, training.lr_groups: {text_decoder: 0.5}}
     """,
     "adjustments/always.yaml": "rules:\n  - set: {hydra.launcher.nodes: 3}\n",
-    "adjustments/unknown_key.yaml": "rules:\n  - set: {training.learning_rat: 1}\n",
+    "adjustments/unknown_key.yaml": "rules:\n  - when: {training.seed: 7}\n    set: {training.learning_rat: 1}\n",
     "adjustments/unknown_section.yaml": "rules:\n  - when: {trainig.save: full}\n    set: {training.seed: 1}\n",
     "adjustments/unknown_condition.yaml": "rules:\n  - when: {training.paralel: ddp}\n    set: {training.seed: 1}\n",
     "adjustments/unknown_group.yaml": "rules:\n  - when: {model/text_decodr: wide}\n    set: {training.seed: 1}\n",

@@ -95,6 +95,13 @@ class _Rule:
                 raise ConfigError(
                     f"{self.place}: `{name}`: expected a mapping with keys like training.parallel, got {part!r}"
                 )
+        for key in values:  # also where the rule does not apply
+            if "/" in key or key == SETTING:
+                raise ConfigError(
+                    f"{self.place}: {key!r} is a group, and adjustments set values (`training.parallel`); choose "
+                    "presets on the command line or in a training setting"
+                )
+            check_key(self.plain, key, self.place)
         return when, values
 
     def holds(self, key: str, wanted: Any) -> bool:
@@ -113,13 +120,7 @@ class _Rule:
 
     def apply(self, config: DictConfig, key: str, value: Any) -> list[Change]:
         """Sets a value."""
-        if "/" in key or key == SETTING:
-            raise ConfigError(
-                f"{self.place}: {key!r} is a group, and adjustments set values (`training.parallel`); choose presets "
-                "on the command line or in a training setting"
-            )
         before = _value(self.plain, key)
-        check_key(self.plain, key, self.place)
         try:
             OmegaConf.update(config, key, value, merge=False, force_add=True)
             after = OmegaConf.select(config, key)
