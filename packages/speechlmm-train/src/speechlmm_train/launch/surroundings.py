@@ -43,12 +43,13 @@ def alarm(seconds: float | None) -> Iterator[None]:
         raise TimeoutError
 
     before: Any = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds or 0)
+    running = signal.setitimer(signal.ITIMER_REAL, seconds or 0)  # whoever calls this may have an alarm of their own
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *running)
 
 
 @contextmanager
