@@ -159,15 +159,11 @@ class Watch:
         norm = [grad_norm.detach().reshape(1)] if isinstance(grad_norm, Tensor) else []
         tensors = [mean.reshape(1) for _, mean in self._losses] + norm
         values = read(tensors, tensors[0].device) if tensors else []
-        own: dict[str, float] = {}
+        own = dict.fromkeys(self.objectives, 0.0)
         for (name, _), value in zip(self._losses, values, strict=False):
-            own[name] = own.get(name, 0.0) + value
-        heard = self.ranks.gather(own)
-        self.losses = {
-            name: sum(one.get(name, 0.0) for one in heard)
-            for name in self.objectives
-            if any(one.get(name, 0.0) for one in heard)  # nothing to learn from, nothing to compare
-        }
+            own[name] += value
+        means = zip(self.objectives, self.ranks.sum(list(own.values())), strict=True)
+        self.losses = {name: mean for name, mean in means if mean}  # 0: there was nothing to learn from
         found = values[-1] if norm else grad_norm
         return self.judge.fault(self.losses, None if found is None else float(found))
 

@@ -69,6 +69,8 @@ class WatchedTrainer(Trainer):
 
     def _measure_parts(self) -> None:
         """Measures the parts' gradients of a step that will be logged, before they are clipped."""
+        if self.is_deepspeed_enabled:  # its optimiser has had them by now
+            return
         step = self.state.global_step + 1
         first = step == 1 and self.args.logging_first_step
         if first or step >= self.state.max_steps or step % max(int(self.state.logging_steps), 1) == 0:
