@@ -16,8 +16,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_iter
 
-from speechlmm_core.lora.inject import inject
-from speechlmm_core.model.describe import meta_model
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_train.config import RunConfig
 from speechlmm_train.preflight.fake import ShapeRules, fake_batch, make_fake
@@ -26,6 +24,7 @@ from speechlmm_train.preflight.step import checkpoint_activations, forward_backw
 from speechlmm_train.preflight.tracker import StorageTracker
 from speechlmm_train.stage_config import ResolvedStage
 from speechlmm_train.trainer.checks import freeze_for
+from speechlmm_train.trainer.initial_model import planned_model
 
 
 @dataclass(frozen=True)
@@ -67,11 +66,13 @@ class StageModel:
 
     def __init__(self, config: RunConfig, stage: ResolvedStage) -> None:
         self.stage = stage
-        self.model: SpeechLMM = meta_model(config.model)
-        inject(self.model, config.training.lora_adapters)
+        self.model: SpeechLMM = planned_model(config, flash_attention=False)
         freeze_for(self.model, stage)
         checkpoint_activations(self.model, on=stage.training.gradient_checkpointing)
         self.quantised = quantised_bytes(self.model, config.training)
+        for name, parameter in self.model.named_parameters():
+            if name in self.quantised:
+                parameter.requires_grad_(False)
         self.mode = FakeTensorMode()
         make_fake(self.model, self.mode)
         self.model.train()

@@ -114,8 +114,12 @@ def initial_coverage(config: RunConfig) -> Coverage | None:
     return cover(meta_model(config.model), folder, new_components=training.new_components)
 
 
-def planned_model(config: RunConfig) -> SpeechLMM:
+def planned_model(config: RunConfig, *, flash_attention: bool | None = None) -> SpeechLMM:
     """The model on the meta device with all the adapters that it will have, the checkpoint's and new ones.
+
+    Args:
+        config: The run.
+        flash_attention: Whether FlashAttention can run where the model will; by default what is so here.
 
     Raises:
         CheckpointError: The checkpoint is missing.
@@ -126,7 +130,8 @@ def planned_model(config: RunConfig) -> SpeechLMM:
     if training.pretrained_checkpoint is not None:
         there = read_adapters(resolve_model_path(training.pretrained_checkpoint))
     found = {adapter.name: adapter for adapter in (*there, *training.lora_adapters)}
-    model = meta_model(config.model, adapters=list(found.values()), flash_attention=can_flash(training))
+    flash_attention = can_flash(training) if flash_attention is None else flash_attention
+    model = meta_model(config.model, adapters=list(found.values()), flash_attention=flash_attention)
     model.frozen_adapters = frozenset(found) - {adapter.name for adapter in training.lora_adapters}
     return model
 
