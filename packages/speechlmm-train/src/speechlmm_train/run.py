@@ -158,7 +158,7 @@ def run(
     ranks.on_main(prepare_folder)
 
     def open_reporter() -> Reporter:
-        report_to = list(config.training.report_to)
+        report_to = [str(name) for name in config.training.report_to]
         sinks = open_sinks(report_to, folder.path, first_step=done_steps, config=written) if ranks.is_main else []
         shown = progress and ranks.is_main
         opened = Reporter(sinks, total_steps=total, first_step=done_steps, progress=shown)

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from speechlmm_core.errors import ConfigError
 
-EXPECTED = "expected auto, cpu, cuda or cuda:<number>"
+EXPECTED = "expected auto, all, cpu, cuda or cuda:<number>"
+ALL = "all"
+"""Stands for all GPUs together."""
+
+
+def device_arguments(name: str) -> dict[str, Any]:
+    """Where `from_pretrained` is to put a model; `all` spreads it over all GPUs.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+    return {"device_map": "auto"} if name == ALL else {"device": choose_device(name)}
 
 
 def choose_device(name: str) -> torch.device:

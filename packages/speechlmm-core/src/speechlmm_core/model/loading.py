@@ -14,6 +14,7 @@ from speechlmm_core.config import ATTENTIONS
 from speechlmm_core.errors import CheckpointError, ConfigError
 from speechlmm_core.model.dtypes import default_dtype
 from speechlmm_core.model.hf_config import SpeechLMMConfig
+from speechlmm_core.model.placement import DeviceMap, place
 from speechlmm_core.model.quantise import quantise_decoder, require_bitsandbytes
 from speechlmm_core.registry import nearest
 
@@ -30,6 +31,7 @@ def load_model(
     attn_implementation: str | None = None,
     load_in_4bit: bool = False,
     load_in_8bit: bool = False,
+    device_map: DeviceMap | None = None,
 ) -> SpeechLMM:
     """Loads a model in evaluation mode.
 
@@ -41,14 +43,18 @@ def load_model(
         attn_implementation: Overrides the configuration's.
         load_in_4bit: Quantise the language model's linear layers to 4 bits (bitsandbytes).
         load_in_8bit: Quantise them to 8 bits.
+        device_map: Places the parts on several devices, in the place of `device`: `auto` for all GPUs, or devices by
+            module name.
 
     Raises:
         CheckpointError: The checkpoint is missing, incomplete or does not fit.
-        ConfigError: There is no such `attn_implementation`.
+        ConfigError: There is no such `attn_implementation`, or the device map does not fit.
         MissingDependencyError: Quantisation is asked for and bitsandbytes is not installed.
     """
     if load_in_4bit and load_in_8bit:
         raise ConfigError("give either load_in_4bit or load_in_8bit, not both")
+    if device_map is not None and (device is not None or load_in_4bit or load_in_8bit):
+        raise ConfigError("device_map goes with neither `device` nor quantised weights, which lie on one device")
     if load_in_4bit or load_in_8bit:
         require_bitsandbytes()
     folder = resolve_model_path(path)
@@ -70,12 +76,15 @@ def load_model(
     with default_dtype(dtype):
         shell = SpeechLMMConfig(model=config.model_dump(mode="json"), dtype=dtype)
         shell.name_or_path = str(folder)
-        model = model_class(shell, flash_attention=flash_usable(device or "cpu", dtype))
+        model = model_class(shell, flash_attention=device_map is None and flash_usable(device or "cpu", dtype))
     bits = 4 if load_in_4bit else 8 if load_in_8bit else None
     # Before adapters are put on the layers: PEFT has layers of its own for quantised weights.
     quantise = partial(quantise_decoder, model, bits=bits, compute_dtype=dtype, device=device) if bits else None
     restore(model, folder, after_weights=quantise)
-    torch.nn.Module.to(model, device or "cpu")
+    if device_map is not None:
+        place(model, device_map)
+    else:
+        torch.nn.Module.to(model, device or "cpu")
     return model.eval()
 
 

@@ -118,7 +118,7 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
             pretrained_model_name_or_path: Folder with `config.json`, or one that holds `model/`.
             *args: Not taken.
             **kwargs: ``dtype`` (a torch dtype, or "auto" for the saved one), ``device``, ``attn_implementation``,
-                ``load_in_4bit``, ``load_in_8bit``; ``revision`` of a checkpoint on the hub.
+                ``load_in_4bit``, ``load_in_8bit``, ``device_map``; ``revision`` of a checkpoint on the hub.
 
         Raises:
             CheckpointError: The checkpoint is missing, incomplete or does not fit.
@@ -176,6 +176,11 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: nn.Module) -> None:
         # Components initialise themselves when they are built; a second initialisation would undo theirs.
         return
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches go: the device of the text decoder's embeddings; other parts may lie elsewhere."""
+        return self.text_decoder.embedding_weight.device
 
     def get_input_embeddings(self) -> nn.Module:
         """The text decoder's embedding table."""

@@ -25,7 +25,9 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--load-in-4bit", is_flag=True, help="Quantise the language model to 4 bits (bitsandbytes)."),
         click.option("--attn-implementation", type=click.Choice(ATTENTION), default="auto", show_default=True),
         click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="auto: as saved."),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …"),
+        click.option(
+            "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …; all: spread over all GPUs."
+        ),
         click.option("--model-path", type=click.Path(path_type=Path), required=True, help="A checkpoint, or a run."),
     ):
         function = decorate(function)
@@ -64,12 +66,12 @@ def load_engine(
     from speechlmm_core.checkpoint.load import read_model_config, resolve_model_path
 
     read_model_config(resolve_model_path(model_path))  # says what is wrong before torch is imported
-    from speechlmm_core.inference.device import choose_device
+    from speechlmm_core.inference.device import device_arguments
     from speechlmm_core.inference.engine import InferenceEngine
 
     return InferenceEngine.from_pretrained(
         str(model_path),
-        device=choose_device(device),
+        **device_arguments(device),
         dtype=dtype,
         attn_implementation=attn_implementation,
         load_in_4bit=load_in_4bit,

@@ -28,7 +28,9 @@ _OVERRIDE = re.compile(r"[+~]{0,2}[\w./@:-]+=|~[\w./@:-]+$")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=512, show_default=True)
 @click.option("--num-beams", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--batch-size", default="auto", show_default=True, help="Examples at a time, or `auto`.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
+@click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …; all: spread over all GPUs."
+)
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto")
 @click.option("--resume", is_flag=True, help="Go on with what an interrupted evaluation left in the output folder.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier evaluation in the output folder.")

@@ -14,7 +14,7 @@ from speechlmm_core.data.chats import task_for
 from speechlmm_core.data.examples import Examples, SubsetExamples
 from speechlmm_core.data.spec.opened import OpenedDataset
 from speechlmm_core.errors import DataError
-from speechlmm_core.inference.device import choose_device
+from speechlmm_core.inference.device import device_arguments
 from speechlmm_core.inference.engine import InferenceEngine
 from speechlmm_core.inference.options import GenerationOptions
 from speechlmm_train.evaluate.evaluate import predict
@@ -62,7 +62,7 @@ def evaluate_datasets(run: EvaluationRun, open_data: Callable[[], Sequence[Opene
         ConfigError: There is no such device or metric, the folder holds an earlier evaluation, or one of something
             else that is to be gone on with.
     """
-    device = choose_device(run.device)
+    device = device_arguments(run.device)
     folder = EvaluationFolder(run.output_dir)
     folder.check(resume=run.resume, overwrite=run.overwrite)
     checkpoint = resolve_model_path(run.model_path)
@@ -76,7 +76,7 @@ def evaluate_datasets(run: EvaluationRun, open_data: Callable[[], Sequence[Opene
     total = sum(map(len, datasets.values()))
     engine = None
     if len(found) < total:
-        engine = InferenceEngine.from_pretrained(str(run.model_path), device=device, dtype=run.dtype)
+        engine = InferenceEngine.from_pretrained(str(run.model_path), **device, dtype=run.dtype)
     folder.begin(about, kept)  # only now: a model that cannot be loaded must not cost an earlier evaluation
     keys = Keys()
     if engine is not None:

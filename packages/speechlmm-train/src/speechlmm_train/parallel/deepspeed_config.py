@@ -160,7 +160,7 @@ def _read(name: str, base: Path | None) -> dict[str, Any]:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError as exc:
         raise ConfigError(
-            f"{place} is no file that can be read ({exc.strerror}){nearest(name, PRESETS)}; expected a JSON file, or "
+            f"{place} is no file that can be read ({exc.strerror}){nearest(name, list(PRESETS))}; expected a JSON file, or "
             f"one of {', '.join(PRESETS)}"
         ) from exc
     except ValueError as exc:

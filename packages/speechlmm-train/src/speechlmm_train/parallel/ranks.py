@@ -209,10 +209,11 @@ def _attempt(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
 def _alone(backend: str, limit: timedelta) -> None:
     """A process group of one, with the variables by which accelerate and DeepSpeed know of one."""
     from torch import distributed
+    from torch._C._distributed_c10d import FileStore  # where it comes from: torch.distributed does not list it
 
     os.environ.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"})
     os.environ.setdefault("MASTER_ADDR", "localhost")
-    store = distributed.FileStore(str(Path(tempfile.mkdtemp(prefix="speechlmm-"), "store")), 1)
+    store = FileStore(str(Path(tempfile.mkdtemp(prefix="speechlmm-"), "store")), 1)
     distributed.init_process_group(backend, store=store, rank=0, world_size=1, timeout=limit)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from torch import nn
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 _LEFT_BEHIND = ("_z3_optimizer", "_hp_mapping", "_zero_optimizer")
 
@@ -25,6 +27,9 @@ def release(model: nn.Module, wrapped: Any) -> None:
     if wrapped is model or destroy is None:
         return
     destroy()
+    # What accelerate and transformers remember of DeepSpeed outlasts it.
+    os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
+    unset_hf_deepspeed_config()
     for parameter in model.parameters():
         for name in _LEFT_BEHIND:
             if hasattr(parameter, name):

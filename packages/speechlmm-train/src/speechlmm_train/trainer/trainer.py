@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from speechlmm_core.checkpoint.fill import is_spread
+from speechlmm_core.checkpoint.fill import is_spread, whole
 from speechlmm_core.interfaces.objective import Schedule, weight_at
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
@@ -248,11 +248,25 @@ class SpeechLMMTrainer(WatchedTrainer):
         plain.register_step_pre_hook(clip)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        return super()._get_grad_norm(model, grad_norm=grad_norm if self._norm is None else self._norm)
+        found = grad_norm if self._norm is None else self._norm
+        if found is None and self.stage.mode == "fsdp2":
+            found = self._clip_to(model, float("inf"))
+        return super()._get_grad_norm(model, grad_norm=found)
 
-    def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager[None]:
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        if self.stage.mode != "fsdp2":
+            return super()._clip_grad_norm(model)
+        return self._clip_to(model, self.args.max_grad_norm)
+
+    def _clip_to(self, model: nn.Module, limit: float) -> Tensor:
+        """Clips gradients that are spread over processes to their norm over all of them."""
+        self._measure_parts()
+        return whole(torch.nn.utils.clip_grad_norm_(model.parameters(), limit))
+
+    @contextmanager
+    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
         """Gradients are spread at every micro-batch: whole ones would need the memory that FSDP is there to save."""
-        return nullcontext()
+        yield
 
     def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
         if self.stage.mode == "zero":  # until the scheduler is made, which comes next
