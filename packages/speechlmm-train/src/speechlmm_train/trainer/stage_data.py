@@ -67,7 +67,7 @@ class StageData:
             self.examples,
             self.processor,
             self.plan,
-            indices=self.indices.tolist(),
+            indices=self.indices,
             rank=rank,
             world_size=self.world_size,
             start_step=start_step,
