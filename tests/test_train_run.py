@@ -233,7 +233,7 @@ def test_frozen_parts_stay_in_evaluation_mode(corpus, tmp_path):
         config = plain(corpus, tmp_path / str(seed), max_steps=1, seed=0, freeze_modules=["audio_encoder"])
         config["model"]["audio_encoder"]["model"]["dropout"] = 0.5
         with pytest.MonkeyPatch.context() as patch:
-            import speechlmm_train.trainer.checkpointing as module
+            import speechlmm_train.trainer.trainer as module
 
             step = module.seed_step
             patch.setattr(module, "seed_step", lambda s, *rest, seed=seed, step=step: step(s + seed, *rest))
