@@ -11,6 +11,10 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
+from speechlmm_core.errors import ConfigError
+from speechlmm_train.compose import validate
+from speechlmm_train.run import run
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 RATE = 16_000
@@ -34,6 +38,8 @@ from pathlib import Path
 
 import torch
 
+from speechlmm_core.checkpoint import shards
+from speechlmm_core.errors import SpeechLMMError
 from speechlmm_train.compose import validate
 from speechlmm_train.preempted import PreemptedError
 from speechlmm_train.run import run
@@ -75,13 +81,26 @@ def noted(trainer, epoch_iterator, num_batches, device):
 SpeechLMMTrainer.get_batch_samples = noted
 
 
-def go(plain, log, stop=None, resume=False):
+def no_room(*_, **__):
+    raise OSError(28, "No space left on device")
+
+
+def go(plain, log, stop=None, resume=False, full=False):
     now.update(stop=stop, log=log)
+    save = shards.save_file
+    if full:
+        shards.save_file = no_room
     try:
         run(validate(plain), plain=plain, resume=resume, progress=False)
     except PreemptedError as exc:
         assert exc.exit_code == 75
         return "stopped"
+    except SpeechLMMError as exc:
+        assert full, exc
+        assert "No space left on device; earlier checkpoints are still valid" in str(exc), exc
+        return "full"
+    finally:
+        shards.save_file = save
     return "done"
 '''
 
@@ -89,13 +108,10 @@ SCRIPT = (
     HOOK
     + """
 if __name__ == "__main__":
-    from accelerate.state import AcceleratorState, PartialState
-
     torch.set_num_threads(1)
     for job in json.loads(Path(sys.argv[1]).read_text()):
         job["log"] += os.environ["RANK"]
         print(go(**job), flush=True)
-        AcceleratorState._reset_state(reset_partial_state=True)
 """
 )
 
@@ -173,6 +189,7 @@ def plain(corpus, out, *, stages=STAGES, **training):
             "lora_adapters": LORA,
             "lr_groups": {"audio_adapter": 1e-3},
             "report_to": [],
+            "preflight": False,
             **training,
         },
         "stages": stages,
@@ -245,28 +262,28 @@ def handed_on(corpus, here, run_script, tmp_path_factory, uninterrupted):
         source = uninterrupted[0] / name
         (shutil.copytree if source.is_dir() else shutil.copy2)(source, out / name)
 
-    def part(parallel, stop):
-        logs.append(root / f"log-{stop}-")
+    def part(parallel, stop, *, full=False):
+        logs.append(root / f"log-{stop}-{full}-")
         settings = plain(corpus, out, parallel=parallel)
-        return {"plain": settings, "log": str(logs[-1]), "stop": stop, "resume": True}
+        return {"plain": settings, "log": str(logs[-1]), "stop": stop, "resume": True, "full": full}
 
     def on_two(*parts):
-        file = root / f"jobs-{parts[0]['stop']}.json"
+        file = root / f"jobs-{len(logs)}.json"
         file.write_text(json.dumps(parts))
         done = run_script(SCRIPT, file)
         assert done.code == 0, done.err
-        return done.out.split()
+        return [word for word in done.out.split() if word in ("stopped", "done", "full")]  # DeepSpeed prints, too
 
     told = on_two(part("ddp", 4), part("fsdp2", 6))
     told.append(here(**part("auto", 8)))
-    told += on_two(part("fsdp2", 9), part("zero2", 10), part("zero3", 12))
+    told += on_two(part("fsdp2", 9), part("zero2", 10), part("zero3", 12), part("zero3", None, full=True))
     told.append(here(**part("auto", None)))
     return out, [file for log in logs for file in sorted(log.parent.glob(f"{log.name}*"))], told
 
 
 def test_every_way_to_spread_goes_on_from_every_other(handed_on, uninterrupted):
     out, logs, told = handed_on
-    assert told == ["stopped"] * 6 + ["done"]
+    assert told == [*["stopped"] * 6, "full", "done"]
     expected = {place: what for place, what in batches(uninterrupted[1]).items() if place[0] >= 2}
     assert batches(*logs) == expected
     found, wanted = losses(out), losses(uninterrupted[0])
@@ -298,3 +315,74 @@ def test_every_way_writes_the_same_files(handed_on, uninterrupted):
             assert sorted(one["params"]) == sorted(other["params"])
             assert one["lr"] == pytest.approx(other["lr"])
             assert (one["weight_decay"], one["betas"]) == (other["weight_decay"], other["betas"])
+
+
+def part_of(whole, folder, *steps):
+    """A copy of a run as it was when its last checkpoint was one of some steps."""
+    folder.mkdir()
+    for name in ("config.yaml", "metrics.jsonl"):
+        shutil.copy2(whole / name, folder / name)
+    for step in steps:
+        shutil.copytree(whole / f"checkpoint-{step}", folder / f"checkpoint-{step}")
+    return folder
+
+
+def test_a_damaged_checkpoint_is_named_and_passed_over(corpus, here, tmp_path, uninterrupted, caplog):
+    out = part_of(uninterrupted[0], tmp_path / "out", 10, 12)
+    damaged = out / "checkpoint-12" / "optimizer" / "state.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert here(plain(corpus, out), log=str(tmp_path / "log"), resume=True) == "done"
+    assert "checkpoint-12 is damaged and is passed over: optimizer/state.safetensors has" in caplog.text
+    assert min(step for step, _ in batches(tmp_path / "log")) == 10
+    assert_equal(out / "model", uninterrupted[0] / "model")
+    assert_equal(out / "checkpoint-12", uninterrupted[0] / "checkpoint-12")  # written anew in its place
+
+
+def test_a_full_disk_leaves_what_was_there(corpus, here, tmp_path, uninterrupted):
+    out = part_of(uninterrupted[0], tmp_path / "out", 10)
+    before = weights(out)
+    assert here(plain(corpus, out), log=str(tmp_path / "log"), resume=True, full=True) == "full"
+    assert sorted(path.name for path in out.glob("*checkpoint*")) == ["checkpoint-10"]
+    assert not list(out.glob(".*"))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(out).items())
+    assert here(plain(corpus, out), log=str(tmp_path / "log"), resume=True) == "done"
+    assert_equal(out / "model", uninterrupted[0] / "model")
+    assert losses(out) == losses(uninterrupted[0])
+
+
+@pytest.fixture
+def fewer(corpus, tmp_path):
+    """The corpus with a row less, and one with a row in another's place."""
+    rows = (corpus / "st.jsonl").read_text().splitlines()
+    for name, own in {"fewer": rows[:-1], "swapped": [rows[1], rows[0], *rows[2:]]}.items():
+        lines = [json.dumps({**json.loads(row), "audio": str(corpus / json.loads(row)["audio"])}) for row in own]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def test_other_batches_are_named_and_refused(corpus, here, fewer, tmp_path, uninterrupted, caplog):
+    out = part_of(uninterrupted[0], tmp_path / "out", 12)
+    kept = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    asr = str(corpus / "asr.jsonl")
+    changed = [
+        ({"token_budget": 300}, {}, "token_budget 400 → 300"),
+        ({"micro_batches_per_step": 4}, {}, "micro_batches_per_step 2 → 4"),
+        ({"packed": False}, {}, "packed True → False"),
+        ({}, {"mixing": "random"}, "mixing alternating → random"),
+        ({}, {"task_weights": {"asr": 1, "st": 1}}, r"shares \[0.666667, 0.333333\] → \[0.5, 0.5\]"),
+        ({}, {"train": [asr, str(fewer / "fewer.jsonl")]}, "examples 14 → 13"),
+        ({}, {"train": [asr, str(fewer / "swapped.jsonl")]}, "the lengths of the examples"),
+    ]
+    for training, data, message in changed:
+        config = plain(corpus, out, **training)
+        config["data"] |= data
+        with pytest.raises(ConfigError, match=rf"'two' would not be those .*{message}.*training.resume_changed=true"):
+            run_plain(config)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == kept
+    config = plain(corpus, out, token_budget=300, resume_changed=True)
+    assert here(config, log=str(tmp_path / "log"), resume=True) == "done"
+    assert "goes on from step 9 of another sequence of batches (token_budget 400 → 300" in caplog.text
+
+
+def run_plain(config):
+    return run(validate(config), plain=config, resume=True, progress=False)

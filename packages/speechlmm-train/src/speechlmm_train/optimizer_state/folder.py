@@ -76,7 +76,7 @@ def write_optimizer(
         }
         (target / STATE).write_text(json.dumps(content) + "\n", encoding="utf-8")
         writer = ShardWriter(target, STEM)
-    except (OSError, TypeError, ValueError) as exc:
+    except Exception as exc:  # whatever it is, the other processes wait for this one's part
         stream(tensors, None, gather)
         return exc
     return stream(tensors, writer, gather)
