@@ -228,10 +228,13 @@ def test_wandb_goes_on_with_the_same_run(tmp_path, monkeypatch):
         return SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
-    for first_step in (0, 5):
-        for sink in open_sinks(["wandb"], tmp_path, first_step=first_step, config={}):
+    named = {"training": {"wandb_project": "mine", "run_name": "it"}}
+    for first_step, config in ((0, {}), (5, named)):
+        for sink in open_sinks(["wandb"], tmp_path, first_step=first_step, config=config):
             sink.close()
     first, second = calls
+    assert (first["project"], first["name"]) == ("speechlmm", tmp_path.name)
+    assert (second["project"], second["name"]) == ("mine", "it")
     assert first["id"] == second["id"]
     assert len(first["id"]) == 8
     assert second["resume"] == "allow"

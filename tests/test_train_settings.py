@@ -118,3 +118,28 @@ def test_a_setting_is_launched(setting, made, tmp_path):
     assert report.steps == 1
     assert np.isfinite(report.figures["train/lm"])
     assert (report.model_path / "model.safetensors").is_file()
+
+
+def test_the_learning_rate_starts_again_while_a_run_trains(made, tmp_path):
+    """Against the formula: from the peak to the lowest in two steps, after a warm-up of one."""
+    out = tmp_path / "out"
+    overrides = [
+        "model/text_decoder=tiny_llama",
+        f"data.train=[{made / 'mt.jsonl'}]",
+        f"training.output_dir={out}",
+        "training.max_steps=6",
+        "training.warmup_steps=1",
+        "training.learning_rate=1e-3",
+        "training.lr_min=2e-4",
+        "training.num_steps_between_each_restart=2",
+        "training.lr_groups={text_decoder: 5e-4}",
+        "training.logging_steps=1",
+        "training.save_steps=null",
+        "training.report_to=[]",
+    ]
+    composed = compose_config("pretrain", overrides)
+    run(composed.config, plain=composed.plain, progress=False)
+    rates = [json.loads(line)["train/lr"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    middle = 2e-4 + 8e-4 / 2
+    # What is logged is the rate of the first group, whose peak is half of the others'.
+    assert rates[:6] == pytest.approx([rate / 2 for rate in (0, 1e-3, middle, 1e-3, middle, 1e-3)])

@@ -16,11 +16,11 @@ from typing import Any
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.registry import nearest
 from speechlmm_train.composing.tree import SETTING
+from speechlmm_train.training_config import TrainingConfig
 
 HOME = "CHECKPOINTS_HOME"
 WITHOUT_HOME = "runs"
-PROJECT = "speechlmm"
-"""Where `training.wandb_project` says nothing."""
+PROJECT: str = TrainingConfig.model_fields["wandb_project"].default
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.=-]+")
 
 

@@ -17,6 +17,7 @@ from speechlmm_core.checkpoint.atomic import write_text
 from speechlmm_core.errors import MissingDependencyError
 from speechlmm_train.trainer.output_folder import METRICS, WANDB_ID
 from speechlmm_train.trainer.summary import scores
+from speechlmm_train.training_config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +94,15 @@ class WandbSink:
         file = folder / WANDB_ID
         if not file.is_file():
             write_text(file, uuid.uuid4().hex[:8])
-        name = file.read_text(encoding="utf-8").strip()
-        self._run = wandb.init(dir=str(folder), name=folder.name, id=name, config=config, resume="allow")
+        training = config.get("training") or {}
+        self._run = wandb.init(
+            dir=str(folder),
+            project=training.get("wandb_project") or TrainingConfig.model_fields["wandb_project"].default,
+            name=training.get("run_name") or folder.name,
+            id=file.read_text(encoding="utf-8").strip(),
+            config=config,
+            resume="allow",
+        )
 
     def write(self, step: int, stage: str, figures: dict[str, float]) -> None:
         """Logs a step."""
