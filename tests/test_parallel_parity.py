@@ -139,9 +139,9 @@ def naive(data):
         for parameter in trained:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        losses.append(float(total))
-        by_name.append({name: float(mean) for name, mean in means.items()})
-        norms.append(float(torch.nn.utils.clip_grad_norm_(trained, 1.0)))
+        losses.append(total.item())
+        by_name.append({name: mean.item() for name, mean in means.items()})
+        norms.append(torch.nn.utils.clip_grad_norm_(trained, 1.0).item())
         optimiser.step()
         optimiser.zero_grad()
     return losses, norms, by_name, {name: value.detach() for name, value in model.state_dict().items()}

@@ -18,6 +18,7 @@ from speechlmm_core.data.examples import ListExamples
 from speechlmm_core.data.spec.opened import OpenedDataset
 from speechlmm_core.errors import ConfigError, MissingDependencyError, SpeechLMMError
 from speechlmm_train.compose import validate
+from speechlmm_train.parallel.ranks import Ranks
 from speechlmm_train.plan_table import mixture_lines
 from speechlmm_train.run import run
 from speechlmm_train.trainer import evaluation
@@ -496,29 +497,40 @@ def test_the_model_answers_as_it_does_when_it_is_loaded_again(corpus, tmp_path):
     assert any(row["text"] for row in rows)
 
 
+class SecondOfTwo(Ranks):
+    """The second rank, to which the first has sent something."""
+
+    def share(self, work, told):
+        return work(), [[], []]
+
+    def on_main(self, work):
+        if isinstance(self.group, Exception):
+            raise self.group
+        return self.group
+
+
 @pytest.fixture
-def second_rank(monkeypatch):
-    """What the first rank of two sends, as the second gets it; and a callback on that second rank."""
-    sent = []
+def second_rank():
+    """A callback on the second rank, to which the first sends what it is told to."""
 
-    def broadcast(outcome):
-        outcome[:] = sent
+    def of(sent):
+        trainer = SimpleNamespace(run_state=RunState(), ranks=SecondOfTwo(1, 2, 1, sent))
+        training = validate(
+            {"model": model(), "data": {"train": ["a"], "eval": ["a"]}, "training": BEST_OF_ONE}
+        ).training
+        callback = evaluation.EvaluationCallback(trainer, SimpleNamespace(samples={}), training)
+        callback._answers = lambda kinds: {}
+        return callback
 
-    monkeypatch.setattr(evaluation, "broadcast_object_list", broadcast)
-    trainer = SimpleNamespace(
-        args=SimpleNamespace(world_size=2), is_world_process_zero=lambda: False, run_state=RunState()
-    )
-    training = validate({"model": model(), "data": {"train": ["a"], "eval": ["a"]}, "training": BEST_OF_ONE}).training
-    return sent, evaluation.EvaluationCallback(trainer, SimpleNamespace(samples={}), training)
+    return of
 
 
 BEST_OF_ONE = {"output_dir": "out", "max_steps": 9, "eval_steps": 2, "metric_for_best_model": "eval/asr_wer"}
 
 
 def test_the_other_ranks_learn_what_was_decided(second_rank):
-    sent, callback = second_rank
     state = RunState(stale={"train": 1}, guarded="dev")
-    sent[:] = [(True, True), None, state]
+    callback = second_rank(((True, True), state))
     control = TrainerControl()
     callback.on_step_end(None, SimpleNamespace(global_step=3), control)
     assert not control.should_training_stop
@@ -528,9 +540,8 @@ def test_the_other_ranks_learn_what_was_decided(second_rank):
 
 
 def test_the_other_ranks_do_not_wait_for_an_evaluation_that_failed(second_rank):
-    sent, callback = second_rank
-    sent[:] = [None, "the evaluation on the first rank failed: no memory", None]
-    with pytest.raises(SpeechLMMError, match="on the first rank failed: no memory"):
+    callback = second_rank(SpeechLMMError("no memory"))
+    with pytest.raises(SpeechLMMError, match="no memory"):
         callback.on_step_end(None, SimpleNamespace(global_step=2), TrainerControl())
 
 

@@ -46,11 +46,6 @@ def parallel_arguments(training: TrainingConfig, *, world_size: int, base: Path 
     """
     mode = mode_of(training.parallel, world_size)
     _check_kernels(training, mode)
-    if training.deepspeed_config is not None and mode != "zero":
-        raise ConfigError(
-            f"training.deepspeed_config: got {training.deepspeed_config!r} with parallel {training.parallel!r}; "
-            "set training.parallel to its stage (zero0 to zero3)"
-        )
     found: dict[str, Any] = {"use_liger_kernel": False}
     if training.gradient_checkpointing:
         kwargs = training.extras.get("gradient_checkpointing_kwargs") or {}

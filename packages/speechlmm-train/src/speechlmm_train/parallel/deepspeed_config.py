@@ -160,8 +160,8 @@ def _read(name: str, base: Path | None) -> dict[str, Any]:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError as exc:
         raise ConfigError(
-            f"{place} is no file that can be read ({exc.strerror}){nearest(name, list(PRESETS))}; expected a JSON file, or "
-            f"one of {', '.join(PRESETS)}"
+            f"{place} is no file that can be read ({exc.strerror}){nearest(name, list(PRESETS))}; expected a JSON "
+            f"file, or one of {', '.join(PRESETS)}"
         ) from exc
     except ValueError as exc:
         raise ConfigError(f"{place} is no JSON: {exc}") from exc
