@@ -121,7 +121,12 @@ def test_a_sweep_is_a_job_for_each_run_and_is_done_once(start, place):
 
 @pytest.fixture(scope="module")
 def failing(start):
-    return start(*run("fails", manifest="nowhere.jsonl"))
+    """A job that fails, begun beside the one of the test before its own, for most of its time goes into starting."""
+    process = start(*run("fails", manifest="nowhere.jsonl"))
+    yield process
+    if process.poll() is None:
+        process.kill()
+        process.communicate()
 
 
 def test_a_job_that_is_queued_again_resumes(start, cluster, place, failing):
