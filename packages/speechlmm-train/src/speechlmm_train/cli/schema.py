@@ -33,10 +33,10 @@ def schema(*, output: Path | None, section: str) -> None:
     from speechlmm_core.data.spec.schema import SpecFile
     from speechlmm_core.errors import ConfigError
     from speechlmm_core.schema import write_schema
-    from speechlmm_train.config import RunConfig
+    from speechlmm_train.run_file import RunFile
 
     output = output or Path(f".schemas/{section}.json")
-    root = {"run": RunConfig, "model": ModelConfig, "data": SpecFile}[section]
+    root = {"run": RunFile, "model": ModelConfig, "data": SpecFile}[section]
     try:
         click.echo(f"wrote {write_schema(output, root)}")
     except OSError as exc:
