@@ -11,8 +11,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers.optimization import Adafactor
 
 from speechlmm_core.checkpoint import shards
-from speechlmm_core.errors import CheckpointError
+from speechlmm_core.errors import CheckpointError, ConfigError
 from speechlmm_train.optimizer_state.folder import read_optimizer, states_of, write_optimizer
+from speechlmm_train.optimizer_state.kinds import check_optimizer
 
 KINDS = {
     "adamw": lambda groups: torch.optim.AdamW(groups, lr=0.1, betas=(0.8, 0.9), amsgrad=True),
@@ -154,3 +155,19 @@ def test_a_full_disk_is_told_after_all_tensors_were_gathered(tmp_path, monkeypat
     assert len(gathered) == 24
     assert isinstance(write_optimizer(tmp_path / "nowhere", states_of(optimizer, model)), OSError)
     assert len(gathered) == 36
+
+
+@pytest.mark.parametrize(
+    ("optim", "mode", "message"),
+    [
+        ("galore_adamw", "none", "keeps what cannot be saved"),
+        ("adafactor", "zero", "of other shapes than the parameters'"),
+        ("paged_adamw_8bit", "fsdp2", "of other shapes than the parameters'"),
+    ],
+)
+def test_states_that_cannot_be_saved_are_refused_before_training(optim, mode, message):
+    with pytest.raises(ConfigError, match=message):
+        check_optimizer(optim, mode, saves=True)
+    check_optimizer(optim, mode, saves=False)
+    check_optimizer("adamw_torch", mode, saves=True)
+    check_optimizer("adafactor", "ddp", saves=True)

@@ -9,6 +9,8 @@ from speechlmm_core.errors import ConfigError
 from speechlmm_core.interfaces.modules import Encoder
 from speechlmm_core.model.freezing import freeze, set_trainable
 from speechlmm_core.model.speechlmm import SpeechLMM
+from speechlmm_train.optimizer_state.kinds import check_optimizer
+from speechlmm_train.parallel.names import mode_of
 from speechlmm_train.stage_config import ResolvedStage
 from speechlmm_train.trainer.arguments import training_arguments
 from speechlmm_train.trainer.callbacks import require_sinks
@@ -53,9 +55,11 @@ def check_stage(
         parameter_groups(model, stage.training.lr_groups, strict=stage.own_lr_groups)
     except ConfigError as exc:
         raise ConfigError(f"stage {stage.name!r}: {exc}") from exc
-    training_arguments(
+    args = training_arguments(
         stage, output_dir=stage.training.output_dir, max_steps=max_steps, world_size=world_size, base=base
     )
+    mode = mode_of(stage.training.parallel, world_size)
+    check_optimizer(str(getattr(args.optim, "value", args.optim)), mode, saves=stage.training.save_steps is not None)
     require_sinks(stage.training.report_to)
 
 

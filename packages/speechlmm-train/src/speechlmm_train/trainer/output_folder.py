@@ -174,7 +174,8 @@ class OutputFolder:
                 "with the same configuration, or choose another training.output_dir"
             )
         if changed:
-            logger.warning("resuming with a changed configuration (%s)", ", ".join(changed))
+            named = [name for key in changed for name in _differences(key, old.get(key), plain.get(key))]
+            logger.warning("resuming with a changed configuration (%s)", ", ".join(named))
 
     def checkpoints(self) -> list[Checkpoint]:
         """The whole checkpoints, oldest first; damaged ones are passed over with a warning.
@@ -233,6 +234,13 @@ class OutputFolder:
             return json.loads(file.read_text(encoding="utf-8"))
         except json.JSONDecodeError:
             return None
+
+
+def _differences(key: str, old: Any, new: Any) -> list[str]:
+    """The values of a section that differ."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [key]
+    return [f"{key}.{name}" for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
 
 
 def _step_of(line: str) -> float:
