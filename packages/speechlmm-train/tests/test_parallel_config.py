@@ -2,6 +2,8 @@
 
 import json
 import re
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from speechlmm_core.errors import ConfigError, MissingDependencyError, SpeechLMM
 from speechlmm_train.parallel import deepspeed_config as module
 from speechlmm_train.parallel.arguments import parallel_arguments
 from speechlmm_train.parallel.deepspeed_config import PRESETS, deepspeed_config, preset
+from speechlmm_train.parallel.kernels import use_kernels
 from speechlmm_train.parallel.names import mode_of, stage_of
 from speechlmm_train.parallel.ranks import Ranks
 from speechlmm_train.parallel.touch import give_gradients, touched, unreached
@@ -196,3 +199,14 @@ def test_parameters_that_a_loss_leaves_out():
     layers[0].weight.grad = None
     give_gradients(layers[0].parameters())
     assert torch.equal(layers[0].weight.grad, torch.zeros(2, 2))
+
+
+def test_kernels_of_a_family_that_has_none(monkeypatch):
+    known = SimpleNamespace(MODEL_TYPE_TO_APPLY_LIGER_FN={"llama": None, "qwen3": None})
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers.monkey_patch", known)
+    model = SimpleNamespace(
+        text_decoder=SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(model_type="mpt")))
+    )
+    with pytest.raises(ConfigError, match=r"no kernels for the text decoder's type 'mpt' \(it has: llama, qwen3\)"):
+        use_kernels(model, training(parallel="ddp", use_liger_kernel=True))
+    use_kernels(model, training(parallel="ddp"))

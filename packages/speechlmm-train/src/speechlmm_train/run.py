@@ -21,6 +21,7 @@ from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.config import RunConfig
 from speechlmm_train.parallel.arguments import parallel_arguments
+from speechlmm_train.parallel.kernels import use_kernels
 from speechlmm_train.parallel.loading import spread_while_loading
 from speechlmm_train.parallel.names import Mode, mode_of
 from speechlmm_train.parallel.quiet import quiet
@@ -135,6 +136,7 @@ def run(
     sources = (checkpoint, config.training.pretrained_checkpoint, config.model.text_decoder.pretrained)
     with spread_while_loading(config.training, loaded=any(source is not None for source in sources)):
         model = ranks.together(lambda: build_model(config, checkpoint))
+    ranks.together(lambda: use_kernels(model, config.training))
     whole = ranks.together(lambda: _check_stages(model, stages, base=base))
     if config.training.preflight:
         going_on = checkpoint is not None

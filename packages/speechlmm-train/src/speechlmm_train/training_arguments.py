@@ -67,8 +67,10 @@ DECIDED_ELSEWHERE: dict[str, str] = {
     "do_eval": _EVALUATION,
     "do_predict": "use `speechlmm-train evaluate`",
     "average_tokens_across_devices": "every loss is divided by its own global count",
-    "deepspeed": "launching with DeepSpeed is not part of this version",
-    "fsdp": "launching with FSDP is not part of this version",
+    "deepspeed": "use parallel (zero0 to zero3_offload) and deepspeed_config",
+    "fsdp": "use parallel: fsdp2",
+    "fsdp_config": "use parallel: fsdp2",
+    "ddp_find_unused_parameters": "the trainer finds them by itself",
 }
 
 
