@@ -4,7 +4,7 @@ The bare loop takes the micro-batches of the same plan, collated beforehand, and
 forward, backward, clipping, AdamW. The run reads FLAC clips with one data worker, logs its figures every ten steps and
 checks what it checks. Both begin with the same weights and compute the same losses.
 
-    python benchmarks/bare_step.py [--clips 96] [--steps 32] [--budget 768] [--repeats 3] [--model medium|demo]
+    python benchmarks/bare_step.py [--clips 96] [--steps 28] [--budget 768] [--repeats 2] [--model medium|demo]
 """
 
 from __future__ import annotations
@@ -95,9 +95,9 @@ def main() -> None:
     """Prints throughputs and their ratio as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=96)
-    parser.add_argument("--steps", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--budget", type=int, default=768, help="positions in a micro-batch")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--model", choices=tuple(MODELS), default="medium")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--lora", action="store_true", help="with low-rank adapters on both towers")

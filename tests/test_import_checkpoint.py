@@ -18,6 +18,7 @@ from speechlmm_core.features import Features
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.text_decoder.byte_tokenizer import build_byte_tokenizer
 from speechlmm_train.cli.main import main
+from speechlmm_train.import_checkpoint.files import plain_name
 from speechlmm_train.import_checkpoint.importing import import_checkpoint, plan_import
 from speechlmm_train.import_checkpoint.rules import place, rules_of
 
@@ -405,6 +406,25 @@ def test_the_qformer_s_names():
         assert found is not None
         assert found.name == f"audio_adapter.{new}"
     assert place("audio_adapter.qformer.encoder.layer.0.intermediate.dense.weight", rules) is None
+
+
+def test_names_that_wrappers_and_older_versions_left():
+    assert plain_name("base_model.model.audio_adapter.modules_to_save.other_modules.layers.0.bias") == (
+        "audio_adapter.layers.0.bias"
+    )
+    assert plain_name("base_model.model.text_decoder.model.lm_head.base_layer.weight") == (
+        "text_decoder.model.lm_head.weight"
+    )
+    assert plain_name("module.audio_adapter.layers.0.bias") == "audio_adapter.layers.0.bias"
+    rules = {name: rules_of(name, {}) for name in ("audio_encoder", "text_decoder")}
+    for old, new in (("weight_g", "parametrizations.weight.original0"), ("conv.bias", "conv.bias")):
+        found = place(f"audio_encoder.model.encoder.pos_conv_embed.conv.{old}", rules)
+        assert found is not None
+        assert found.name == f"audio_encoder.model.encoder.pos_conv_embed.conv.{new}"
+    constant = place("text_decoder.model.model.layers.0.self_attn.rotary_emb.inv_freq", rules)
+    assert constant is not None
+    assert constant.how == "leave_out"
+    assert place("codec_encoder.model.x", rules) is None
 
 
 def test_the_command(bases, tmp_path, capsys):
