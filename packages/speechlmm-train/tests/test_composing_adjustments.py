@@ -39,6 +39,11 @@ FILES = {
         # @package _global_
         training: {parallel: zero3, token_budget: 512}
     """,
+    "training_setting/epochs.yaml": """
+        # @package _global_
+        data: {data_config_path: spec}
+        training: {num_epochs: 2}
+    """,
     "training_setting/deep/nested.yaml": """
         # @package _global_
         adjustments: [first]
@@ -193,3 +198,29 @@ def test_differences_of_nested_values():
         "d": (1, ABSENT),
         "e": (ABSENT, None),
     }
+
+
+def test_the_command_line_takes_the_place_of_a_settings_alternative(folder):
+    """The first README overrides the batch size of a setting that may bound it otherwise."""
+    found = composed(folder, "training_setting=base", "training.per_device_train_batch_size=16")
+    assert (found.config.training.per_device_train_batch_size, found.config.training.token_budget) == (16, None)
+    assert found.changes == (Change("training.token_budget", 512, ABSENT, "training.per_device_train_batch_size=16"),)
+    with pytest.raises(ConfigError, match="give either per_device_train_batch_size or token_budget"):
+        composed(folder, "training.token_budget=8", "training.per_device_train_batch_size=16")
+    kept = composed(folder, "training_setting=base", "training.per_device_train_batch_size=null")
+    assert kept.config.training.token_budget == 512
+
+
+def test_steps_and_data_likewise(folder):
+    overrides = ["training_setting=epochs", "model/text_decoder=wide"]
+    files = compose_config("pretrain", overrides, config_dir=folder).config
+    assert (files.training.num_epochs, files.data.data_config_path) == (2, "spec")
+    ours = compose_config("pretrain", [*NEEDED, "training_setting=epochs"], config_dir=folder)
+    assert (ours.config.training.max_steps, ours.config.training.num_epochs) == (5, None)
+    assert (ours.config.data.data_config_path, len(ours.config.data.train)) == (None, 1)
+    lines = list(change_lines(trace("pretrain", [*overrides, "training.max_steps=5"], config_dir=folder)))
+    assert lines[-3:] == [
+        "training.max_steps=5",
+        "  training.num_epochs: 2 -> (none)",
+        "  training.max_steps: (none) -> 5",
+    ]

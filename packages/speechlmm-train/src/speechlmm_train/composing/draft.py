@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.registry import nearest
 from speechlmm_train.composing.adjustments import adjust
+from speechlmm_train.composing.alternatives import prefer_given
 from speechlmm_train.composing.changes import Change
 from speechlmm_train.composing.overrides import names_of_adjustments, ready
 from speechlmm_train.composing.tree import ADJUSTMENTS, LAUNCHER, Tree
@@ -38,7 +39,7 @@ class Draft:
     choices: dict[str, str]
     launcher: dict[str, Any] | None
     changes: list[Change]
-    """What adjustments changed."""
+    """What adjustments changed, and what of the files had to give way to the command line."""
     finetune: bool
     """Whether it starts from a trained model."""
 
@@ -77,7 +78,7 @@ def compose_draft(tree: Tree, config_name: str, overrides: Sequence[str], model:
         names = given.adjustments
         if names is None:
             names = names_of_adjustments(ADJUSTMENTS, OmegaConf.to_container(own) if OmegaConf.is_config(own) else own)
-        changes = adjust(config, names, choices, tree)
+        changes = [*prefer_given(config, given.given), *adjust(config, names, choices, tree)]
         missing = sorted(OmegaConf.missing_keys(config))
         plain = OmegaConf.to_container(config, resolve=True)
     except MissingConfigException as exc:

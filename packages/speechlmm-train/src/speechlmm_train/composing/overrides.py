@@ -29,6 +29,8 @@ class Ready:
     texts: list[str]
     adjustments: list[str] | None
     """Names of adjustments; None where the command line names none."""
+    given: dict[str, str]
+    """The words that give a key a value, by key."""
 
 
 def ready(overrides: list[str], tree: Tree) -> Ready:
@@ -39,6 +41,7 @@ def ready(overrides: list[str], tree: Tree) -> Ready:
     """
     texts: list[str] = []
     adjustments: list[str] | None = None
+    given: dict[str, str] = {}
     for text in overrides:
         override = parse(text)
         if override.is_sweep_override():
@@ -50,7 +53,9 @@ def ready(overrides: list[str], tree: Tree) -> Ready:
             adjustments = names_of_adjustments(text, None if override.is_delete() else override.value())
         else:
             texts.append(_checked(text, override, tree))
-    return Ready([text for text in texts if text], adjustments)
+            if not override.is_delete() and override.value() not in (None, []):
+                given[override.key_or_group] = text
+    return Ready([text for text in texts if text], adjustments, given)
 
 
 def parse(text: str) -> Override:

@@ -37,7 +37,8 @@ def traced(tree: Tree, config_name: str, overrides: Sequence[str]) -> list[Chang
         if after is not None:
             changes += differences(before or {}, after, text)
             before = after
-    return [*changes, *compose_draft(tree, config_name, [*ordered, *own], None).changes]
+    last = compose_draft(tree, config_name, [*ordered, *own], None).changes
+    return [*changes, *(change for change in last if change.source not in ordered)]
 
 
 def _composed(tree: Tree, config_name: str, overrides: Sequence[str]) -> dict[str, Any] | None:
