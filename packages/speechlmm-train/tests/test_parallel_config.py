@@ -14,9 +14,9 @@ from speechlmm_train.parallel import deepspeed_config as module
 from speechlmm_train.parallel.arguments import parallel_arguments
 from speechlmm_train.parallel.deepspeed_config import PRESETS, deepspeed_config, preset
 from speechlmm_train.parallel.kernels import use_kernels
-from speechlmm_train.parallel.names import mode_of, stage_of
 from speechlmm_train.parallel.ranks import Ranks
 from speechlmm_train.parallel.touch import give_gradients, touched, unreached
+from speechlmm_train.parallel_names import mode_of, stage_of
 from speechlmm_train.training_config import TrainingConfig
 
 

@@ -23,12 +23,11 @@ from speechlmm_train.config import RunConfig
 from speechlmm_train.parallel.arguments import parallel_arguments
 from speechlmm_train.parallel.kernels import use_kernels
 from speechlmm_train.parallel.loading import spread_while_loading
-from speechlmm_train.parallel.names import Mode, mode_of
 from speechlmm_train.parallel.quiet import quiet
 from speechlmm_train.parallel.ranks import Ranks
 from speechlmm_train.parallel.release import release
-from speechlmm_train.parallel.saving import save_final
 from speechlmm_train.parallel.wrap import untrained
+from speechlmm_train.parallel_names import Mode, mode_of
 from speechlmm_train.preempted import PreemptedError
 from speechlmm_train.preflight.budget import settle_budgets
 from speechlmm_train.preflight.check import check_run
@@ -41,6 +40,7 @@ from speechlmm_train.trainer.checkpoints import Checkpoint
 from speechlmm_train.trainer.checks import check_stage, freeze_for
 from speechlmm_train.trainer.curves import save_curves
 from speechlmm_train.trainer.evaluation import EvaluationCallback
+from speechlmm_train.trainer.final_save import save_final
 from speechlmm_train.trainer.initial_model import build_model
 from speechlmm_train.trainer.output_folder import REPORT, OutputFolder
 from speechlmm_train.trainer.preemption import StopRequest

@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from speechlmm_core.lora.config import LoraAdapterConfig
 from speechlmm_core.registry import nearest
 from speechlmm_train.data_config import Positive, Rate
-from speechlmm_train.parallel.names import Parallel, stage_of
+from speechlmm_train.parallel_names import Parallel, stage_of
 from speechlmm_train.restarts_config import Restarts
 from speechlmm_train.sizes_config import Checks, Sizes
 from speechlmm_train.training_arguments import DECIDED_ELSEWHERE, training_argument_names, type_fault

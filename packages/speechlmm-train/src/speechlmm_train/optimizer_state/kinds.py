@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from speechlmm_core.errors import ConfigError
-from speechlmm_train.parallel.names import Mode
+from speechlmm_train.parallel_names import Mode
 
 _UNSAVED = ("galore", "apollo", "lomo", "adalomo")
 """Keep objects beside tensors, or tensors of their own outside the state."""

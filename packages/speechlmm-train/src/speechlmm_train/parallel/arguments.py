@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState, PartialState
 
 from speechlmm_core.errors import ConfigError, MissingDependencyError
 from speechlmm_train.parallel.deepspeed_config import deepspeed_config
-from speechlmm_train.parallel.names import mode_of
+from speechlmm_train.parallel_names import mode_of
 from speechlmm_train.training_config import TrainingConfig
 
 _FLAG = "ACCELERATE_USE_DEEPSPEED"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from speechlmm_core.errors import ConfigError, MissingDependencyError
 from speechlmm_core.registry import nearest
-from speechlmm_train.parallel.names import stage_of
+from speechlmm_train.parallel_names import stage_of
 
 if TYPE_CHECKING:
     from speechlmm_train.training_config import TrainingConfig

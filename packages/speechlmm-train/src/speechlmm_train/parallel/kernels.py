@@ -1,4 +1,4 @@
-"""Liger's kernels (Hsu et al., 2024, arXiv:2410.10989) for the text decoder's norms, rotations and feed-forward layers."""
+"""Liger's kernels (Hsu et al., 2024, arXiv:2410.10989) for the text decoder's norms, rotations and feed-forwards."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from speechlmm_train.parallel.names import stage_of
+from speechlmm_train.parallel_names import stage_of
 from speechlmm_train.training_config import TrainingConfig
 
 

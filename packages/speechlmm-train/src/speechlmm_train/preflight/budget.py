@@ -11,14 +11,12 @@ import gc
 import logging
 import math
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from torch import nn
 
@@ -28,10 +26,11 @@ from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.batching.mix import Mix
 from speechlmm_train.batching.plan import BatchPlan, frames_for
 from speechlmm_train.config import RunConfig
-from speechlmm_train.parallel.names import mode_of, stage_of
 from speechlmm_train.parallel.ranks import Ranks
+from speechlmm_train.parallel_names import mode_of, stage_of
 from speechlmm_train.preflight.memory import StageModel, changed, device_memory
 from speechlmm_train.preflight.restore import untouched
+from speechlmm_train.preflight.settled import AUTO, recorded, with_budgets
 from speechlmm_train.preflight.step import checkpoint_activations
 from speechlmm_train.preflight.table import USABLE
 from speechlmm_train.preflight.tryout import OutOfMemoryError, device_of, run_batch
@@ -39,12 +38,10 @@ from speechlmm_train.preflight.units import in_bytes
 from speechlmm_train.preflight.worst import worst_batches
 from speechlmm_train.trainer.checks import freeze_for
 from speechlmm_train.trainer.initial_model import build_model
-from speechlmm_train.trainer.output_folder import CONFIG
 from speechlmm_train.trainer.stage_data import StageData, open_stages
 
 logger = logging.getLogger(__name__)
 
-AUTO = "auto"
 TOLERANCE = 0.03
 """By which share the budget that is found may fall short of the largest."""
 ROUND = 64
@@ -121,6 +118,7 @@ class Measured:
     model: SpeechLMM
     limit: int
     device: torch.device
+    world_size: int
 
     def peak(self, stage: StageData) -> int | None:
         """Bytes that torch has allocated at most."""
@@ -133,7 +131,7 @@ class Measured:
             torch.cuda.reset_peak_memory_stats(self.device)
             try:
                 for batch in batches:  # gradients stay, as they do while micro-batches are accumulated
-                    run_batch(self.model, stage, batch, self.device)
+                    run_batch(self.model, stage, batch, self.device, world_size=self.world_size)
             except OutOfMemoryError:
                 return None
             return torch.cuda.max_memory_allocated(self.device)
@@ -217,7 +215,7 @@ def _probe(config: RunConfig, world_size: int) -> Probe:
         return Predicted(config, round(USABLE * limit), world_size)
     model = build_model(config, None)
     nn.Module.to(model, device)
-    return Measured(model, round(USABLE * limit), device)
+    return Measured(model, round(USABLE * limit), device, world_size)
 
 
 def _find(stage: StageData, probe: Probe) -> int:
@@ -267,36 +265,3 @@ def with_budget(stage: StageData, part: NDArray[np.int64], budget: int) -> Stage
     )
     settings = changed(stage.settings, token_budget=budget)
     return replace(stage, settings=settings, plan=smaller, indices=stage.indices[part], world_size=1)
-
-
-def recorded(folder: Path) -> dict[str, int]:
-    """The budgets that a run was begun with, by stage."""
-    file = folder / CONFIG
-    if not file.is_file():
-        return {}
-    plain = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    common = (plain.get("training") or {}).get("token_budget")
-    stages = plain.get("stages") or [{"name": "train"}]
-    budgets = {stage["name"]: stage.get("token_budget") or common for stage in stages}
-    return {name: budget for name, budget in budgets.items() if isinstance(budget, int)}
-
-
-def with_budgets(
-    config: RunConfig, written: Mapping[str, Any], found: Mapping[str, int]
-) -> tuple[RunConfig, dict[str, Any]]:
-    """A run, and its composed configuration, with the budgets that were found."""
-    plain = deepcopy(dict(written))
-    update: dict[str, Any] = {}
-    if config.training.token_budget == AUTO:
-        update["training"] = config.training.model_copy(update={"token_budget": min(found.values())})
-        plain["training"] = {**plain["training"], "token_budget": min(found.values())}
-    stages = [
-        stage.model_copy(update={"token_budget": found[stage.name]}) if stage.name in found else stage
-        for stage in config.stages
-    ]
-    if stages:
-        update["stages"] = stages
-        plain["stages"] = [
-            {**one, "token_budget": found[one["name"]]} if one["name"] in found else one for one in plain["stages"]
-        ]
-    return config.model_copy(update=update), plain

@@ -12,7 +12,7 @@ from torch import nn
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_train.config import RunConfig
 from speechlmm_train.parallel.gather import is_partitioned
-from speechlmm_train.parallel.names import mode_of, stage_of
+from speechlmm_train.parallel_names import mode_of, stage_of
 from speechlmm_train.preflight.deadline import Deadline
 from speechlmm_train.preflight.disk import check_disk
 from speechlmm_train.preflight.examples import check_examples

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_train.parallel.arguments import use_bf16
 from speechlmm_train.parallel.deepspeed_config import preset
-from speechlmm_train.parallel.names import mode_of, stage_of
 from speechlmm_train.parallel.wrap import blocks, untrained
+from speechlmm_train.parallel_names import mode_of, stage_of
 from speechlmm_train.training_config import TrainingConfig
 
 if TYPE_CHECKING:

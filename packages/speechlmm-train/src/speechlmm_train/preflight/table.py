@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from speechlmm_core.errors import SpeechLMMError
 from speechlmm_train.config import RunConfig
-from speechlmm_train.parallel.names import mode_of
+from speechlmm_train.parallel_names import mode_of
 from speechlmm_train.preflight.memory import MemoryEstimate, StageModel, changed, shared_otherwise
 from speechlmm_train.preflight.synthetic import stand_in_processor, synthetic_batch
 from speechlmm_train.preflight.units import in_bytes

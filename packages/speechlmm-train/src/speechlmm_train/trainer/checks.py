@@ -10,7 +10,7 @@ from speechlmm_core.interfaces.modules import Encoder
 from speechlmm_core.model.freezing import freeze, set_trainable
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_train.optimizer_state.kinds import check_optimizer
-from speechlmm_train.parallel.names import mode_of
+from speechlmm_train.parallel_names import mode_of
 from speechlmm_train.stage_config import ResolvedStage
 from speechlmm_train.trainer.arguments import training_arguments
 from speechlmm_train.trainer.callbacks import require_sinks

@@ -26,10 +26,10 @@ from speechlmm_core.interfaces.objective import Schedule, weight_at
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.batching.loader import ORIGIN
-from speechlmm_train.parallel.names import Mode
 from speechlmm_train.parallel.ranks import Ranks
 from speechlmm_train.parallel.touch import give_gradients, reached, still, touched, unreached
 from speechlmm_train.parallel.wrap import gather_at_start, hidden, shard
+from speechlmm_train.parallel_names import Mode
 from speechlmm_train.trainer.best import RunState
 from speechlmm_train.trainer.callbacks import Reporter
 from speechlmm_train.trainer.checkpointing import read_training_state, write_checkpoint
@@ -117,7 +117,6 @@ class SpeechLMMTrainer(WatchedTrainer):
         if stage.mode == "fsdp2":
             still(model, stage.inputs)
             shard(model, whole=stage.whole, device=args.device, bf16=args.bf16)
-            model._is_distributed_loading_by_transformers = True  # so that transformers does not spread it again
         elif stage.mode != "none":
             still(model, stage.inputs)
         super().__init__(model=model, args=args, callbacks=callbacks)
