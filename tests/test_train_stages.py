@@ -226,7 +226,7 @@ def test_finetune_keeps_the_encoder(data, tmp_path):
     ("config_name", "setting", "frozen"),
     [
         ("pretrain", ["training_setting=adapter_only"], False),
-        ("finetune", [], False),
+        ("finetune", ["training.pretrained_checkpoint=before"], False),
         ("pretrain", ["training.freeze_modules=[audio_encoder]"], True),
         ("pretrain", ["stages=[{name: all, max_steps: 1, trainable_modules: [audio_adapter]}]"], True),
         (
