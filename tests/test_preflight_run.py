@@ -291,3 +291,15 @@ def test_a_plan_shows_memory_and_what_fits(corpus, tmp_path, there):
     sizes = dict(re.findall(r"^  (\w+) +([\d.]+ [KM]?i?B)$", result.output, re.MULTILINE))
     assert {"weights", "gradients", "optimiser", "activations", "buffers", "workspace", "total"} <= set(sizes)
     assert "does not fit into 0.001 GiB" in result.output
+
+
+def test_a_fault_that_one_process_finds_ends_all(corpus, tmp_path, run_ranks):
+    """The first looks at files; the other ends with it, and nothing is written but the launcher's logs."""
+    rows = [{"audio": "gone.flac", "text": "word", "task": "asr"}]
+    (corpus / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"eval": [str(corpus / "eval.jsonl")]}
+    config = plain(corpus, tmp_path / "out", data=data, eval_steps=1, num_processes=2, micro_batches_per_step=2)
+    done = run_ranks(config, processes=2, base=tmp_path)
+    assert done.code == 2
+    assert done.err.count("gone.flac: no such file; check the path") == 1
+    assert not (tmp_path / "out" / "config.yaml").exists()

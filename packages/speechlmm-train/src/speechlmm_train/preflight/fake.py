@@ -33,21 +33,19 @@ class ShapeRules(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def make_fake(model: nn.Module, mode: FakeTensorMode, dtypes: Mapping[nn.Parameter, torch.dtype] | None = None) -> None:
+def make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
     """Puts tensors without content in the place of a model's own (those of the meta device, say), as if on the CPU.
 
     Args:
         model: The model; tensors that are shared stay so.
         mode: The mode in which it will run.
-        dtypes: Types of parameters that are to be others.
     """
     made: dict[int, Tensor] = {}
 
     def fake(tensor: Tensor) -> Tensor:
         if id(tensor) not in made:
-            dtype = (dtypes or {}).get(tensor, tensor.dtype) if isinstance(tensor, nn.Parameter) else tensor.dtype
             with mode:
-                empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device="cpu")
+                empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
             is_parameter = isinstance(tensor, nn.Parameter)
             made[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
         return made[id(tensor)]

@@ -8,7 +8,7 @@ parameters and from how processes share them (Rajbhandari et al., 2020, arXiv 19
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -148,11 +148,6 @@ def _estimate(split: Split, activations: int, buffers: int) -> MemoryEstimate:
         workspace=split.workspace,
         host=split.host,
     )
-
-
-def without(estimate: MemoryEstimate, **parts: int) -> MemoryEstimate:
-    """The estimate with other parts."""
-    return replace(estimate, **parts)
 
 
 def _tensors(tree: Any) -> list[Tensor]:

@@ -20,7 +20,7 @@ from speechlmm_core.errors import ConfigError, SpeechLMMError
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_train.batching.epoch import MicroBatch
 from speechlmm_train.preflight.deadline import Deadline
-from speechlmm_train.preflight.sharding import state_bytes
+from speechlmm_train.preflight.sharding import split_of
 from speechlmm_train.preflight.step import checkpoint_activations, forward_backward, precision, stage_weights
 from speechlmm_train.preflight.units import in_bytes
 from speechlmm_train.preflight.worst import worst_batches
@@ -69,7 +69,7 @@ def try_out(model: SpeechLMM, stage: StageData, device: torch.device, deadline: 
         batch = loader.load(micro_batch)
         inputs |= batch["media"].keys()
         try:
-            run_batch(model, stage, batch, device)
+            run_batch(model, stage, batch, device, world_size=stage.world_size)
         except OutOfMemoryError as exc:
             raise ConfigError(_too_large(stage, batch, micro_batch, device)) from exc
         except SpeechLMMError:
@@ -83,8 +83,17 @@ def try_out(model: SpeechLMM, stage: StageData, device: torch.device, deadline: 
     return _without_gradient(model, settings.name, inputs)
 
 
-def run_batch(model: SpeechLMM, stage: StageData, batch: Mapping[str, Any], device: torch.device) -> None:
-    """Runs one micro-batch forward and backward beside as much memory as the optimiser will take.
+def run_batch(
+    model: SpeechLMM, stage: StageData, batch: Mapping[str, Any], device: torch.device, *, world_size: int
+) -> None:
+    """Runs one micro-batch forward and backward beside as much memory as the optimiser and other processes will take.
+
+    Args:
+        model: The model, on its device.
+        stage: The stage.
+        batch: The micro-batch.
+        device: Where the model is.
+        world_size: Processes that share the training.
 
     Raises:
         OutOfMemoryError: There is too little memory.
@@ -93,9 +102,10 @@ def run_batch(model: SpeechLMM, stage: StageData, batch: Mapping[str, Any], devi
     moved = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, dict(batch))
     weights = stage_weights(model, stage.settings)
     with _memory():
-        # Stands for states that come with the first step; on a CPU it would only be asked for.
-        states = _state_bytes(model, stage) if device.type != "cpu" else 0
-        ballast = torch.empty(states, dtype=torch.uint8, device=device)
+        # Stands for what comes with the first step; on a CPU it would only be asked for.
+        split = split_of(model, {}, stage.settings.training, world_size)
+        size = split.optimiser + split.workspace if device.type != "cpu" else 0
+        ballast = torch.empty(size, dtype=torch.uint8, device=device)
         means = forward_backward(model, moved, weights, precision(stage.settings, device.type))
         bad = [name for name, mean in means.items() if not bool(torch.isfinite(mean))]
         del ballast
@@ -127,11 +137,6 @@ def _memory() -> Iterator[None]:
         if isinstance(exc, MemoryError) or "not enough memory" in str(exc):
             raise OutOfMemoryError(str(exc)) from exc
         raise
-
-
-def _state_bytes(model: SpeechLMM, stage: StageData) -> int:
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return round(trained * (state_bytes(stage.settings.training)))
 
 
 def _named(stage: StageData, batch: Mapping[str, Any], micro_batch: MicroBatch) -> str:

@@ -15,7 +15,7 @@ from speechlmm_train.stage_config import ResolvedStage
 logger = logging.getLogger(__name__)
 
 LISTED = 20
-"""Examples that the log names; `oversized.txt` in the output folder names all."""
+"""Examples that the log names, the longest first."""
 
 
 def leave_out(
