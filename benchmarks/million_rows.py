@@ -125,8 +125,9 @@ def starts(specs: dict[int, Path], folder: Path, repeats: int) -> dict[int, tupl
             queue = context.Queue()
             process = context.Process(target=start, args=(spec, folder, queue))
             process.start()
-            figures = queue.get(timeout=600)
             process.join()
+            check_equal({f"exit code of the start on {rows} rows": float(process.exitcode or 0)}, 0)
+            figures = queue.get(timeout=60)
             if repeat:  # the first one fills the caches of the system, and measures nothing
                 found[rows].append(figures)
     return {rows: tuple(map(statistics.median, zip(*figures, strict=True))) for rows, figures in found.items()}
