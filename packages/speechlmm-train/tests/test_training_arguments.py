@@ -83,6 +83,14 @@ def test_types_of_values(name, right, wrong, expected):
         assert fault(**{name: value}) == f"training.{name}: got {value!r}; expected {expected}"
 
 
+def test_every_fault_is_told_with_its_path():
+    assert fault(adam_epsilon="x", learning_rat=1, data_seed=3).splitlines() == [
+        "training.adam_epsilon: got 'x'; expected float",
+        "training.learning_rat: unknown key 'learning_rat'; did you mean 'learning_rate'?",
+        "training.data_seed: 'data_seed' cannot be set: use seed",
+    ]
+
+
 def test_the_check_imports_no_torch(tmp_path):
     import subprocess
     import sys

@@ -46,8 +46,8 @@ def _word(detail: ErrorDetails, root: type[BaseModel], data: Any) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "dataset_entry":  # its lines begin with paths within the entry
         return "\n".join(f"{place}{line}" for line in message.splitlines())
-    if detail["type"] == "training_argument":  # begins with the field
-        return f"{place}.{message}"
+    if detail["type"] == "training_argument":  # its lines begin with fields
+        return "\n".join(f"{place}.{line}" for line in message.splitlines())
     # Messages of our own say what was got; pydantic's do not.
     if detail["type"] in _WITHOUT_VALUE or not isinstance(detail["input"], str | int | float | bool | None):
         return f"{place}: {message}" if place else message
@@ -56,7 +56,7 @@ def _word(detail: ErrorDetails, root: type[BaseModel], data: Any) -> str:
     return f"{place}: got {shown}; {message[:1].lower()}{message[1:]}"
 
 
-_WITHOUT_VALUE = frozenset({"value_error", "unknown_component", "unknown_key", "decided_elsewhere"})
+_WITHOUT_VALUE = frozenset({"value_error", "unknown_component", "unknown_key"})
 
 
 def owner_of(root: type[BaseModel], data: Any, path: Sequence[str | int]) -> type[BaseModel] | None:

@@ -146,24 +146,23 @@ class TrainingConfig(Sizes, Restarts, Checks, Watching):
     @model_validator(mode="after")
     def _known_extras(self) -> TrainingConfig:
         known = training_argument_names() - DECIDED_ELSEWHERE.keys()
+        faults: list[str] = []
         for key, value in self.extras.items():
             if key in DECIDED_ELSEWHERE:
-                raise PydanticCustomError(
-                    "decided_elsewhere",
-                    "{key} cannot be set: {instead}",
-                    {"key": repr(key), "instead": DECIDED_ELSEWHERE[key]},
-                )
-            if key not in known:
+                faults.append(f"{key}: {key!r} cannot be set: {DECIDED_ELSEWHERE[key]}")
+            elif key not in known:
                 hint = nearest(key, [*type(self).model_fields, *sorted(known)])
-                raise PydanticCustomError("unknown_key", "unknown key {key}{hint}", {"key": repr(key), "hint": hint})
-            if (fault := type_fault(key, value)) is not None:
-                raise PydanticCustomError("training_argument", "{key}: {fault}", {"key": key, "fault": fault})
+                faults.append(f"{key}: unknown key {key!r}{hint}")
+            elif (fault := type_fault(key, value)) is not None:
+                faults.append(f"{key}: {fault}")
+        if faults:
+            raise PydanticCustomError("training_argument", "{faults}", {"faults": "\n".join(faults)})
         return self
 
     @model_validator(mode="after")
     def _possible(self) -> TrainingConfig:
-        for fault in self._contradictions():
-            raise PydanticCustomError("training_argument", "{fault}", {"fault": fault})
+        if faults := list(self._contradictions()):
+            raise PydanticCustomError("training_argument", "{faults}", {"faults": "\n".join(faults)})
         return self
 
     def _contradictions(self) -> Iterator[str]:
