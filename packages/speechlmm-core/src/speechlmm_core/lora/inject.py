@@ -7,6 +7,7 @@ the folder onto that part.
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,8 @@ def require_peft() -> None:
         raise MissingDependencyError(
             "low-rank adapters need PEFT, which is not installed: pip install 'speechlmm-core[lora]'"
         )
+    # PEFT imports bitsandbytes where it is installed, which tells on some CPUs of a kernel that nothing here needs.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def adapters_of(model: SpeechLMM) -> tuple[LoraAdapterConfig, ...]:
