@@ -35,7 +35,8 @@ TINY = (
 )
 MODES = ("ddp", "zero0", "zero1", "zero2", "zero3", "fsdp2")
 ALL = """
-import json, sys, warnings
+import json, sys
+from pathlib import Path
 from speechlmm_train.process import prepare_process
 prepare_process()
 from speechlmm_train.compose import validate
@@ -70,7 +71,7 @@ STAGES = (
     "stages=[{name: a, max_steps: 2, trainable_modules: [audio_adapter]}, {name: b, max_steps: 2}]",
     "training.max_steps=null",
 )
-DROPOUT = ("model.audio_encoder.dropout=0.2", "model.text_decoder.model.attention_dropout=0.2", "training.max_steps=3")
+DROPOUT = ("model.audio_encoder.model.dropout=0.2", "model.text_decoder.model.attention_dropout=0.2", "training.max_steps=3")
 
 
 @pytest.fixture(scope="module")

@@ -76,16 +76,7 @@ def data(tmp_path_factory):
         file.mux(stream.encode())
     seen = {"video": "v.mp4", "text": "word", "task": "vsr", "language": "en"}
     (root / "video.jsonl").write_text(json.dumps(seen) + "\n" + json.dumps(lines[0]) + "\n")
-    base = compose_plain(
-        "pretrain",
-        [
-            *COMMON,
-            "model/audio_encoder=tiny_whisper",
-            "model/audio_adapter=tiny_mlp",
-            f"data.train=[{root}/dev.jsonl]",
-            f"training.output_dir={root}/x",
-        ],
-    )
+    base = plain_of(root, "x", "whisper", "training.max_steps=1", manifest="dev")
     torch.manual_seed(1)
     SpeechLMM.from_model_config(validate(base).model).text_decoder.model.save_pretrained(root / "llm")
     return root
@@ -108,8 +99,9 @@ def plain_of(data, name, encoder, *overrides, manifest="audio"):
 
 
 def spread(data, encoder, name, *overrides):
-    base = ("training.max_steps=2", f"+model.text_decoder.pretrained={data / 'llm'}", "~model.text_decoder.model")
-    return plain_of(data, name, encoder, *base, *overrides)
+    plain = plain_of(data, name, encoder, "training.max_steps=2", *overrides)
+    plain["model"]["text_decoder"] |= {"pretrained": str(data / "llm"), "tokenizer": "bytes"}
+    return plain
 
 
 EVALUATED = (
