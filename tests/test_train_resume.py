@@ -356,7 +356,8 @@ def fewer(corpus, tmp_path):
     rows = (corpus / "st.jsonl").read_text().splitlines()
     for name, own in {"fewer": rows[:-1], "swapped": [rows[1], rows[0], *rows[2:]]}.items():
         lines = [json.dumps({**json.loads(row), "audio": str(corpus / json.loads(row)["audio"])}) for row in own]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "st.jsonl").write_text("\n".join(lines) + "\n")
     return tmp_path
 
 
@@ -370,8 +371,8 @@ def test_other_batches_are_named_and_refused(corpus, here, fewer, tmp_path, unin
         ({"packed": False}, {}, "packed True → False"),
         ({}, {"mixing": "random"}, "mixing alternating → random"),
         ({}, {"task_weights": {"asr": 1, "st": 1}}, r"shares \[0.666667, 0.333333\] → \[0.5, 0.5\]"),
-        ({}, {"train": [asr, str(fewer / "fewer.jsonl")]}, "examples 14 → 13"),
-        ({}, {"train": [asr, str(fewer / "swapped.jsonl")]}, "the lengths of the examples"),
+        ({}, {"train": [asr, str(fewer / "fewer" / "st.jsonl")]}, "examples 14 → 13"),
+        ({}, {"train": [asr, str(fewer / "swapped" / "st.jsonl")]}, "the lengths of the examples"),
     ]
     for training, data, message in changed:
         config = plain(corpus, out, **training)
