@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from speechlmm_core.attention.segments import attend_segments
@@ -61,12 +61,12 @@ def check_family(model: nn.Module) -> None:
 
 
 @contextmanager
-def packed_attention(model: nn.Module) -> Iterator[None]:
+def packed_attention(model: nn.Module) -> Iterator[PackedRow]:
     """Lets a transformers model take one packed row, given as ``model(..., segments=segments)`` within the context.
 
-    Pass no attention mask and `use_cache=False`. `segments` are the batch's: `cu_seqlens` (S+1,) int32, and `lengths`,
-    the same as Python integers. Recomputed layers (gradient checkpointing) use the packed attention too, also after
-    the context has ended.
+    Pass `use_cache=False`, and no attention mask but the one of the `PackedRow` that this yields. `segments` are the
+    batch's: `cu_seqlens` (S+1,) int32, and `lengths`, the same as Python integers. Recomputed layers (gradient
+    checkpointing) use the packed attention too, also after the context has ended.
 
     Args:
         model: A causal language model, or its body.
@@ -83,21 +83,16 @@ def packed_attention(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         if module.__dict__.get("_gradient_checkpointing_func") is not None
     ]
-    seen = _Seen()
-    masking: Any = import_module("transformers.masking_utils")
-    look_for_packing = masking.find_packed_sequence_indices
+    seen = PackedRow()
     for config in configs:
         config._attn_implementation = NAME
     for module, function in checkpointed:
         module.__dict__["_gradient_checkpointing_func"] = _recompute_packed(function, configs)
-    # To see whether rows are packed, transformers would read positions back from the device, and the host would wait.
-    masking.find_packed_sequence_indices = _nothing
     _EXPECTED.append(seen)
     try:
-        yield
+        yield seen
     finally:
         _EXPECTED.remove(seen)
-        masking.find_packed_sequence_indices = look_for_packing
         for module, function in checkpointed:
             module.__dict__["_gradient_checkpointing_func"] = function
         for config, implementation in before:
@@ -110,20 +105,29 @@ def packed_attention(model: nn.Module) -> Iterator[None]:
         )
 
 
-def _nothing(position_ids: Tensor) -> None:
-    """Stands where transformers looks for packed rows: the segments are known."""
-
-
-class _Seen:
-    """What passed through the mask and attention functions during one forward."""
+class PackedRow:
+    """What passed through the mask and attention functions during one forward over a packed row."""
 
     def __init__(self) -> None:
         self.calls = 0
         self.windows_asked: set[int] = set()
         self.windows_used: set[int] = set()
+        self.given: Tensor | None = None
+
+    def mask(self, inputs_embeds: Tensor) -> Tensor:
+        """A mask (1, N) that hides nothing, and is not used.
+
+        Without any, transformers would read the positions back from the device to see whether rows are packed, and the
+        host would wait for that.
+
+        Args:
+            inputs_embeds: (1, N, D).
+        """
+        self.given = torch.ones(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
+        return self.given
 
 
-_EXPECTED: list[_Seen] = []
+_EXPECTED: list[PackedRow] = []
 
 
 def _configs(model: nn.Module) -> list[Any]:
@@ -166,7 +170,7 @@ def _no_mask(*_args: Any, use_vmap: bool = False, attention_mask: Tensor | None 
     """Stands where transformers would build a dense mask; refuses what the segments alone cannot express."""
     if use_vmap:
         raise ConfigError("packed attention cannot honour a model's own mask function; train with `packing: false`")
-    if attention_mask is not None:
+    if attention_mask is not None and not (_EXPECTED and attention_mask is _EXPECTED[-1].given):
         raise ConfigError("packed attention got an attention mask; a packed row has no padding, pass none")
     window = kwargs.get("local_size")
     if window is not None and _EXPECTED:

@@ -127,9 +127,13 @@ class CausalLMDecoder(TextDecoder):
         else:
             from speechlmm_core.attention.packed import packed_attention
 
-            with packed_attention(self.model):
+            with packed_attention(self.model) as row:
                 output = body(
-                    inputs_embeds=inputs_embeds, position_ids=position_ids, segments=segments, use_cache=False
+                    inputs_embeds=inputs_embeds,
+                    position_ids=position_ids,
+                    attention_mask=row.mask(inputs_embeds),
+                    segments=segments,
+                    use_cache=False,
                 )
         return output.last_hidden_state  # (R, N, D)
 
