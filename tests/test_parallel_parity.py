@@ -71,7 +71,11 @@ STAGES = (
     "stages=[{name: a, max_steps: 2, trainable_modules: [audio_adapter]}, {name: b, max_steps: 2}]",
     "training.max_steps=null",
 )
-DROPOUT = ("model.audio_encoder.model.dropout=0.2", "model.text_decoder.model.attention_dropout=0.2", "training.max_steps=3")
+DROPOUT = (
+    "model.audio_encoder.model.dropout=0.2",
+    "model.text_decoder.model.attention_dropout=0.2",
+    "training.max_steps=3",
+)
 
 
 @pytest.fixture(scope="module")

@@ -203,10 +203,11 @@ class SpeechLMMTrainer(WatchedTrainer):
             self.watch.add_loss(name, loss, mean)
         self.look_at_losses()
         total = outputs.loss
-        if total is None:
-            # Text alone while only objectives that need a medium have a weight: a zero that backward can start from.
+        if total is None or not total.requires_grad:
+            # Text alone, while only what needs a medium is trained or has a weight: backward needs a place to start.
             parameter = next(parameter for parameter in model.parameters() if parameter.requires_grad)
-            total = parameter.flatten()[:0].sum()
+            nothing = parameter.flatten()[:0].sum()
+            total = nothing if total is None else total + nothing
         self.meter.add_total(total)
         if self.stage.mode == "ddp" and self.accelerator.sync_gradients:
             total = touched(total, self._without_gradient(total, (*inputs.get("media", ()), "/", *outputs.losses)))
