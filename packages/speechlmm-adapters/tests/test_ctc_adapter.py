@@ -163,6 +163,22 @@ def test_the_loss_is_that_of_every_medium(full, vocabulary, training):
     nothing.sum.backward()
 
 
+def test_without_targets_each_share_is_nothing():
+    adapter = build().train()
+    objective = AdapterCTCObjectiveConfig(stage="audio_adapter").build(CONTEXT)
+    objective.name = "ctc"
+    targets = {"ids": torch.zeros(3, 0, dtype=torch.long), "lengths": torch.zeros(3, dtype=torch.long)}
+    batch = {
+        "targets": {"ctc": {**targets, "valid": torch.zeros(3, dtype=torch.bool)}},
+        "samples": {"count": 2, "media": {"audio": torch.tensor([0, 0, 1])}},
+    }
+    given = features(5, 2, 3)
+    out = adapter(Features(given.values.float(), given.lengths))
+    loss = objective({"audio_adapter": out}, batch, ToyTextDecoder(4, 5))
+    assert loss.sum.item() == 0
+    assert loss.by_sample.tolist() == [0, 0]
+
+
 def test_labels_and_log_sum_exp_in_chunks():
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(9, 6, generator=generator, dtype=torch.float64).requires_grad_()

@@ -46,6 +46,21 @@ def test_a_loss_that_is_not_a_number_is_its_own_samples(tiny_model, tiny_process
         assert loss.by_sample.isnan().tolist() == [False, False, True, False], name
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_without_any_transcript_each_share_is_known_to_be_nothing(tiny_model, tiny_processor, conversation, told):
+    chats = [conversation(8_000, "hello", seed=1), conversation(4_100, "no", seed=2)]
+    for number, chat in enumerate(chats):
+        for item in chat[0]["content"]:
+            if item["type"] == "audio" and not (told and number):
+                item.pop("transcript", None)
+    batch = tiny_processor.collate([tiny_processor.sample(chat, with_answer=True) for chat in chats])
+    loss = tiny_model(**batch).losses["ctc"]
+    assert loss.by_sample.shape == (2,)
+    assert loss.by_sample[0] == 0
+    assert (loss.by_sample[1] > 0) == told
+    torch.testing.assert_close(loss.by_sample.sum(), loss.sum.detach())
+
+
 @pytest.mark.parametrize("options", [{}, {"softcap": 3.0}, {"label_smoothing": 0.2}], ids=str)
 def test_positions_add_up_to_the_sum(options):
     hidden, weight = torch.randn(11, 8, dtype=torch.float64), torch.randn(17, 8, dtype=torch.float64)

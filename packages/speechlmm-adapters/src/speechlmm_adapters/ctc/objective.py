@@ -45,11 +45,13 @@ class AdapterCTCObjective(Objective):
         extras = stages[self.config.stage].extras
         frames, lengths, weight = extras["ctc_frames"], extras["ctc_lengths"], extras["ctc_weight"]
         targets = batch["targets"][self.name]
-        ids, unit = targets["ids"], f"{self.name}_targets"
+        ids, valid, unit = targets["ids"], targets["valid"], f"{self.name}_targets"
+        input_name = self.config.stage.rpartition("_")[0]
         if ids.numel() == 0 or frames.numel() == 0:
             # A zero that still depends on the adapter, so that no rank waits for a gradient.
-            return Loss((frames.flatten()[:0].sum() + weight.flatten()[:0].sum()).float(), unit)
-        target_lengths = torch.where(targets["valid"], targets["lengths"], 0)
+            nothing = (frames.flatten()[:0].sum() + weight.flatten()[:0].sum()).float()
+            return Loss(nothing, unit, by_sample(nothing.new_zeros(len(valid)), batch, input_name))
+        target_lengths = torch.where(valid, targets["lengths"], 0)
         frames = torch.where(length_mask(lengths, frames.shape[1])[..., None], frames, 0)  # (B, T, D)
         blank = blank_label(self.config.vocabulary, len(weight))
         if len(weight) > self.full_vocabulary:
@@ -65,5 +67,4 @@ class AdapterCTCObjective(Objective):
             )
         else:
             losses = ctc_loss(F.linear(frames, weight.to(frames.dtype)), lengths, ids, target_lengths, blank=blank)
-        shares = by_sample(losses.float(), batch, self.config.stage.rpartition("_")[0])
-        return Loss(losses.sum().float(), unit, shares)
+        return Loss(losses.sum().float(), unit, by_sample(losses.float(), batch, input_name))

@@ -102,8 +102,11 @@ class Losses:
         mean = mean.detach()
         self._means[name] = self._means[name] + mean if name in self._means else mean
         origin, items = batch.get(ORIGIN), batch.get(ITEMS)
-        if loss.by_sample is None or origin is None or items is None or loss.unit not in items or not self.tasks:
+        if origin is None or items is None or loss.unit not in items or not self.tasks:
             self._unknown[name] += 1
+            return
+        if loss.by_sample is None:  # where there was nothing to learn from, nothing has to be told apart
+            self._unknown[name] += bool(items[loss.unit].any())
             return
         numbers, counts = origin["tasks"], items[loss.unit]
         if name not in self._sums:

@@ -110,7 +110,8 @@ class CTCObjective(Objective):
         ids, valid = targets["ids"], targets["valid"]
         unit = f"{self.name}_targets"
         if ids.numel() == 0 or features.values.numel() == 0:
-            return Loss(self._nothing(features.values), unit)
+            nothing = self._nothing(features.values)
+            return Loss(nothing, unit, by_sample(nothing.new_zeros(len(valid)), batch, self.input_name))
         target_lengths = torch.where(valid, targets["lengths"], 0)
         weight, blank = self._labels(text_decoder)
         hidden = features.values if self.linear is not None else features.values * self._scale(features.values)
