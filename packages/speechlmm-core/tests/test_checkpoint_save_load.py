@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -218,6 +220,56 @@ def test_an_empty_folder_is_filled_and_not_replaced(tiny_model, tiny_processor, 
     assert (tmp_path / "mount").stat().st_ino == inode
     assert not list((tmp_path / "mount").glob(".*"))
     assert torch.equal(norm_of(SpeechLMM.from_pretrained(tmp_path / "mount")), norm_of(tiny_model))
+
+
+def test_all_that_fills_an_empty_folder_is_on_the_disk_before_it_moves(tmp_path, monkeypatch):
+    (tmp_path / "mount").mkdir()
+    synced, moved = set(), []
+    fsync, replace = atomic.os.fsync, saving.os.replace
+
+    def watch(source, target):
+        inner = [Path(source), *Path(source).rglob("*")]
+        moved.extend(path.stat().st_ino in synced for path in inner if not path.is_symlink())
+        replace(source, target)
+
+    monkeypatch.setattr(atomic.os, "fsync", lambda handle: (synced.add(os.fstat(handle).st_ino), fsync(handle)))
+    monkeypatch.setattr(saving.os, "replace", watch)
+    with saving.staged(tmp_path / "mount") as temporary:
+        (temporary / "adapters" / "one").mkdir(parents=True)
+        (temporary / "adapters" / "one" / "adapter_model.safetensors").write_text("a")
+        (temporary / "adapters" / "gone").symlink_to(tmp_path / "nowhere")
+        (temporary / "config.json").write_text("{}")
+    assert len(moved) == 4
+    assert all(moved)
+    assert (tmp_path / "mount").stat().st_ino in synced
+
+
+def test_what_a_killed_save_left_in_a_folder_goes(tiny_model, tiny_processor, tmp_path, monkeypatch):
+    (tmp_path / "mount").mkdir()
+
+    replace = os.replace
+
+    def kill(source, target):
+        if Path(target).parent == tmp_path / "mount":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as killed:
+        killed.setattr(saving.os, "replace", kill)
+        killed.setattr(saving.shutil, "rmtree", lambda *args, **kwargs: None)  # nothing cleans up after a kill
+        with pytest.raises(KeyboardInterrupt):
+            save_model(tiny_model, tiny_processor, tmp_path / "mount")
+    (left,) = (tmp_path / "mount").iterdir()
+    assert (left / "model.safetensors").is_file()
+    inode = (tmp_path / "mount").stat().st_ino
+    shutil.copytree(tmp_path / "mount", tmp_path / "begun")
+    (tmp_path / "begun" / "notes.txt").write_text("mine")
+    for name in ("mount", "begun"):
+        save_model(tiny_model, tiny_processor, tmp_path / name)
+        assert not list((tmp_path / name).glob(".*"))
+        assert torch.equal(norm_of(SpeechLMM.from_pretrained(tmp_path / name)), norm_of(tiny_model))
+    assert (tmp_path / "mount").stat().st_ino == inode
+    assert (tmp_path / "begun" / "notes.txt").read_text() == "mine"
 
 
 def test_arguments_that_are_not_taken_are_refused(tiny_model, saved, tmp_path):

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+UNFINISHED = ".saving"
+"""Folder within an empty one that is being filled; a save that was killed leaves it."""
+
 
 @contextmanager
 def atomic_write(path: Path | str) -> Iterator[Path]:
@@ -45,9 +48,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            sync(file)
-        sync(temporary)
+        sync_all(temporary)
         _swap(temporary, target)
         sync(target.parent)
     finally:
@@ -107,3 +108,13 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sync_all(path: Path) -> None:
+    """Waits until a file, or a folder with all that is in it, is on the disk."""
+    if path.is_dir():
+        for entry in path.rglob("*"):
+            # A link is an entry of its folder; where it leads is not ours, and may be nowhere.
+            if not entry.is_symlink() and (entry.is_file() or entry.is_dir()):
+                sync(entry)
+    sync(path)

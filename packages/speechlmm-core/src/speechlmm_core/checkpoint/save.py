@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from speechlmm_core.checkpoint.atomic import atomic_folder, sweep, sync
+from speechlmm_core.checkpoint.atomic import UNFINISHED, atomic_folder, sweep, sync, sync_all
 from speechlmm_core.checkpoint.provenance import component_versions
 from speechlmm_core.checkpoint.shards import MAX_SHARD_SIZE, Gather, ShardWriter, as_it_is, stream
 from speechlmm_core.errors import CheckpointError
@@ -81,13 +81,18 @@ def raise_if(fault: Exception | None) -> None:
 
 
 @contextmanager
-def staged(folder: Path) -> Iterator[Path]:
+def staged(folder: Path, *, stale: Sequence[str] = ()) -> Iterator[Path]:
     """Yields a temporary folder that takes the place of ``folder`` when everything in it is written and synced.
 
     Files of the old folder that are no weights and are not written anew stay. Until the one rename at the end nothing
     in it changes, so that it is either the old checkpoint or the new one.
+
+    Args:
+        folder: The folder.
+        stale: Patterns of names in it that do not stay either.
     """
     target = folder.resolve()  # a link stays a link
+    shutil.rmtree(target / UNFINISHED, ignore_errors=True)  # of a save that was killed
     if target.is_dir() and not any(target.iterdir()):
         # Nothing to protect; the folder may be one that cannot be replaced (a mount), or another's temporary one.
         with _filled(target) as temporary:
@@ -100,19 +105,20 @@ def staged(folder: Path) -> Iterator[Path]:
         _make_readable(temporary)
         if target.is_dir():
             fresh = any((temporary / name).exists() for name in (WEIGHTS, INDEX))
-            _keep_others(target, temporary, stale=("model*.safetensors*", ADAPTERS) if fresh else ())
+            weights = ("model*.safetensors*", ADAPTERS) if fresh else ()
+            _keep_others(target, temporary, stale=(*weights, *stale))
             shutil.copymode(target, temporary)
 
 
 @contextmanager
 def _filled(folder: Path) -> Iterator[Path]:
     """Yields a temporary folder whose files move into an empty one; `config.json` last, which makes a checkpoint."""
-    temporary = folder / ".saving"
+    temporary = folder / UNFINISHED
     temporary.mkdir()
     try:
         yield temporary
         for entry in sorted(temporary.iterdir(), key=lambda entry: entry.name == "config.json"):
-            sync(entry)
+            sync_all(entry)
             os.replace(entry, folder / entry.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
