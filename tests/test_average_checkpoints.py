@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from speechlmm_core.checkpoint.save import save_model
+from speechlmm_core.checkpoint.save import save_model, save_weights
 from speechlmm_core.config import ModelConfig
 from speechlmm_core.errors import CheckpointError, ConfigError
 from speechlmm_core.model.speechlmm import SpeechLMM
@@ -99,6 +99,19 @@ def test_shards_are_averaged_one_by_one(three, tmp_path):
     average_checkpoints(three[:2], tmp_path / "whole")
     sharded, whole = (SpeechLMM.from_pretrained(tmp_path / name).state_dict() for name in ("mean", "whole"))
     assert all(torch.equal(sharded[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_checkpoints_may_be_sharded_differently(three, tmp_path, order):
+    SpeechLMM.from_pretrained(three[1]).save_pretrained(tmp_path / "sharded", max_shard_size="40KB")
+    SpeechLMMProcessor.from_pretrained(three[1]).save_pretrained(tmp_path / "sharded")
+    assert len(list((tmp_path / "sharded").glob("model-*.safetensors"))) > 2
+    folders = [three[0], tmp_path / "sharded"]
+    average_checkpoints([folders[number] for number in order], tmp_path / "mean")
+    states = [weights(three[0]), weights(three[1])]
+    loaded = SpeechLMM.from_pretrained(tmp_path / "mean").state_dict()
+    for name, one in states[0].items():
+        torch.testing.assert_close(loaded[name], (one + states[1][name]) / 2)
 
 
 def changed(folder, target, change):
@@ -195,3 +208,43 @@ def test_the_command(three, tmp_path, capsys):
     assert "holds no checkpoint" in said.err
     code, said = run(capsys, *three[:2], "--output", tmp_path / "x", "--weights", "1,b")
     assert code == 2
+
+
+def snapshot(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("place", ["one", "", "one/mean"])
+def test_no_checkpoint_is_written_over_one_that_is_read(three, tmp_path, capsys, place):
+    root = tmp_path / "root"
+    for source, name in zip(three, ("", "one", "one/mean"), strict=True):
+        shutil.copytree(source, root / name, dirs_exist_ok=True)
+    shutil.copytree(three[0], tmp_path / "apart")
+    before = snapshot(root)
+    (tmp_path / "link").symlink_to(root)
+    code, said = run(capsys, root / "one", tmp_path / "apart", "--output", tmp_path / "link" / place, "--overwrite")
+    assert code == 2
+    word = {"one": "is", "": "holds", "one/mean": "lies in"}[place]
+    assert f"{word} {str(root / 'one')!r}, which is read; choose a folder beside it" in said.err
+    assert snapshot(root) == before
+
+
+def test_what_lies_beside_a_replaced_checkpoint_stays(three, tmp_path, capsys):
+    output = shutil.copytree(three[2], tmp_path / "out")
+    save_weights(SpeechLMM.from_pretrained(three[2]), output / "checkpoint-3")
+    (output / "README.md").write_text("mine")
+    (output / "evaluations").mkdir()
+    (output / "evaluations" / "one.json").write_text("{}")
+    (output / "gone").symlink_to(tmp_path / "nowhere")
+    (output / "model.safetensors.index.json").write_text("{}")  # of an older one, as is the rest
+    (output / "tokenizer.model").write_text("stale")
+    (output / "averaged.json").write_text("stale")
+    kept = {name: snapshot(output)[name] for name in ("README.md", "evaluations/one.json")}
+    kept |= {name: data for name, data in snapshot(output).items() if name.startswith("checkpoint-3/")}
+    code, said = run(capsys, *three[:2], "--output", output, "--overwrite")
+    assert code == 0, said.err
+    got = snapshot(output)
+    assert {name: got.get(name) for name in kept} == kept
+    assert (output / "gone").is_symlink()
+    average_checkpoints(three[:2], tmp_path / "mean")
+    assert {name: data for name, data in got.items() if name not in kept} == snapshot(tmp_path / "mean")

@@ -1,6 +1,7 @@
 """Taking over checkpoints of the first SpeechLMM, which are written here in its layout."""
 
 import json
+import shutil
 from itertools import pairwise
 
 import pytest
@@ -315,6 +316,87 @@ def test_low_rank_adapters_are_merged(bases, tmp_path, use_rslora):
     torch.testing.assert_close(adapt(model, frames), trained(frames), rtol=1e-5, atol=1e-5)
 
 
+def decoder_adapter(peft, name):
+    """What an adapter of the PEFT model adds, by our name of the matrix."""
+    modules = {
+        path: module for path, module in peft.base_model.model.named_modules() if name in getattr(module, "r", ())
+    }
+    return {f"{path}.weight": module.get_delta_weight(name) for path, module in modules.items()}
+
+
+def adapted(first, **targets):
+    """The model with adapters on the matrices of the text decoder that end so."""
+    peft = None
+    for name, target in targets.items():
+        options = LoraConfig(r=4, lora_alpha=6, target_modules=rf"text_decoder\.model\..*{target}")
+        peft = get_peft_model(first, options, adapter_name=name) if peft is None else peft
+        if name not in peft.peft_config:
+            peft.add_adapter(name, options)
+    assert peft is not None
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in peft.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+    return peft
+
+
+def test_only_the_checkpoint_s_own_adapters_are_merged(bases, tmp_path, caplog):
+    """A run's folder holds its checkpoints, with the adapters of their steps."""
+    adapter = FirstMlp()
+    folder = tmp_path / "first"
+    write(folder, bases, adapter)
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    parts = {f"model-0000{i + 1}-of-00002.safetensors": dict(list(state.items())[i::2]) for i in range(2)}
+    for name, part in parts.items():
+        save_file(part, folder / name)
+    places = {key: name for name, part in parts.items() for key in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    # Both lie on q_proj, where they add up.
+    peft = adapted(First(bases, adapter), attention=r"(q|k)_proj", more=r"(q|up)_proj")
+    peft.save_pretrained(folder)
+    for name in ("checkpoint-1", "checkpoint-20"):
+        peft.save_pretrained(folder / name)
+    (folder / "checkpoint-20" / "config.json").write_text("{}")
+    (folder / "old").mkdir()
+    shutil.copytree(folder / "more", folder / "old" / "more")
+    model, coverage = take_over(folder, tmp_path / "ours")
+    expected = {
+        f"text_decoder.model.{name}": value for name, value in load_file(bases / "llama" / "model.safetensors").items()
+    }
+    for name in ("attention", "more"):
+        for path, delta in decoder_adapter(peft, name).items():
+            expected[path] = expected[path] + delta.detach()
+    got = model.state_dict()
+    for path, value in expected.items():
+        torch.testing.assert_close(got[path], value, rtol=1e-6, atol=1e-6)
+    assert len(coverage.added) == 2 * 4
+    assert coverage.table["audio_adapter"].loaded == len(state)
+    assert f"adapters in {folder / 'old' / 'more'} are not this checkpoint's, and left out" in caplog.text
+    assert "checkpoint-" not in caplog.text
+
+
+def test_an_adapter_that_is_there_twice_is_refused(bases, tmp_path):
+    adapter = FirstMlp()
+    folder = tmp_path / "first"
+    write(folder, bases, adapter)
+    peft = adapted(First(bases, adapter), attention="q_proj")
+    peft.save_pretrained(folder)
+    file = folder / "attention" / "adapter_model.safetensors"
+    state = load_file(file)
+    more = {key.replace(".weight", ".more.weight"): value.clone() for key, value in state.items()}
+    save_file({**state, **more}, file)
+    with pytest.raises(CheckpointError, match=r"'attention' is there twice for 'text_decoder.*q_proj.weight'"):
+        take_over(folder, tmp_path / "ours")
+    save_file(state, file)
+    folder = folder.rename(tmp_path / "attention")  # the folder itself is PEFT's for an adapter, too
+    for one in (folder / "attention").iterdir():
+        shutil.copy(one, folder)
+    with pytest.raises(CheckpointError, match=r"'attention' is there twice for 'text_decoder.*q_proj.weight'"):
+        take_over(folder, tmp_path / "ours")
+
+
 def test_what_has_no_place_is_an_error_unless_it_is_allowed(bases, tmp_path):
     head = {"model_type": "moshi_bert"}
     more = {"talking_head.heads.0.weight": torch.zeros(2), "audio_adapter.layers.99.scale": torch.zeros(1)}
@@ -441,3 +523,18 @@ def test_the_command(bases, tmp_path, capsys):
         main(arguments)
     assert exit_.value.code == 2
     assert "is not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["first", "", "first/ours", "bases/llama"])
+def test_nothing_that_is_read_is_written_over(bases, tmp_path, capsys, place):
+    root = tmp_path / "root"
+    shutil.copytree(bases, root / "bases")
+    write(root / "first", root / "bases", FirstMlp())
+    (root / place).mkdir(exist_ok=True)
+    (root / place / "config.json").touch()
+    before = {file: file.read_bytes() for file in root.rglob("*") if file.is_file()}
+    with pytest.raises(SystemExit) as exit_:
+        main(["import-checkpoint", str(root / "first"), str(root / place), "--overwrite"])
+    assert exit_.value.code == 2
+    assert "which is read; choose a folder beside it" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in root.rglob("*") if file.is_file()} == before

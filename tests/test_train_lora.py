@@ -179,8 +179,12 @@ def test_merged_it_answers_the_same(trained, root, tmp_path, capsys):
     code, _, err = call(capsys, "merge-lora", trained, tmp_path / "plain")
     assert code == 2
     assert "is not empty; replace it with --overwrite" in err
+    (tmp_path / "plain" / "README.md").write_text("mine")
+    (tmp_path / "plain" / "averaged.json").write_text("of what was there")
     code, _, err = call(capsys, "merge-lora", trained, tmp_path / "plain", "--overwrite", "--dtype", "bfloat16")
     assert (code, err) == (0, "")
+    assert (tmp_path / "plain" / "README.md").read_text() == "mine"
+    assert not (tmp_path / "plain" / "averaged.json").exists()
     assert SpeechLMM.from_pretrained(tmp_path / "plain").dtype == torch.bfloat16
     code, _, err = call(capsys, "merge-lora", tmp_path / "plain", tmp_path / "again")
     assert code == 2

@@ -13,20 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speechlmm_core.checkpoint.atomic import atomic_folder
 from speechlmm_core.checkpoint.load import read_config, resolve_model_path
 from speechlmm_core.checkpoint.save import INDEX, WEIGHTS
 from speechlmm_core.checkpoint.weights import read_shards
 from speechlmm_core.errors import CheckpointError, ConfigError
 from speechlmm_train.download.tensors import read_header
-from speechlmm_train.trainer.guarded_save import guarded_save
+from speechlmm_train.replacing import NOTE, bases_of, check_apart, replaced
 from speechlmm_train.trainer.output_folder import OutputFolder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-NOTE = "averaged.json"
-"""Beside the weights: what they are the mean of."""
 COUNTER = ".num_batches_tracked"
 """Ending of the names of batch norm's counters, of which the largest is kept."""
 _SHOWN = 5
@@ -83,26 +80,28 @@ def average_checkpoints(
 
     Args:
         folders: The checkpoints; the last one's tokenizer goes along.
-        output: Where to; it appears whole or not at all.
+        output: Where to; it appears whole or not at all, and keeps what else lies there.
         weights: How much each counts; alike by default.
         tick: Is told the bytes of each tensor that is done.
 
     Raises:
         CheckpointError: The checkpoints are not of one model, are damaged, or hold what has no mean.
-        ConfigError: The weights do not fit.
+        ConfigError: The weights do not fit, or the output is one of the checkpoints, holds one or lies in one.
     """
     shares = _shares(weights, len(folders))
+    check_apart(output, [*folders, *(base for folder in folders for base in bases_of(folder))])
     _check_alike(folders)
     files = _files(folders[0])
     _check_tensors(folders)
-    with guarded_save(output), atomic_folder(output.resolve()) as temporary:
+    with replaced(output) as temporary:
         count = 0
         with _Readers(folders) as readers:
             for name in files:
                 count += _write_means(folders[0] / name, temporary / name, readers, shares, tick)
-        for name in (INDEX, "generation_config.json"):
-            if (folders[-1] / name).is_file():
-                shutil.copyfile(folders[-1] / name, temporary / name)
+        # The index is that of the files, which lie as the first checkpoint's.
+        for folder, name in ((folders[0], INDEX), (folders[-1], "generation_config.json")):
+            if (name != INDEX or files != [WEIGHTS]) and (folder / name).is_file():
+                shutil.copyfile(folder / name, temporary / name)
         _save_processor(folders[-1], temporary)
         note = {"checkpoints": [str(folder) for folder in folders], "weights": shares}
         (temporary / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")

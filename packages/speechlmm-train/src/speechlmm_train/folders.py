@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from speechlmm_core.checkpoint.atomic import UNFINISHED
 from speechlmm_core.errors import ConfigError
 
 
@@ -39,7 +40,7 @@ def check_new_checkpoint(path: Path, what: str, *, overwrite: bool) -> None:
     """
     if path.exists() and not path.is_dir():
         raise ConfigError(f"{what} {str(path)!r} is a file; expected a folder")
-    if not path.is_dir() or not any(path.iterdir()):
+    if not path.is_dir() or all(entry.name == UNFINISHED for entry in path.iterdir()):
         return
     if not overwrite:
         raise ConfigError(f"{what} {str(path)!r} is not empty; replace it with --overwrite, or choose another folder")

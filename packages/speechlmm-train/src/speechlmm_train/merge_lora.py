@@ -8,14 +8,13 @@ from typing import Literal
 
 import torch
 
-from speechlmm_core.checkpoint.atomic import atomic_folder
 from speechlmm_core.checkpoint.load import read_adapters, read_config, resolve_model_path
 from speechlmm_core.checkpoint.save import save_model
 from speechlmm_core.errors import CheckpointError
 from speechlmm_core.lora.merge import merge
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
-from speechlmm_train.trainer.guarded_save import guarded_save
+from speechlmm_train.replacing import bases_of, check_apart, replaced
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -35,23 +34,24 @@ def merge_lora(model_path: str | Path, output: Path, *, dtype: Dtype = "auto") -
 
     Args:
         model_path: The checkpoint.
-        output: Folder for the plain one; what stands there is replaced when the new one is whole.
+        output: Folder for the plain one; a checkpoint there is replaced when the new one is whole, and what else lies
+            there stays.
         dtype: Type of the saved weights; `auto` for the checkpoint's.
 
     Raises:
         CheckpointError: The checkpoint is missing, does not fit, or has no adapters; or the new one cannot be written.
+        ConfigError: The output is the checkpoint or a base of it, holds one or lies in one.
         MissingDependencyError: PEFT is not installed.
     """
     folder = resolve_model_path(model_path)
     adapters = read_adapters(folder)
     if not adapters:
         raise CheckpointError(f"{str(folder)!r} has no adapters to merge; it is a plain checkpoint already")
-    if output.exists() and output.resolve() in (folder.resolve(), folder.resolve().parent):
-        raise CheckpointError(f"{str(output)!r} is the checkpoint that is merged; choose another folder")
+    check_apart(output, [folder, *bases_of(folder)])
     model = SpeechLMM.from_pretrained(folder, dtype="float32")
     merge(model)
     wanted: str = (read_config(folder).get("dtype") or "float32") if dtype == "auto" else dtype
     processor = SpeechLMMProcessor.from_pretrained(folder)
-    with guarded_save(output), atomic_folder(output) as temporary:
+    with replaced(output) as temporary:
         save_model(model.to(getattr(torch, wanted)), processor, temporary)
     return Merged([adapter.name for adapter in adapters], wanted)

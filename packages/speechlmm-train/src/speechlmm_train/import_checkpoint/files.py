@@ -7,6 +7,7 @@ adapter instead, and one more (`other_modules`) whose `modules_to_save` are what
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -23,12 +24,16 @@ from speechlmm_core.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
+logger = logging.getLogger(__name__)
+
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 UNMERGEABLE = ("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "lora_bias")
 """Options of PEFT with which an adapter is more than the product of its two matrices, times one scale."""
 
 _PREFIX = re.compile(r"^(?:module\.)?(?:base_model\.model\.)?")
 _SAVED_COPY = re.compile(r"\.modules_to_save(?:\.[^.]+)?(?=\.)")
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
+"""Folders within a run's: each is a checkpoint of its own."""
 _LORA = re.compile(r"(.+)\.lora_([AB])(?:\.[^.]+)?\.weight")
 
 
@@ -84,9 +89,10 @@ def open_first(folder: Path) -> Iterator[FirstTensors]:
     """Opens a checkpoint's files.
 
     Raises:
-        CheckpointError: There are none, one is damaged or no safetensors file, or an adapter cannot be merged.
+        CheckpointError: There are none, one is damaged or no safetensors file, an adapter cannot be merged, or adds
+            to one matrix twice.
     """
-    adapters = sorted(file.parent for file in folder.glob(f"**/{ADAPTER_CONFIG}"))
+    adapters = _adapter_folders(folder)
     files = _weight_files(folder)
     if not files and not adapters:
         raise CheckpointError(
@@ -99,8 +105,22 @@ def open_first(folder: Path) -> Iterator[FirstTensors]:
             found.stored += _open(file, stack)
         for adapter in adapters:
             _add_adapter(found, adapter, stack)
-        _refuse_twice(found.stored)
+        _refuse_twice(found)
         yield found
+
+
+def _adapter_folders(folder: Path) -> list[Path]:
+    """The checkpoint's own adapters: PEFT leaves the one named `default` in the folder, and others beside it."""
+    inner = sorted(one for one in folder.iterdir() if one.is_dir() and not _is_checkpoint(one))
+    found = [one for one in (folder, *inner) if (one / ADAPTER_CONFIG).is_file()]
+    deeper = [file.parent for one in inner for file in sorted(one.glob(f"*/**/{ADAPTER_CONFIG}"))]
+    if deeper:
+        logger.warning("adapters in %s are not this checkpoint's, and left out", ", ".join(map(str, deeper)))
+    return found
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return _CHECKPOINT.fullmatch(folder.name) is not None or (folder / "config.json").is_file()
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -142,7 +162,10 @@ def _add_adapter(found: FirstTensors, folder: Path, stack: ExitStack) -> None:
         if match is None:
             found.stored.append(one)
         else:
-            halves.setdefault(f"{match[1]}.weight", {})[match[2]] = one
+            pair = halves.setdefault(f"{match[1]}.weight", {})
+            if match[2] in pair:
+                raise _twice(folder.name, f"{match[1]}.weight")
+            pair[match[2]] = one
     if halves and (wrong := [key for key in UNMERGEABLE if options.get(key)]):
         raise CheckpointError(
             f"the adapter {str(folder)!r} cannot be merged: its {ADAPTER_CONFIG} sets {', '.join(wrong)}"
@@ -166,9 +189,20 @@ def _read_options(file: Path) -> dict[str, Any]:
     return options
 
 
-def _refuse_twice(stored: list[Stored]) -> None:
+def _refuse_twice(found: FirstTensors) -> None:
     seen: dict[str, str] = {}
-    for one in stored:
+    for one in found.stored:
         if one.name in seen:
             raise CheckpointError(f"{seen[one.name]!r} and {one.key!r} are the same tensor, {one.name!r}")
         seen[one.name] = one.key
+    added: set[tuple[str, str]] = set()
+    for one in found.low_rank:
+        if (key := (one.adapter, one.name)) in added:
+            raise _twice(*key)
+        added.add(key)
+
+
+def _twice(adapter: str, name: str) -> CheckpointError:
+    return CheckpointError(
+        f"the adapter {adapter!r} is there twice for {name!r}; leave one of the two, or they would both be added"
+    )

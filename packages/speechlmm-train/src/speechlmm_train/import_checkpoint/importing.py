@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +26,7 @@ from speechlmm_train.import_checkpoint.sections import (
     read_first_config,
 )
 from speechlmm_train.import_checkpoint.table import Coverage
+from speechlmm_train.replacing import check_apart, replaced
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -219,7 +220,7 @@ def import_checkpoint(
 
     Args:
         folder: The first one's checkpoint.
-        output: Where to; it appears whole or not at all.
+        output: Where to; it appears whole or not at all, and keeps what else lies there.
         plan: What `plan_import` found.
         allow_partial: Whether tensors may be left out, and components at random.
         save: Whether every weight is written, or those that were taken over and references to the base checkpoints.
@@ -228,14 +229,15 @@ def import_checkpoint(
 
     Raises:
         CheckpointError: Something has no place here, is left at random or is of another shape.
+        ConfigError: The output is the checkpoint or a base of it, holds one or lies in one.
     """
     import torch
 
     from speechlmm_core.checkpoint.save import save_model
     from speechlmm_core.model.speechlmm import SpeechLMM
     from speechlmm_core.processor.processor import SpeechLMMProcessor
-    from speechlmm_train.trainer.guarded_save import guarded_save
 
+    check_apart(output, [folder, *_named_folders(plan.config.model_dump(mode="json"))])
     name = str(read_first_config(folder).get("torch_dtype") or "float32") if dtype == "auto" else dtype
     chosen = getattr(torch, name.removeprefix("torch."), None)
     if not isinstance(chosen, torch.dtype):
@@ -252,6 +254,17 @@ def import_checkpoint(
     # What was taken over was trained, whatever is frozen from now on.
     model.requires_grad_(False)
     model.ever_trainable = {*coverage.loaded, *coverage.added}
-    with guarded_save(output):
-        save_model(model, processor, output, save=save)
+    with replaced(output) as temporary:
+        save_model(model, processor, temporary, save=save)
     return coverage
+
+
+def _named_folders(config: Any) -> Iterator[str]:
+    """What the configuration takes weights and tokenizers from."""
+    if not isinstance(config, dict):
+        return
+    for key, value in config.items():
+        if key in ("pretrained", "tokenizer") and isinstance(value, str):
+            yield value
+        else:
+            yield from _named_folders(value)

@@ -1,0 +1,71 @@
+"""Checkpoints that commands write from others: apart from those, in folders that keep what else lies in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from speechlmm_core.checkpoint.load import read_config
+from speechlmm_core.errors import ConfigError
+from speechlmm_train.trainer.guarded_save import guarded_save
+
+NOTE = "averaged.json"
+"""Beside averaged weights: what they are the mean of."""
+_STALE = (
+    NOTE,
+    "generation_config.json",
+    "chat_template*",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+)
+"""What belongs to the checkpoint that is replaced, beside its weights; a tokenizer is read from all files it finds."""
+
+
+def check_apart(output: Path, sources: Iterable[str | Path]) -> None:
+    """Checks that what is written takes nothing from what it is made of.
+
+    Args:
+        output: The folder to write to.
+        sources: Checkpoints and base checkpoints; names that are no folders here are passed over.
+
+    Raises:
+        ConfigError: The output is one of them, holds one or lies in one.
+    """
+    target = output.expanduser().resolve()
+    for source in sources:
+        folder = Path(source).expanduser().resolve()
+        if not folder.is_dir():
+            continue
+        if target == folder:
+            place = "is"
+        elif target in folder.parents:
+            place = "holds"
+        elif folder in target.parents:
+            place = "lies in"
+        else:
+            continue
+        raise ConfigError(
+            f"the output {str(output)!r} {place} {str(source)!r}, which is read; choose a folder beside it"
+        )
+
+
+def bases_of(folder: Path) -> list[str]:
+    """The base checkpoints without which a checkpoint cannot be loaded."""
+    return [base["pretrained"] for base in (read_config(folder).get("bases") or {}).values()]
+
+
+@contextmanager
+def replaced(output: Path) -> Iterator[Path]:
+    """Yields a temporary folder whose checkpoint takes the place of the one in ``output``; other files there stay.
+
+    Raises:
+        CheckpointError: The disk is full or read-only; what was there still is.
+    """
+    from speechlmm_core.checkpoint.save import staged
+
+    with guarded_save(output), staged(output, stale=_STALE) as temporary:
+        yield temporary
