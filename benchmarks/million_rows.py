@@ -102,7 +102,7 @@ def start(spec: Path, folder: Path, queue: Any) -> None:
 
     quiet()
 
-    def first_step(*args: Any, **kwargs: Any) -> None:
+    def first_step(*args: Any, **kwargs: Any) -> Any:
         raise StartedError
 
     SpeechLMMTrainer.training_step = first_step
@@ -161,8 +161,8 @@ def per_batch(specs: dict[int, Path], folder: Path, repeats: int) -> dict[str, A
             pass
 
     cases = {str(rows): (lambda rows=rows: make(rows)) for rows in specs}
-    seconds = compare(cases, repeats)
-    cost = {rows: seconds[str(rows)] / BATCHES + plans[rows]["seconds"] / plans[rows]["batches"] for rows in specs}
+    medians = compare(cases, repeats)
+    cost = {rows: medians[str(rows)] / BATCHES + plans[rows]["seconds"] / plans[rows]["batches"] for rows in specs}
     most, least = max(specs), min(specs)
     return {
         "planned_per_second": {rows: round(one["examples"] / one["seconds"]) for rows, one in plans.items()},

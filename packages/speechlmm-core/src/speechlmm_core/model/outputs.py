@@ -43,12 +43,12 @@ def total_loss(
     Raises:
         DataError: The batch does not hold the count of a loss.
     """
-    counts = batch.get("num_items", {}) if counts is None else counts
+    found: Mapping[str, int] = batch.get("num_items", {}) if counts is None else counts
     for name, loss in losses.items():
-        if loss.unit not in counts:
+        if loss.unit not in found:
             raise DataError(
                 f"objective {name!r} counts its loss in {loss.unit!r}, which the batch's `num_items` lacks; it has "
-                f"{', '.join(counts) or 'nothing'}"
+                f"{', '.join(found) or 'nothing'}"
             )
-    terms = [weights[name] * loss.sum / max(counts[loss.unit], 1) for name, loss in losses.items()]
+    terms = [weights[name] * loss.sum / max(found[loss.unit], 1) for name, loss in losses.items()]
     return torch.stack(terms).sum() if terms else None
