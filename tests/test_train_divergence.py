@@ -8,11 +8,13 @@ import random
 
 import pytest
 import torch
+from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechlmm_core.errors import DivergedError
 from speechlmm_core.wording import FAULT, word
+from speechlmm_train.trainer.best import RunState
 from speechlmm_train.trainer.divergence import Judge
 from speechlmm_train.watching_config import Watching
 
@@ -80,6 +82,36 @@ def test_what_is_no_number_stops_always(bad):
     assert "though the losses are" in fault.what
 
 
+def test_a_run_that_is_resumed_often_stops_where_one_that_was_not_does(tmp_path):
+    losses = noisy(lambda step: 2 if step < 100 else 60, 200)
+    state = RunState()
+    for step, loss in enumerate(losses):
+        if step % 15 == 0 or step in (101, 102):  # in the middle of the steps that are too high, too
+            state.write(tmp_path)
+            state = RunState.read(tmp_path)
+            judge = Judge(Watching(), state.loss_histories.setdefault("train", {}))
+        if judge.fault({"lm": loss}, 1.0) is not None:
+            break
+    assert step == judged(losses)[0] == 102
+    assert len(state.loss_histories["train"]["lm"].recent) == 100
+
+
+def test_what_a_loss_was_before_comes_along_with_checkpoints(noise, tmp_path):
+    out = tmp_path / "out"
+    for steps in (2, 5):
+        go(noise.plain(out, max_steps=steps, save_steps=1, preflight=False), resume=steps == 5)
+    rows = [json.loads(row) for row in (out / "metrics.jsonl").read_text().splitlines()]
+    (histories,) = RunState.read(out / "checkpoint-5").loss_histories.values()
+    assert histories.keys() == {"lm", "ctc"}
+    for name, history in histories.items():
+        assert history.recent == pytest.approx([row[f"train/{name}"] for row in rows], rel=1e-6)
+        assert len(history.recent) == 5
+    damaged = json.loads((out / "checkpoint-5" / "evaluation_state.json").read_text())
+    damaged["loss_histories"]["train"]["lm"] = 7
+    (tmp_path / "evaluation_state.json").write_text(json.dumps(damaged))
+    assert RunState.read(tmp_path) == RunState()
+
+
 def go(config, **options):
     from speechlmm_train.compose import validate
     from speechlmm_train.run import run
@@ -139,11 +171,30 @@ def test_a_sample_that_is_no_number_is_named(noise, tmp_path, one_is_none, monke
     assert not (out / "diverged.json").exists()
 
 
-def test_a_gradient_that_is_no_number_stops_before_the_optimiser(noise, tmp_path, monkeypatch):
+def record_gradients(model, gradients):
+    """Keeps what has been accumulated of each parameter's gradient, by name."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(
+                lambda one, name=name: gradients.__setitem__(name, one.grad.detach().clone())
+            )
+
+
+def norms_of(gradients):
+    """The norm of each part's gradient, number by number."""
+    squares = {}
+    for name, gradient in gradients.items():
+        part = "objectives.ctc" if name.startswith("objectives.ctc") else name.split(".")[0]
+        squares[part] = squares.get(part, 0.0) + float(gradient.double().square().sum())
+    return {part: math.sqrt(value) for part, value in squares.items()}
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_a_gradient_that_is_no_number_stops_before_the_optimiser(noise, tmp_path, monkeypatch, bad):
     import speechlmm_train.run as running
 
     out = tmp_path / "out"
-    build, built, seen = running.build_model, [], []
+    build, built, seen, gradients = running.build_model, [], [], {}
 
     def hooked(*args, **kwargs):
         model = build(*args, **kwargs)
@@ -151,9 +202,10 @@ def test_a_gradient_that_is_no_number_stops_before_the_optimiser(noise, tmp_path
 
         def overflow(grad):
             seen.append(grad)
-            return grad * (torch.inf if len(seen) == 4 else 1)
+            return grad * (bad if len(seen) == 4 else 1)
 
         weight.register_hook(overflow)
+        record_gradients(model, gradients)
         built.append(model)
         return model
 
@@ -166,9 +218,48 @@ def test_a_gradient_that_is_no_number_stops_before_the_optimiser(noise, tmp_path
     assert told["objective"] is None
     assert len(told["samples"]) == 6
     assert all(isinstance(sample["losses"]["lm"], float) for sample in told["samples"])
-    assert isinstance(told["grad_norms"]["audio_adapter"], str)
-    assert isinstance(told["grad_norms"]["audio_encoder"], float)
+    assert told["grad_norm"] == told["grad_norms"].pop("audio_adapter")
+    assert told["grad_norm"] in ("inf", "nan")  # where it was zero, infinity makes it none
+    expected = norms_of(gradients)
+    del expected["audio_adapter"]
+    assert told["grad_norms"] == pytest.approx(expected, rel=1e-4)
+    assert sum(norm**2 for norm in expected.values()) > 0.01**2  # more than clipping would have left
     assert all(parameter.isfinite().all() for parameter in built[0].parameters())
+
+
+@pytest.mark.parametrize("limit", [0.01, 0.0], ids=["clipped", "not clipped"])
+@pytest.mark.parametrize("scale", [1, 1024])
+def test_norms_are_those_before_clipping_and_without_the_loss_scale(noise, tmp_path, monkeypatch, limit, scale):
+    import speechlmm_train.run as running
+
+    out, build, gradients, unscaled = tmp_path / "out", running.build_model, {}, []
+    model = None
+
+    def hooked(*args, **kwargs):
+        nonlocal model
+        model = build(*args, **kwargs)
+        record_gradients(model, gradients)
+        return model
+
+    def backward(self, loss, **kwargs):
+        (loss * scale).backward()
+
+    def unscale(self, optimizer=None):
+        unscaled.append(None)
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad /= scale
+
+    # What fp16 does on a GPU.
+    monkeypatch.setattr(Accelerator, "backward", backward)
+    monkeypatch.setattr(Accelerator, "unscale_gradients", unscale)
+    monkeypatch.setattr(running, "build_model", hooked)
+    config = noise.plain(out, max_steps=2, max_loss=0.1, max_grad_norm=limit, logging_steps=100, preflight=False)
+    _, told = stopped(config, out, "above training.max_loss")
+    assert len(unscaled) == told["step"] == 1
+    expected = norms_of({name: gradient / scale for name, gradient in gradients.items()})
+    assert told["grad_norms"] == pytest.approx(expected, rel=1e-4)
+    assert told["grad_norm"] == pytest.approx(math.hypot(*expected.values()), rel=1e-4)
 
 
 def test_a_learning_rate_that_explodes(noise, tmp_path):

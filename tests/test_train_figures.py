@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from types import ModuleType
 
 import pytest
@@ -144,6 +145,23 @@ def test_speed_and_padding(trained):
     frames = sum(int(16_000 * (0.4 + 0.1 * i)) // 320 for i in range(12))
     assert first["train/frames_per_second"] * first["train/step_seconds"] == pytest.approx(frames, abs=12)
     assert "train/peak_memory_gib" not in first
+
+
+def test_writing_a_checkpoint_does_not_slow_the_training_down(noise, tmp_path, monkeypatch):
+    from speechlmm_train.trainer import trainer as training
+
+    clock, write, passed = time.perf_counter, training.write_checkpoint, [0.0]
+
+    def slowly(trainer):
+        write(trainer)
+        passed[0] += 1e6
+
+    monkeypatch.setattr(training, "write_checkpoint", slowly)
+    monkeypatch.setattr("speechlmm_train.trainer.meter.time.perf_counter", lambda: clock() + passed[0])
+    config = noise.plain(tmp_path / "out", max_steps=3, save_steps=1)
+    run(validate(config), plain=config, progress=False)
+    assert passed == [3e6]
+    assert all(row["train/step_seconds"] < 1e5 for row in rows(tmp_path / "out"))
 
 
 def test_every_sink_gets_the_same(trained):

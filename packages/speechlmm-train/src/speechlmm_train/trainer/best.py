@@ -1,4 +1,4 @@
-"""What a run remembers of its evaluations: the best checkpoint, how long nothing improved, and the guard's figures."""
+"""What a run remembers: the best checkpoint, how long nothing improved, the guard's figures, how losses have gone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from speechlmm_train.trainer.loss_history import LossHistory
 from speechlmm_train.trainer.manifest import damage
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,8 @@ class RunState:
     """The same as of the best checkpoint."""
     drawn: dict[str, dict[str, list[float]]] = field(default_factory=dict[str, dict[str, list[float]]])
     """Examples, positions and seconds that were trained on, by stage and group."""
+    loss_histories: dict[str, dict[str, LossHistory]] = field(default_factory=dict[str, dict[str, LossHistory]])
+    """What is usual of the losses, by stage and objective."""
 
     @classmethod
     def read(cls, checkpoint: Path) -> RunState:
@@ -77,7 +80,12 @@ class RunState:
             return cls()
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-            state = cls(**{**content, "best": {stage: Best(**one) for stage, one in content["best"].items()}})
+            content["best"] = {stage: Best(**one) for stage, one in content["best"].items()}
+            content["loss_histories"] = {
+                stage: {name: LossHistory(**one) for name, one in histories.items()}
+                for stage, histories in content.get("loss_histories", {}).items()
+            }
+            state = cls(**content)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as exc:
             logger.warning(
                 "%s cannot be read (%s): the best checkpoint, the patience and the guard's first figures start anew",

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from torch import Tensor
@@ -18,18 +16,11 @@ from speechlmm_core.errors import DivergedError
 from speechlmm_core.features import Loss
 from speechlmm_train.batching.loader import ORIGIN
 from speechlmm_train.parallel.ranks import Ranks
+from speechlmm_train.trainer.loss_history import IN_A_ROW, LossHistory
 from speechlmm_train.trainer.output_folder import DIVERGED
 from speechlmm_train.trainer.tally import ITEMS, read
 from speechlmm_train.watching_config import Watching
 
-WINDOW = 100
-"""Steps of the running median."""
-FIRST = 20
-"""Steps after which a median is one."""
-IN_A_ROW = 3
-"""Steps for which a loss has to be too high."""
-HARMLESS = 10.0
-"""Losses that are never too high: that of guessing among 22,000 tokens."""
 TOLD = 3
 """Samples that the message names; the file names all."""
 
@@ -46,43 +37,17 @@ class Fault:
     """What the loss is above; infinite where it is not a number."""
 
 
-@dataclass
-class _History:
-    recent: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
-    first: float | None = None
-    """Median of the first steps."""
-    above: int = 0
-    """Steps in a row that were too high."""
-
-    def limit(self, factor: float) -> float:
-        """What a loss may come to."""
-        if self.first is None:
-            return math.inf
-        return max(factor * median(self.recent), 2 * self.first, HARMLESS)
-
-    def take(self, value: float, factor: float) -> float | None:
-        """Takes a step's loss; the limit, where it has been above that for too long."""
-        limit = self.limit(factor)
-        if value > limit:
-            self.above += 1
-            return limit if self.above >= IN_A_ROW else None
-        self.above = 0
-        self.recent.append(value)
-        if self.first is None and len(self.recent) >= FIRST:
-            self.first = median(self.recent)
-        return None
-
-
 class Judge:
     """Decides by the losses of all ranks, so that all come to the same.
 
     Args:
         settings: When to stop.
+        histories: How the losses have gone so far, by objective; goes on with every step.
     """
 
-    def __init__(self, settings: Watching) -> None:
+    def __init__(self, settings: Watching, histories: dict[str, LossHistory] | None = None) -> None:
         self.settings = settings
-        self._histories: dict[str, _History] = {}
+        self.histories = {} if histories is None else histories
 
     def fault(self, losses: Mapping[str, float], grad_norm: float | None) -> Fault | None:
         """What is wrong with a step, if anything is.
@@ -103,7 +68,7 @@ class Judge:
         factor = self.settings.stop_on_explosion
         for name, value in losses.items() if factor is not None else ():
             assert factor is not None
-            limit = self._histories.setdefault(name, _History()).take(value, factor)
+            limit = self.histories.setdefault(name, LossHistory()).take(value, factor)
             if limit is not None:
                 what = f"the loss of {name!r} is {value:.4g} and was above {limit:.4g} for {IN_A_ROW} steps in a row"
                 return Fault(f"{what} (training.stop_on_explosion)", name, limit)
@@ -118,6 +83,7 @@ class Watch:
         objectives: Names of the stage's objectives, the same on every rank.
         ranks: The processes.
         locate: Tells an example of the plan: its id and its place.
+        histories: How the losses have gone so far, by objective; goes on with every step.
     """
 
     def __init__(
@@ -126,8 +92,9 @@ class Watch:
         objectives: Sequence[str],
         ranks: Ranks,
         locate: Callable[[int], Mapping[str, str]] | None = None,
+        histories: dict[str, LossHistory] | None = None,
     ) -> None:
-        self.judge = Judge(settings)
+        self.judge = Judge(settings, histories)
         self.objectives = list(objectives)
         self.ranks, self.locate = ranks, locate
         self._losses: list[tuple[str, Tensor]] = []

@@ -34,11 +34,18 @@ def part_norms(model: nn.Module) -> dict[str, Tensor]:
     return {part: _norm(own) for part, own in gradients.items()}
 
 
+def total_norm(model: nn.Module) -> Tensor:
+    """() the norm of the whole gradient; see `part_norms`."""
+    return _norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+
+
 def _norm(gradients: Sequence[Tensor]) -> Tensor:
     """() the norm of all; those of each mesh of devices are reduced over their own."""
     meshes: dict[object, list[Tensor]] = {}
     for gradient in gradients:
         meshes.setdefault(gradient.device_mesh if isinstance(gradient, DTensor) else None, []).append(gradient)
+    if not meshes:
+        return torch.zeros(())
     norms = [get_total_norm(own) for own in meshes.values()]
     whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
     return whole[0] if len(whole) == 1 else torch.linalg.vector_norm(torch.stack(whole))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from speechlmm_core.checkpoint.fill import is_spread, whole
+from speechlmm_core.checkpoint.fill import is_spread
 from speechlmm_core.interfaces.objective import Schedule, weight_at
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
@@ -134,7 +134,8 @@ class SpeechLMMTrainer(WatchedTrainer):
         self.ranks = ranks or Ranks()
         names, state = list(stage.weights), self.run_state
         self.meter = Meter(processor, stage.name, stage.mixture, state, objectives=names, utilisation=stage.utilisation)
-        self.watch = Watch(stage.watching, names, self.ranks, getattr(batches, "locate", None))
+        histories = state.loss_histories.get(stage.name)
+        self.watch = Watch(stage.watching, names, self.ranks, getattr(batches, "locate", None), histories)
         self.stop = stop or StopRequest()
         self.stop_agreed = False
         """Whether a process was asked to stop before the step that is being done."""
@@ -248,20 +249,7 @@ class SpeechLMMTrainer(WatchedTrainer):
         plain.register_step_pre_hook(clip)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        found = grad_norm if self._norm is None else self._norm
-        if found is None and self.stage.mode == "fsdp2":
-            found = self._clip_to(model, float("inf"))
-        return super()._get_grad_norm(model, grad_norm=found)
-
-    def _clip_grad_norm(self, model: nn.Module) -> Any:
-        if self.stage.mode != "fsdp2":
-            return super()._clip_grad_norm(model)
-        return self._clip_to(model, self.args.max_grad_norm)
-
-    def _clip_to(self, model: nn.Module, limit: float) -> Tensor:
-        """Clips gradients that are spread over processes to their norm over all of them."""
-        self._measure_parts()
-        return whole(torch.nn.utils.clip_grad_norm_(model.parameters(), limit))
+        return super()._get_grad_norm(model, grad_norm=grad_norm if self._norm is None else self._norm)
 
     @contextmanager
     def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
@@ -323,7 +311,9 @@ class SpeechLMMTrainer(WatchedTrainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.meter.count_drawn(self.state.global_step)
-        write_checkpoint(self)
+        self.run_state.loss_histories[self.stage.name] = self.watch.judge.histories
+        with self.paused():
+            write_checkpoint(self)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Nothing to load: the model was built with the checkpoint's weights."""

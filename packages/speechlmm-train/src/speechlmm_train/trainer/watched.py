@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_
 from transformers import Trainer
 
 from speechlmm_train.trainer.divergence import Fault, Watch
-from speechlmm_train.trainer.grad_norms import part_norms
+from speechlmm_train.trainer.grad_norms import part_norms, total_norm
 from speechlmm_train.trainer.meter import Meter
 from speechlmm_train.trainer.output_folder import OutputFolder
 
@@ -17,8 +18,9 @@ class WatchedTrainer(Trainer):
     """A trainer that ends where a step went wrong.
 
     The losses and the gradient's norm are read from the device once a step, between the backward pass and the
-    optimiser. DeepSpeed's optimiser runs within the backward pass: there, losses are looked at before that, and the
-    norm when the step is done.
+    optimiser, and before anything is clipped: a part whose gradient is no number would make all of it none. DeepSpeed's
+    optimiser runs within the backward pass: there, losses are looked at before that, and the norm when the step is
+    done.
     """
 
     meter: Meter
@@ -42,17 +44,36 @@ class WatchedTrainer(Trainer):
             self._act(self.watch.fault(None), None)
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        self._measure_parts()
-        return super()._clip_grad_norm(model)
+        if self.is_deepspeed_enabled:
+            return super()._clip_grad_norm(model)
+        norm = self._looked_at(model)
+        clip_grads_with_norm_(model.parameters(), self.args.max_grad_norm, norm)
+        return norm
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        if grad_norm is None:  # nothing was clipped
-            self._measure_parts()
+        if not self.is_deepspeed_enabled:
+            return (
+                self._looked_at(model) if grad_norm is None else grad_norm
+            )  # nothing was clipped, or it was looked at
         found: Tensor | float | None = super()._get_grad_norm(model, grad_norm=grad_norm)
-        known = None if self.args.fp16 else found  # there, such a step is left out and the next is scaled less
-        fault = self.watch.gradient_fault(known) if self.is_deepspeed_enabled else self.watch.fault(known)
-        self._act(fault, found)
+        self._act(self.watch.gradient_fault(self._judged(found)), found)
         return found
+
+    def _looked_at(self, model: nn.Module) -> Tensor:
+        """The norm of the whole gradient, of a step that did not go wrong.
+
+        Raises:
+            DivergedError: It did.
+        """
+        self.accelerator.unscale_gradients()  # of fp16's loss scale
+        self._measure_parts()
+        norm = total_norm(model)
+        self._act(self.watch.fault(self._judged(norm)), norm)
+        return norm
+
+    def _judged(self, norm: Tensor | float | None) -> Tensor | float | None:
+        """What a norm is judged by: with fp16, a step that overflows is left out, and the next is scaled less."""
+        return None if self.args.fp16 else norm
 
     def _act(self, fault: Fault | None, grad_norm: Tensor | float | None) -> None:
         if fault is None:
@@ -68,9 +89,7 @@ class WatchedTrainer(Trainer):
         self.watch.stop(fault, folder=self.folder.path, about=about)
 
     def _measure_parts(self) -> None:
-        """Measures the parts' gradients of a step that will be logged, before they are clipped."""
-        if self.is_deepspeed_enabled:  # its optimiser has had them by now
-            return
+        """Measures the parts' gradients of a step that will be logged."""
         step = self.state.global_step + 1
         first = step == 1 and self.args.logging_first_step
         if first or step >= self.state.max_steps or step % max(int(self.state.logging_steps), 1) == 0:
@@ -78,7 +97,4 @@ class WatchedTrainer(Trainer):
 
     def _norms(self) -> dict[str, Tensor]:
         assert self.model is not None
-        norms = part_norms(self.model)
-        scaler = self.accelerator.scaler
-        scale = 1.0 if scaler is None or not norms else float(scaler.get_scale())
-        return norms if scale == 1 else {part: norm / scale for part, norm in norms.items()}
+        return part_norms(self.model)
