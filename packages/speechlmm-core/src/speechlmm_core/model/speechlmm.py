@@ -312,7 +312,11 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
         text = (batch["splice"]["base"] < ids.numel()) & batch["attention_mask"].bool()  # (B, N)
         kwargs = text_penalties(kwargs, self.text_decoder.model.generation_config, text)
         out: Tensor = self.text_decoder.model.generate(
-            input_ids=ids, inputs_embeds=embeds, attention_mask=batch["attention_mask"], **kwargs
+            input_ids=ids,
+            inputs_embeds=embeds,
+            attention_mask=batch["attention_mask"],
+            # Each process of a training answers questions of its own, some of them none.
+            **{"synced_gpus": False, **kwargs},
         )
         return out[:, ids.shape[1] :]
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from speechlmm_core.checkpoint.fill import is_spread, whole
+
 _KEPT = -1
 """Stands among the modules that DeepSpeed holds a parameter for, so that none of them lets go of it."""
 
@@ -18,7 +20,7 @@ def whole_weights(model: nn.Module) -> Iterator[None]:
     from torch.distributed.fsdp import FSDPModule
 
     if isinstance(model, FSDPModule):
-        with _unsharded([module for module in model.modules() if isinstance(module, FSDPModule)]):
+        with _gathered(model):
             yield
         return
     spread: list[Any] = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_id")]
@@ -38,15 +40,40 @@ def whole_weights(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _unsharded(modules: list[Any]) -> Iterator[None]:
-    # Without its hooks a unit would be gathered for each of its calls, for which all processes would have to come.
-    for module in modules:
-        module.unshard()
-        module.set_reshard_after_forward(False, recurse=False)
+def _gathered(model: nn.Module) -> Iterator[None]:
+    """Lays whole weights in full precision in the places of FSDP2's parts, and its hooks aside.
+
+    With its hooks a unit would be gathered at each of its calls, for which all processes would have to come, and in the
+    precision of training.
+    """
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
+
+    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for unit in units:
+        unit.reshard()
+    parts: list[tuple[nn.Module, str, nn.Parameter]] = []
+    made: dict[int, nn.Parameter] = {}  # tied weights are one
+    hooks: list[tuple[dict[int, Any], dict[int, Any]]] = []
     try:
+        for module in model.modules():
+            for name, parameter in list(module._parameters.items()):
+                if parameter is None or not is_spread(parameter):
+                    continue
+                if id(parameter) not in made:
+                    made[id(parameter)] = nn.Parameter(whole(parameter), requires_grad=False)
+                parts.append((module, name, parameter))
+                module._parameters[name] = made[id(parameter)]
+        for unit in units:
+            for held in (unit._forward_pre_hooks, unit._forward_hooks):
+                hooks.append((held, dict(held)))
+                for key, hook in hooks[-1][1].items():
+                    if isinstance(getattr(hook, "__self__", None), FSDPState):
+                        del held[key]
         yield
     finally:
-        for module in modules:
-            # The first is the root, which stays gathered in a forward pass.
-            module.set_reshard_after_forward(module is not modules[0], recurse=False)
-            module.reshard()
+        for held, before in hooks:
+            held.clear()
+            held.update(before)
+        for module, name, parameter in parts:
+            module._parameters[name] = parameter
