@@ -111,6 +111,9 @@ class TrainingConfig(Sizes, Restarts, Checks, Watching):
     states in the host's memory), `fsdp2`; `auto` is `ddp` where there are several."""
     num_processes: Positive | Literal["auto"] = "auto"
     """Processes on each node; `auto` for one on each GPU, and one where there is none."""
+    ddp_timeout: Positive = 1800
+    """Seconds that processes wait for each other before the run is given up: the longest that one may be busy alone,
+    opening data or writing a checkpoint."""
     deepspeed_config: str | None = None
     """A DeepSpeed configuration (JSON) that is laid over the one that `parallel` stands for."""
     report_to: list[Literal["tensorboard", "wandb"]] = Field(default_factory=lambda: ["tensorboard"])

@@ -18,7 +18,7 @@ from speechlmm_train.trainer.output_folder import METRICS
 
 if TYPE_CHECKING:
     from speechlmm_train.evaluate.evaluate import Evaluation
-    from speechlmm_train.run import RunReport
+    from speechlmm_train.run_report import RunReport
 
 
 def show(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from speechlmm_train.config import RunConfig
 
 if TYPE_CHECKING:
-    from speechlmm_train.run import RunReport
+    from speechlmm_train.run_report import RunReport
 
 
 def closing_lines(report: RunReport, config: RunConfig) -> tuple[list[str], list[str]]:

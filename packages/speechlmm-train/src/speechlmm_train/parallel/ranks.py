@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +21,10 @@ T = TypeVar("T")
 V = TypeVar("V")
 
 TIMEOUT_S = 1800.0
-"""Seconds that processes wait for each other."""
+"""Seconds that processes wait for each other, unless `training.ddp_timeout` says otherwise."""
+_LATE = ("timed out waiting", "timed out after", "watchdog caught collective operation timeout", "wait timeout")
+_GONE = ("connection closed by peer", "connection reset by peer", "broken pipe", "remote process exited")
+"""What gloo and NCCL say of a process that does not answer, and of one that is no more."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,14 @@ class Ranks:
         with _Named(what, self):
             distributed.barrier(group=self.group)
 
+    def named(self, what: str) -> AbstractContextManager[None]:
+        """Where processes meet by other means: a fault of theirs becomes one that says what was done meanwhile.
+
+        Args:
+            what: What is done.
+        """
+        return nullcontext() if self.world_size == 1 else _Named(what, self, alone=False)
+
     def together(self, work: Callable[[], T]) -> T:
         """Does something on every rank; if it fails on one, it fails on all with one message.
 
@@ -218,17 +230,31 @@ def _alone(backend: str, limit: timedelta) -> None:
 
 
 class _Named:
-    """Turns the fault of a collective call into one line that says what was waited for."""
+    """Turns the fault of a collective call into one line that says what was waited for.
 
-    def __init__(self, what: str, ranks: Ranks) -> None:
-        self.what, self.ranks = what, ranks
+    Args:
+        what: What was done.
+        ranks: The processes.
+        alone: Whether nothing but a collective call can fail; otherwise its faults are told from others by their words.
+    """
+
+    def __init__(self, what: str, ranks: Ranks, *, alone: bool = True) -> None:
+        self.what, self.ranks, self.alone = what, ranks, alone
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: Any, value: BaseException | None, trace: Any) -> None:
-        if isinstance(value, RuntimeError):
+        if not isinstance(value, RuntimeError) or isinstance(value, SpeechLMMError):
+            return
+        told = str(value).lower()
+        late = any(words in told for words in _LATE)
+        if not (self.alone or late or any(words in told for words in _GONE)):
+            return
+        rank, what = self.ranks.rank, self.what
+        if late:
             raise SpeechLMMError(
-                f"rank {self.ranks.rank}: another process ended, or did not answer within {self.ranks.timeout_s:.0f} s "
-                f"({self.what}); its own message says why"
+                f"rank {rank}: another process did not answer within {self.ranks.timeout_s:g} s ({what}); if one of "
+                "them says why, see there, and if it only needs longer, raise training.ddp_timeout"
             ) from value
+        raise SpeechLMMError(f"rank {rank}: another process ended ({what}); its own message says why") from value

@@ -67,6 +67,7 @@ def training_arguments(
         "gradient_checkpointing": training.gradient_checkpointing,
         "bf16": use_bf16(training.bf16),
         "dataloader_num_workers": training.num_workers,
+        "ddp_timeout": training.ddp_timeout,
         "logging_strategy": "steps",
         "logging_steps": training.logging_steps,
         "save_strategy": "steps" if training.save_steps else "no",
