@@ -22,11 +22,11 @@ from speechlmm_train.launch.multirun import Options, list_runs, run_sweep
 from speechlmm_train.launch.node import Place, node_names
 from speechlmm_train.launch.processes import Group, port_is_free, run_processes
 from speechlmm_train.launch.slurm import script, submit
-from speechlmm_train.launch.slurm_config import SlurmLauncherConfig, gpus_in, minutes_of, slurm_config
 from speechlmm_train.launch.state import State
 from speechlmm_train.launch.status import refuse_active, status_of
 from speechlmm_train.launch.tail import tail
 from speechlmm_train.launch.wait import tell_end, wait_for
+from speechlmm_train.slurm_config import SlurmLauncherConfig, gpus_in, minutes_of, slurm_config
 
 
 def a_job(folder, **more):

@@ -18,11 +18,11 @@ from speechlmm_train.launch.local import run_job
 from speechlmm_train.launch.processes import TERMINATED
 from speechlmm_train.launch.record import SweepRecord
 from speechlmm_train.launch.slurm import check_slurm, script, submit
-from speechlmm_train.launch.slurm_config import SlurmLauncherConfig, slurm_config
 from speechlmm_train.launch.status import Status, status_of
 from speechlmm_train.launch.table import filled, shorten, status_table
 from speechlmm_train.launch.wait import tell_end, wait_for
 from speechlmm_train.preempted import PREEMPTED
+from speechlmm_train.slurm_config import SlurmLauncherConfig, slurm_config
 from speechlmm_train.sweep import SweepRun
 from speechlmm_train.trainer.output_folder import CONFIG, OutputFolder
 

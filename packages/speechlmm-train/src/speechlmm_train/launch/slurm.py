@@ -15,9 +15,9 @@ from typing import Any
 from speechlmm_core.errors import ConfigError
 from speechlmm_train.launch.job import Job
 from speechlmm_train.launch.node import NodeTask
-from speechlmm_train.launch.slurm_config import SlurmLauncherConfig
 from speechlmm_train.launch.state import JOB, State
 from speechlmm_train.launch.status import refuse_active
+from speechlmm_train.slurm_config import SlurmLauncherConfig
 from speechlmm_train.trainer.output_folder import LAUNCH, OutputFolder
 
 SUBMITIT = "submitit"
