@@ -120,14 +120,20 @@ def _show(composed: Composed, options: Options, ranks: int) -> int:
 
 
 def _here(composed: Composed, options: Options) -> int:
-    from speechlmm_train.launch.state import State
-    from speechlmm_train.launch.status import refuse_active
+    from speechlmm_train.launch.claim import claimed
+    from speechlmm_train.trainer.output_folder import OutputFolder
+
+    if int(os.environ.get("RANK", "0")) != 0:
+        return _train(composed, options)
+    folder = OutputFolder(composed.config.training.output_dir)
+    folder.check(resume=options.resume, overwrite=options.overwrite)
+    with claimed(folder.path.absolute(), name=composed.name):
+        return _train(composed, options)
+
+
+def _train(composed: Composed, options: Options) -> int:
     from speechlmm_train.process import prepare_process
 
-    output_dir = Path(composed.config.training.output_dir).expanduser()
-    if (options.resume or options.overwrite) and State.read(output_dir) is not None:
-        refuse_active(output_dir)
-        State.forget(output_dir)  # what an earlier run said of itself is true no more
     prepare_process()
     from speechlmm_train.launch.closing import closing_lines
     from speechlmm_train.run import run as train

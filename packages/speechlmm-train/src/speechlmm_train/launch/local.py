@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import click
 
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.wording import FAULT, INTERRUPTED, word
+from speechlmm_train.launch.claim import beating, claim
 from speechlmm_train.launch.job import Job
-from speechlmm_train.launch.processes import Group, port_is_free, run_processes
-from speechlmm_train.launch.state import JOB, State
-from speechlmm_train.launch.status import refuse_active
+from speechlmm_train.launch.processes import TERMINATED, TIMED_OUT, Group, port_is_free, run_processes
+from speechlmm_train.launch.reasons import reason_of
+from speechlmm_train.launch.state import JOB
 from speechlmm_train.trainer.output_folder import LAUNCH, OutputFolder
 
 WORKER = "speechlmm_train.launch.worker"
+_ENDED = {0: "", INTERRUPTED: "interrupted", TERMINATED: "ended by SIGTERM"}
 
 
 def run_job(
@@ -47,26 +50,37 @@ def run_job(
     Raises:
         ConfigError: The output folder is occupied, or the port is in use.
     """
-    refuse_active(job.output_dir)
     OutputFolder(job.output_dir).check(resume=job.resume, overwrite=job.overwrite)
     folder = job.output_dir / LAUNCH
     if port is not None and not port_is_free(port):
         raise ConfigError(f"port {port} is in use on this machine; choose another --port, or leave that out")
-    job.write(folder / JOB)
-    arguments = ["-m", WORKER, str(folder / JOB), "--attached", *(["--debug"] if debug else [])]
     logs = folder / time.strftime("%Y%m%d-%H%M%S")
-    state = State("running", name=name or job.output_dir.name).begun(log=logs / "rank-0.err")
-    state.write(job.output_dir)
-    code = FAULT
+    state = claim(job.output_dir, name=name or job.output_dir.name, log=logs / "rank-0.err")
+    arguments = ["-m", WORKER, str(folder / JOB), "--attached", *(["--debug"] if debug else [])]
+    code, reason = FAULT, ""
     try:
+        job.write(folder / JOB)
         group = Group(port=port or 0)
-        code = run_processes(arguments, processes=processes, logs=logs, group=group, timeout=timeout)
-    except KeyboardInterrupt:
-        code = INTERRUPTED
+        with beating(job.output_dir):
+            code = run_processes(arguments, processes=processes, logs=logs, group=group, timeout=timeout)
+        reason = _reason(code, logs, processes, timeout)
+    except BaseException as exc:
+        lines, code = word(exc)
+        reason = "; ".join(lines)
         raise
     finally:
-        state.over(code).write(job.output_dir)
+        with suppress(OSError):  # a full disk, say: what ended the run matters more
+            state.over(code, reason).write(job.output_dir)
     return code
+
+
+def _reason(code: int, logs: Path, processes: int, timeout: float | None) -> str:
+    """Why processes ended as they did: what they say of it, or who ended them."""
+    if code in _ENDED:
+        return _ENDED[code]
+    if code == TIMED_OUT:
+        return f"not finished after {timeout or 0:.0f} s"
+    return reason_of(logs, code, range(processes))
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -23,12 +23,11 @@ from speechlmm_core.errors import SpeechLMMError
 from speechlmm_core.wording import word
 from speechlmm_train.launch.job import Job
 from speechlmm_train.launch.meeting import meet
+from speechlmm_train.launch.reasons import reason_of
 from speechlmm_train.launch.state import JOB, State
-from speechlmm_train.launch.tail import tail
 from speechlmm_train.preempted import PREEMPTED
 from speechlmm_train.trainer.output_folder import LAUNCH
 
-_LINES = 5
 GRACE_S = 20
 """Seconds to wait for what other nodes say of a failure, well below SLURM's `KillWait`."""
 
@@ -105,7 +104,8 @@ class NodeTask:
             for line in lines:
                 _say(f"error: {line}")
         if code:
-            reason = reason or _reason(attempt, folder, code, place.node * self.processes, self.processes)
+            first = place.node * self.processes
+            reason = reason or reason_of(attempt, code, range(first, first + self.processes))
             _note(attempt, place.node, code, reason)
         if place.node == 0:
             if code and code != PREEMPTED and len(place.nodes) > 1:
@@ -194,16 +194,6 @@ def _first_failure(attempt: Path, nodes: int, own: tuple[int, str]) -> tuple[int
     said = sorted(json.loads(note.read_text(encoding="utf-8")) for note in notes)
     real = [one for one in said if one[1] < 128] or said  # a signal is how the others were ended
     return (int(real[0][1]), str(real[0][2])) if real else own
-
-
-def _reason(attempt: Path, folder: Path, code: int, first_rank: int, ranks: int) -> str:
-    """What a node's ranks say of why they failed, in their logs."""
-    for rank in range(first_rank, first_rank + ranks):
-        lines = tail(attempt / f"rank-{rank}.err", 200)
-        said = [line.removeprefix("error:").strip() for line in lines if line.startswith("error:")]
-        if said:
-            return "; ".join(said[:_LINES])
-    return "" if code == PREEMPTED else f"exit code {code}; see the logs in {folder}"
 
 
 def _say(line: str) -> None:

@@ -8,11 +8,14 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from speechlmm_core.errors import ConfigError
+from speechlmm_core.wording import USAGE, word
+from speechlmm_train.launch.claim import alone
 from speechlmm_train.launch.job import Job
 from speechlmm_train.launch.node import NodeTask
 from speechlmm_train.launch.state import JOB, State
@@ -88,12 +91,14 @@ def submit(job: Job, launcher: SlurmLauncherConfig, *, name: str, processes: int
 
     check_slurm()
     output_dir = job.output_dir.absolute()
-    refuse_active(output_dir)
-    OutputFolder(output_dir).check(resume=job.resume, overwrite=job.overwrite)
+    output = OutputFolder(output_dir)
+    output.check(resume=job.resume, overwrite=job.overwrite)
+    output.make()
     folder = output_dir / LAUNCH
-    job.write(folder / JOB)
-    state = State("queued", name=name)
-    state.write(output_dir)
+    with alone(output_dir):
+        refuse_active(output_dir)
+        state = State("queued", name=name).submitting()
+        state.write(output_dir)
     task = NodeTask(
         str(output_dir),
         processes=processes,
@@ -101,21 +106,35 @@ def submit(job: Job, launcher: SlurmLauncherConfig, *, name: str, processes: int
         node_timeout_s=launcher.node_timeout_s,
         signal_delay_s=launcher.signal_delay_s,
     )
-    executor = submitit.SlurmExecutor(
-        folder / SUBMITIT, max_num_timeout=launcher.max_num_timeout, python=launcher.python
-    )
-    executor.update_parameters(**parameters(launcher, name))
     try:
+        job.write(folder / JOB)
+        executor = submitit.SlurmExecutor(
+            folder / SUBMITIT, max_num_timeout=launcher.max_num_timeout, python=launcher.python
+        )
+        executor.update_parameters(**parameters(launcher, name))
         submitted = executor.submit(task)
     except (FailedJobError, FailedSubmissionError) as exc:
         reason = _refusal(str(exc))
-        state.over(2, reason).write(output_dir)
+        state.over(USAGE, reason).write(output_dir)
         raise ConfigError(f"SLURM refuses the job of {name}: {reason}") from exc
+    except BaseException as exc:
+        _give_up(output_dir, exc)
+        raise
     now = State.read(output_dir) or state  # it may have started already
     if now.job_id is None:
         now = replace(now, job_id=submitted.job_id)
         now.write(output_dir)
     return now
+
+
+def _give_up(output_dir: Path, exc: BaseException) -> None:
+    """Lets an output folder go whose run could not be submitted, unless the job has started all the same."""
+    lines, code = word(exc)
+    with suppress(OSError):
+        state = State.read(output_dir)
+        if state is not None and state.job_id is None:
+            reason = f"not submitted: {'; '.join(lines)}; squeue shows whether SLURM has the job nevertheless"
+            state.over(code, reason).write(output_dir)
 
 
 def _refusal(text: str) -> str:

@@ -29,6 +29,8 @@ class State:
     host: str | None = None
     """Where the process is that watches over the run."""
     pid: int | None = None
+    within: str | None = None
+    """SLURM job, with the number of its restarts, that the run was started in by hand; None outside."""
     nodes: tuple[str, ...] = ()
     """Nodes of a SLURM job."""
     restarts: int = 0
@@ -38,6 +40,8 @@ class State:
     """Why it failed."""
     log: str | None = None
     """What the run's first process wrote to standard error; that of others lies beside it."""
+    submitted: float | None = None
+    """When it was handed to SLURM, or was about to be."""
     started: float | None = None
     ended: float | None = None
 
@@ -59,6 +63,10 @@ class State:
         """Removes the state from an output folder."""
         (output_dir / LAUNCH / STATE).unlink(missing_ok=True)
 
+    def submitting(self) -> State:
+        """The state of a run that this process is about to submit."""
+        return replace(self, host=socket.gethostname(), pid=os.getpid(), submitted=time.time())
+
     def begun(self, *, log: Path | None = None, nodes: Sequence[str] = (), restarts: int = 0) -> State:
         """The state of a run that starts in this process."""
         return replace(
@@ -66,6 +74,7 @@ class State:
             state="running",
             host=socket.gethostname(),
             pid=os.getpid(),
+            within=slurm_job(),
             nodes=tuple(nodes),
             restarts=restarts,
             exit_code=None,
@@ -81,3 +90,9 @@ class State:
 
         state: Phase = "finished" if code == 0 else "preempted" if code == PREEMPTED else "failed"
         return replace(self, state=state, exit_code=code, reason=reason, ended=time.time())
+
+
+def slurm_job() -> str | None:
+    """The SLURM job that this process is in, and how often that was queued again."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return f"{job}/{os.environ.get('SLURM_RESTART_COUNT', '0')}" if job else None

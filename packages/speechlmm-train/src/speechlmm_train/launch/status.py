@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from speechlmm_core.errors import ConfigError
-from speechlmm_train.launch.state import State
+from speechlmm_train.launch.state import STATE, State, slurm_job
 from speechlmm_train.launch.tail import tail
-from speechlmm_train.trainer.output_folder import CONFIG, LAUNCH, METRICS, OutputFolder
+from speechlmm_train.trainer.output_folder import CONFIG, LAUNCH, METRICS, REPORT, OutputFolder
 
 _SHOWN = ("train/loss", "train/lm")
 _NOT_BEGUN_S = 120
 """How long a job may be unknown to SLURM before that means something: it has just been submitted or queued again."""
+_SILENT_S = 300
+"""How long a run on another machine may give no sign of life before it is taken to have ended."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class Status:
 
     folder: Path
     state: str
-    """`queued`, `running`, `finished`, `failed`, `preempted`; `begun` where it cannot be told whether it still runs,
-    and `not begun`."""
+    """`queued`, `running`, `finished`, `failed`, `preempted`; `begun` where nothing was left that tells more, and
+    `not begun`."""
     name: str = ""
     job_id: str | None = None
     step: int | None = None
@@ -69,7 +71,13 @@ def refuse_active(folder: Path) -> None:
             f"the run in {str(folder)!r} is {one.state} as SLURM job {one.job_id}; wait for it, or end it with "
             f"`scancel {one.job_id}`"
         )
-    raise ConfigError(f"the run in {str(folder)!r} is running on {socket.gethostname()}; wait for it, or end it")
+    state = State.read(folder)
+    host, pid = (state.host, state.pid) if state else (None, None)
+    doing = "running" if one.state == "running" else "being submitted"
+    raise ConfigError(
+        f"the run in {str(folder)!r} is {doing} on {host}, as process {pid}; wait for it, or end it with `kill {pid}` "
+        "there"
+    )
 
 
 def ask_queue(jobs: Sequence[str]) -> dict[str, tuple[str, str]] | None:
@@ -109,8 +117,13 @@ def _status(folder: Path, state: State | None, queue: Mapping[str, tuple[str, st
     found, reason = str(state.state), state.reason
     if state.job_id is not None and found != "finished":
         found, reason = _slurm_state(state, queue)
-    elif found == "running" and not _alive(state):
-        found, reason = "failed", "it ended without a word: killed, or the machine went down"
+    elif found == "queued" and not _alive(folder, state):
+        found, reason = "failed", "it was about to be submitted when that was ended; squeue shows whether it was"
+    elif found == "running" and not _alive(folder, state):
+        if report is not None and (folder / REPORT).stat().st_mtime >= (state.started or 0):
+            found = "finished"
+        else:
+            found, reason = "failed", "it ended without a word: killed, or the machine went down"
     code = state.exit_code
     if found == "failed" and state.state == "running" and (note := _first_note(state)) is not None:
         code, reason = note
@@ -138,7 +151,7 @@ def _slurm_state(state: State, queue: Mapping[str, tuple[str, str]] | None) -> t
     if queue is None:  # off the cluster: what the run wrote last is all there is
         return own
     if state.job_id not in queue:
-        recent = time.time() - (state.ended or state.started or time.time()) < _NOT_BEGUN_S
+        recent = time.time() - (state.ended or state.started or state.submitted or 0) < _NOT_BEGUN_S
         told = state.state in ("failed", "preempted") or recent
         return own if told else ("failed", "SLURM knows nothing of the job any more, and it ended without a word")
     said, reason = queue[state.job_id]
@@ -150,14 +163,23 @@ def _slurm_state(state: State, queue: Mapping[str, tuple[str, str]] | None) -> t
     return own if state.state == "failed" else ("failed", f"SLURM: {said.lower().replace('_', ' ')}")
 
 
-def _alive(state: State) -> bool:
-    """Whether the process that watches over a run is there; on another machine it is taken to be."""
+def _alive(folder: Path, state: State) -> bool:
+    """Whether the process that watches over a run is there; on another machine, whether it has touched its state."""
     if state.host != socket.gethostname() or state.pid is None:
-        return True
+        job, here = (state.within or "").partition("/"), (slurm_job() or "").partition("/")
+        if job[0] and job[0] == here[0] and job != here:
+            return False  # this is the same job, queued again
+        try:
+            return time.time() - (folder / LAUNCH / STATE).stat().st_mtime < _SILENT_S
+        except FileNotFoundError:
+            return False
     import psutil
 
     try:
-        return psutil.Process(state.pid).create_time() <= (state.started or time.time())
+        process = psutil.Process(state.pid)
+        # One that began later is another one, which was given its number.
+        same = process.create_time() <= (state.started or state.submitted or time.time())
+        return same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
