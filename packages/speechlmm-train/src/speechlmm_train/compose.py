@@ -24,7 +24,8 @@ from speechlmm_core.errors import ConfigError, DataError
 from speechlmm_core.wiring import refuse_speech_output, wire
 from speechlmm_train.composing.changes import ABSENT, Change
 from speechlmm_train.composing.draft import Draft, compose_draft, refuse_missing
-from speechlmm_train.composing.names import RunName, numbered, output_dir, run_name, sibling
+from speechlmm_train.composing.names import RunName, numbered, output_dir, run_name
+from speechlmm_train.composing.sibling import sibling
 from speechlmm_train.composing.tasks import uncovered_tasks
 from speechlmm_train.composing.trace import traced
 from speechlmm_train.composing.tree import Tree, hydra_tree
@@ -212,7 +213,10 @@ def _name(draft: Draft, sweep: Sweep | None) -> RunName:
         training["output_dir"] = numbered(folder, sweep.number)
     key = "training.pretrained_checkpoint"
     if sweep is not None and key in draft.missing and isinstance(training["output_dir"], str):
-        training["pretrained_checkpoint"] = sibling(training["output_dir"], name)
+        number = sweep.number if sweep.varied else None
+        training["pretrained_checkpoint"] = sibling(
+            training["output_dir"], name, choices=draft.choices, plain=draft.plain, number=number
+        )
         draft.missing.remove(key)
         found = training["pretrained_checkpoint"]
         draft.changes.append(Change(key, ABSENT, found, "the pre-training beside the run"))

@@ -15,6 +15,9 @@ from speechlmm_core.registry import nearest
 from speechlmm_train.config_errors import explain
 from speechlmm_train.data_config import Positive, Section
 
+ALIASES = {"timeout_min": "time"}
+"""Other names of fields."""
+
 _TIME = re.compile(r"(?:(?P<d>\d+)-)?(?P<h>\d+)(?::(?P<m>\d+))?(?::(?P<s>\d+))?")
 
 
@@ -140,10 +143,11 @@ def slurm_config(launcher: Mapping[str, Any]) -> SlurmLauncherConfig:
             f"hydra.launcher.type: unknown launcher {kind!r}{nearest(str(kind), ['slurm'])} (available: slurm)"
         )
     given = {key: value for key, value in launcher.items() if value is not None}
-    if "timeout_min" in given:
-        if "time" in given:
-            raise ConfigError("hydra.launcher: give either time or timeout_min, not both")
-        given["time"] = given.pop("timeout_min")
+    for alias, name in ALIASES.items():
+        if alias in given:
+            if name in given:
+                raise ConfigError(f"hydra.launcher: give either {name} or {alias}, not both")
+            given[name] = given.pop(alias)
     try:
         return SlurmLauncherConfig.model_validate(given)
     except ValidationError as exc:

@@ -25,8 +25,8 @@ from omegaconf.errors import OmegaConfBaseException
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.registry import nearest
 from speechlmm_train.composing.changes import ABSENT, Change
-from speechlmm_train.composing.known_keys import check_key, default_of
-from speechlmm_train.composing.tree import ADJUSTMENTS, SETTING, Tree
+from speechlmm_train.composing.known_keys import check_key, default_of, of_launcher
+from speechlmm_train.composing.tree import ADJUSTMENTS, LAUNCHER, SETTING, Tree
 
 _RULE = ["when", "set"]
 
@@ -119,7 +119,9 @@ class _Rule:
         return _fits(value, wanted)
 
     def apply(self, config: DictConfig, key: str, value: Any) -> list[Change]:
-        """Sets a value."""
+        """Sets a value; none of a launcher where there is no launcher."""
+        if of_launcher(key) and LAUNCHER not in self.choices:
+            return []
         before = _value(self.plain, key)
         try:
             OmegaConf.update(config, key, value, merge=False, force_add=True)

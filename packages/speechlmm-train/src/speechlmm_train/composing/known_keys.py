@@ -8,8 +8,16 @@ from speechlmm_core.errors import ConfigError
 from speechlmm_core.registry import nearest
 from speechlmm_train.config import RunConfig
 from speechlmm_train.config_errors import owner_of
+from speechlmm_train.slurm_config import ALIASES, SlurmLauncherConfig
 from speechlmm_train.training_arguments import DECIDED_ELSEWHERE, training_argument_names
 from speechlmm_train.training_config import TrainingConfig
+
+_LAUNCHER = ["hydra", "launcher"]
+
+
+def of_launcher(key: str) -> bool:
+    """Whether a key is the launcher's."""
+    return key.split(".")[:2] == _LAUNCHER
 
 
 def check_key(plain: dict[str, Any], key: str, place: str) -> None:
@@ -19,7 +27,10 @@ def check_key(plain: dict[str, Any], key: str, place: str) -> None:
         ConfigError: The key is unknown.
     """
     parts = key.split(".")
-    if parts[:2] == ["hydra", "launcher"]:  # the launcher checks its own
+    if parts[:2] == _LAUNCHER:
+        known = [*SlurmLauncherConfig.model_fields, *ALIASES]
+        if len(parts) > len(_LAUNCHER) and parts[2] not in known:
+            raise ConfigError(f"{place}: {key}: unknown key {parts[2]!r}{nearest(parts[2], known)}")
         return
     for at, part in enumerate(parts):
         owner = owner_of(RunConfig, plain, parts[:at])

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from speechlmm_core.errors import ConfigError
-from speechlmm_core.registry import nearest
 from speechlmm_train.composing.tree import SETTING
 from speechlmm_train.training_config import TrainingConfig
 
@@ -102,37 +100,3 @@ def output_dir(name: RunName, project: str | None) -> str:
 def numbered(folder: str, number: int) -> str:
     """A folder that the user names, for one run of a sweep."""
     return f"{folder.rstrip('/')}-{number}"
-
-
-def sibling(folder: str, name: RunName) -> str:
-    """The pre-training that the run of a sweep goes on with: the folder beside its own, of the same setting.
-
-    Args:
-        folder: The run's output folder.
-        name: What the run is called.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    path = Path(folder).expanduser()
-    tried: list[Path] = []
-    if path.name == name.folder and not name.own:
-        for suffix in dict.fromkeys((name.suffix, "")):
-            tried.append(path.with_name(f"speechlmm-pretrain-{name.rest}{suffix}"))
-    else:
-        tried.append(path.with_name(path.name.removeprefix("lora-").replace("finetune", "pretrain", 1)))
-        if tried[0] == path:
-            raise ConfigError(
-                f"training.pretrained_checkpoint: missing; in a sweep it is the folder beside {folder!r} with "
-                "'pretrain' for 'finetune' in its name, and that name has no 'finetune'; give "
-                "training.pretrained_checkpoint=<path>"
-            )
-    for one in tried:
-        if (one / "config.json").is_file() or (one / "model" / "config.json").is_file():
-            return str(one)
-    beside = sorted(one.name for one in path.parent.iterdir() if one.is_dir()) if path.parent.is_dir() else []
-    raise ConfigError(
-        f"training.pretrained_checkpoint: missing, and there is no trained model in {str(tried[0])!r}"
-        f"{nearest(tried[0].name, [one for one in beside if one != path.name])}; train that first, or give "
-        "training.pretrained_checkpoint=<path>"
-    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -20,6 +22,9 @@ SECTIONS: dict[str, tuple[type, str]] = {
     "stages": (list, "stages=[{name: <name>, max_steps: <number>}, ...]"),
 }
 """What a run's configuration consists of: the sections' types, and how they are set."""
+
+
+_OF_LAUNCHER = LAUNCHER.replace("/", ".")
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,9 @@ def ready(overrides: list[str], tree: Tree) -> Ready:
     texts: list[str] = []
     adjustments: list[str] | None = None
     given: dict[str, str] = {}
-    for text in overrides:
-        override = parse(text)
+    for said in overrides:
+        override = parse(said)
+        text = override.input_line or said
         if override.is_sweep_override():
             raise ConfigError(
                 f"{text!r} gives several values to one key; write a list as key=[a,b], or run all of them with "
@@ -53,25 +59,43 @@ def ready(overrides: list[str], tree: Tree) -> Ready:
             adjustments = names_of_adjustments(text, None if override.is_delete() else override.value())
         else:
             texts.append(_checked(text, override, tree))
-            if not override.is_delete() and override.value() not in (None, []):
-                given[override.key_or_group] = text
+            for key, value in _values(override.key_or_group, None if override.is_delete() else override.value()):
+                given.pop(key, None)
+                if value not in (None, []):
+                    given[key] = text
     return Ready([text for text in texts if text], adjustments, given)
 
 
 def parse(text: str) -> Override:
-    """One override.
+    """One override. A launcher's value that Hydra cannot read is taken as it is: SLURM writes nodes as `n[01-04]`.
 
     Raises:
         ConfigError: It is none.
     """
     expected = f"{text!r} is not an override; expected key=value, +key=value or ~key"
+    key, assigned, value = text.partition("=")
     try:
         override = OverridesParser.create().parse_override(text)
     except HydraException as exc:
+        if assigned and key.lstrip("+").startswith(f"{_OF_LAUNCHER}.") and value[:1] not in ("[", "{", "'", '"'):
+            # Backslashes mean something before a quotation mark alone.
+            escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), value)
+            return parse(f"{key}='{escaped}'")
+        if assigned:
+            expected += f"; a value with such signs has to be quoted: \"{key}='...'\""
         raise ConfigError(expected) from exc
     if not override.key_or_group:
         raise ConfigError(expected)
     return override
+
+
+def _values(key: str, value: object) -> Iterator[tuple[str, object]]:
+    """The values that an override gives, by key; those of a mapping one by one."""
+    if isinstance(value, dict):
+        for name, one in value.items():
+            yield from _values(f"{key}.{name}", one)
+    else:
+        yield key, value
 
 
 def names_of_adjustments(place: str, value: object) -> list[str]:
@@ -138,7 +162,7 @@ def _checked_launcher(text: str, override: Override, tree: Tree) -> str:
     if key == LAUNCHER:
         _check_option(override, key, tree)
         return text
-    if key.startswith("hydra.launcher."):
+    if key.startswith(f"{_OF_LAUNCHER}."):
         return f"++{text}" if text[0] not in "+~" else text
     raise ConfigError(
         f"{text!r}: of Hydra's own settings only hydra/launcher=<preset> and hydra.launcher.<key>=<value> are taken; "

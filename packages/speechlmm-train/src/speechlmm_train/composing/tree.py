@@ -27,6 +27,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.registry import describe
+from speechlmm_train.composing.times import keep_times
 
 logger = logging.getLogger(__name__)
 CONF = "speechlmm_train.conf"
@@ -74,7 +75,12 @@ class _Remembering(ConfigRepository):
 
     def load_config(self, config_path: str) -> ConfigResult | None:
         if config_path not in self._files:
-            self._files[config_path] = super().load_config(config_path)
+            result = super().load_config(config_path)
+            if result is not None:
+                keep_times(result, config_path)
+                if result.header["package"] is None:
+                    result.header["package"] = _package(config_path)
+            self._files[config_path] = result
         return copy.deepcopy(self._files[config_path])
 
     def _find_object_source(self, config_path: str, object_type: ObjectType | None) -> Any:
@@ -82,6 +88,15 @@ class _Remembering(ConfigRepository):
         if key not in self._sources:
             self._sources[key] = super()._find_object_source(config_path, object_type)
         return self._sources[key]
+
+
+def _package(path: str) -> str | None:
+    """What a file is about where it does not say so: the whole run for a setting, its part for a preset of a model."""
+    parts = path.split("/")
+    if parts[0] == SETTING:
+        return "_global_"
+    of_part = parts[0] == "model" and len(parts) >= len(("model", "part", "preset"))
+    return ".".join(parts[:2]) if of_part else None
 
 
 class Tree:
