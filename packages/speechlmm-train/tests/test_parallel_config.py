@@ -13,6 +13,7 @@ from speechlmm_core.errors import ConfigError, MissingDependencyError, SpeechLMM
 from speechlmm_train.parallel import deepspeed_config as module
 from speechlmm_train.parallel.arguments import parallel_arguments
 from speechlmm_train.parallel.deepspeed_config import PRESETS, deepspeed_config, preset
+from speechlmm_train.parallel.deepspeed_faults import ZERO_KEYS, contradictions
 from speechlmm_train.parallel.kernels import use_kernels
 from speechlmm_train.parallel.ranks import Ranks
 from speechlmm_train.parallel.touch import give_gradients, touched, unreached
@@ -44,7 +45,8 @@ def test_a_file_is_laid_over_the_preset(tmp_path):
         "zero_optimization": {"stage": 2, "reduce_bucket_size": 1000},
         "gradient_clipping": "auto",
         "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto"}},
-        "scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": "auto"}},
+        "scheduler": {"type": "WarmupCosineLR", "params": {"warmup_max_lr": "auto", "warmup_num_steps": 0}},
+        "torch_autocast": {"enabled": False},
         "wall_clock_breakdown": False,
     }
     (tmp_path / "ds.json").write_text(json.dumps(given))
@@ -80,7 +82,42 @@ CONTRADICTIONS = [
         "optimizer.params.lr is 0.1, and training's learning_rate says 0.0001",
     ),
     ({"optimizer": {"type": "Lamb"}}, {}, "optimizer.type is 'Lamb'"),
+    ({"optimizer": {"type": "Adam"}}, {}, "optimizer.type is 'Adam', but the optimiser is training.optim"),
+    ({"optimizer": {"type": "AdamW"}}, {"optim": "sgd"}, "optimizer.type is 'AdamW', but the optimiser is"),
+    ({"scheduler": {"type": "WarmupLR"}}, {}, "scheduler.type is 'WarmupLR', but the schedule is"),
+    ({"scheduler": {"type": "WarmupCosineLR"}}, {"lr_min": 1e-6}, "scheduler.type is 'WarmupCosineLR', but"),
+    ({"scheduler": {"params": {"warmup_num_steps": 500}}}, {"warmup_steps": 0.5}, "warmup_num_steps is 500, and"),
+    ({"scheduler": {"params": {"total_num_steps": 99}}}, {}, "total_num_steps is 99, and training's max_steps says 1"),
+    ({"scheduler": {"params": {"warmup_min_lr": 1e-5}}}, {}, "warmup_min_lr is 1e-05, and training's schedule"),
+    ({"scheduler": {"params": {"warmup_max_lr": 1e-5}}}, {}, "warmup_max_lr is 1e-05, and training's learning_rate"),
     ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, {}, "offload to 'cpu'"),
+    (
+        {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
+        {},
+        "zero_optimization.offload_optimizer is 'cpu', and training's parallel says 'zero2'; set "
+        "training.parallel=zero2_offload",
+    ),
+    ({"zero_optimization": {"cpu_offload": True}}, {}, "set training.parallel=zero2_offload"),
+    (
+        {"zero_optimization": {"offload_optimizer": {"device": "none"}}},
+        {"parallel": "zero2_offload"},
+        "offload_optimizer is 'none', and training's parallel says 'zero2_offload'",
+    ),
+    ({"torch_autocast": {"enabled": True}}, {}, "torch_autocast.enabled is True, and training's bf16 says False"),
+    (
+        {"torch_autocast": {"lower_precision_safe_modules": ["torch.nn.Linear"]}},
+        {"bf16": True},
+        "torch_autocast.lower_precision_safe_modules is ['torch.nn.Linear']; expected []",
+    ),
+    ({"data_types": {"grad_accum_dtype": "bf16"}}, {"bf16": True}, "data_types.grad_accum_dtype is 'bf16'; expected"),
+    ({"bf16": True}, {"bf16": True}, 'bf16 is True; expected an object, as in {"enabled": "auto"}'),
+    ({"zero_optimization": 3}, {}, 'zero_optimization is 3; expected an object, as in {"stage": 2}'),
+    ({"zero_optimisation": {}}, {}, "unknown key 'zero_optimisation'; did you mean 'zero_optimization'"),
+    (
+        {"zero_optimization": {"reduce_buckt_size": 1}},
+        {},
+        "unknown key 'zero_optimization.reduce_buckt_size'; did you mean 'reduce_bucket_size'",
+    ),
 ]
 
 
@@ -95,6 +132,18 @@ def test_a_file_that_contradicts_the_settings(tmp_path, given, settings, expecte
             base=tmp_path,
         )
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_keys_are_those_of_deepspeed():
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    fields = DeepSpeedZeroConfig.model_fields.items()
+    assert {field.alias or name for name, field in fields} >= ZERO_KEYS
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_contradict_nothing(name):
+    assert not list(contradictions(preset(name), training(parallel=name), world_size=2, bf16=False))
 
 
 def test_each_contradiction_has_a_line(tmp_path):
@@ -117,7 +166,8 @@ def test_files_that_are_none(tmp_path, content, expected):
 
 
 def test_the_first_versions_names_and_another_stage():
-    assert deepspeed_config(training(deepspeed_config="zero2_offload"), world_size=1, bf16=False)
+    offloaded = training(parallel="zero2_offload", deepspeed_config="zero2_offload")
+    assert deepspeed_config(offloaded, world_size=1, bf16=False)
     with pytest.raises(ConfigError, match="stage is 3, and training's parallel says 2"):
         deepspeed_config(training(deepspeed_config="zero3"), world_size=1, bf16=False)
 

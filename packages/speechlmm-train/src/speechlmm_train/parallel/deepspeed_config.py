@@ -7,13 +7,14 @@ ZeRO: Rajbhandari et al., 2020, arXiv:1910.02054; offloading: Ren et al., 2021, 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from speechlmm_core.errors import ConfigError, MissingDependencyError
 from speechlmm_core.registry import nearest
+from speechlmm_train.parallel.deepspeed_faults import contradictions
 from speechlmm_train.parallel_names import stage_of
 
 if TYPE_CHECKING:
@@ -103,56 +104,6 @@ def _of_trainer(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in _OURS} | clipping
 
 
-def contradictions(given: Mapping[str, Any], training: TrainingConfig, *, world_size: int, bf16: bool) -> Iterator[str]:
-    """What a user's configuration says differently from the training's settings, a line each.
-
-    Args:
-        given: The user's configuration.
-        training: The settings.
-        world_size: Number of processes.
-        bf16: Whether it trains in bf16.
-    """
-    accumulation = training.micro_batches_per_step // world_size
-    per_device = training.per_device_train_batch_size
-    batch = "micro_batches_per_step"
-    wanted: dict[str, tuple[Any, str]] = {
-        "zero_optimization.stage": (stage_of(training.parallel), "parallel"),
-        "gradient_accumulation_steps": (accumulation, f"{batch} over {world_size} processes"),
-        "gradient_clipping": (training.max_grad_norm, "max_grad_norm"),
-        "bf16.enabled": (bf16, "bf16"),
-        "fp16.enabled": (bool(training.extras.get("fp16", False)), "fp16"),
-        "optimizer.params.lr": (training.learning_rate, "learning_rate"),
-        "optimizer.params.weight_decay": (training.weight_decay, "weight_decay"),
-        "optimizer.params.betas": ([training.adam_beta1, training.adam_beta2], "adam_beta1 and adam_beta2"),
-        "optimizer.params.eps": (training.extras.get("adam_epsilon", 1e-8), "adam_epsilon"),
-        "scheduler.params.warmup_max_lr": (training.learning_rate, "learning_rate"),
-    }
-    if per_device is not None:
-        wanted["train_micro_batch_size_per_gpu"] = (per_device, "per_device_train_batch_size")
-        wanted["train_batch_size"] = (
-            per_device * accumulation * world_size,
-            f"per_device_train_batch_size and {batch}",
-        )
-    for key, (value, setting) in wanted.items():
-        found = _at(given, key)
-        if found in (None, "auto") or found == value:
-            continue
-        yield f"{key} is {found!r}, and training's {setting} says {value!r}; give it as 'auto', or make them agree"
-    if per_device is None:
-        for key in ("train_micro_batch_size_per_gpu", "train_batch_size"):
-            if (found := _at(given, key)) not in (None, "auto"):
-                yield (
-                    f"{key} is {found!r}, but the batch is set by token_budget or frame_budget; give it as 'auto', or "
-                    "set training.per_device_train_batch_size"
-                )
-    kind = _at(given, "optimizer.type")
-    if kind is not None and str(kind).lower() not in ("adamw", "adam"):
-        yield f"optimizer.type is {kind!r}, but the optimiser is training.optim (AdamW by default); leave it out"
-    device = _at(given, "zero_optimization.offload_optimizer.device")
-    if device == "nvme" or _at(given, "zero_optimization.offload_param.device") == "nvme":
-        yield "states on NVMe disks cannot be part of our checkpoints; offload to 'cpu'"
-
-
 def _read(name: str, base: Path | None) -> dict[str, Any]:
     path = Path(base or Path.cwd(), Path(name).expanduser())
     place = f"training.deepspeed_config {name!r}"
@@ -168,15 +119,6 @@ def _read(name: str, base: Path | None) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{place}: expected an object, got {type(content).__name__}")
     return cast("dict[str, Any]", content)
-
-
-def _at(config: Mapping[str, Any], key: str) -> Any:
-    here: Any = config
-    for part in key.split("."):
-        if not isinstance(here, Mapping):
-            return None
-        here = cast("Mapping[str, Any]", here).get(part)
-    return here
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
