@@ -347,9 +347,10 @@ class Composed:
     changes = ()
 
     def __init__(self, folder, name):
-        training = type("Training", (), {"output_dir": str(folder), "num_processes": 1})
+        training = type("Training", (), {"output_dir": str(folder), "num_processes": 1, "micro_batches_per_step": 1})
         self.plain = {"training": {"output_dir": str(folder)}}
-        self.config = type("Config", (), {"training": training})
+        stage = SimpleNamespace(name="train", training=training)
+        self.config = SimpleNamespace(training=training, resolved_stages=lambda: [stage])
         self.name = name
 
 
@@ -404,7 +405,8 @@ def test_a_sweep_that_is_done_again_skips_what_is_finished_and_goes_on_with_the_
     (tmp_path / "run-2").mkdir()
     (tmp_path / "run-2" / "config.yaml").write_text("{}")
     monkeypatch.setattr(multirun, "run_job", worker({}, started))
-    lines = list_runs(sweep(tmp_path), Options())
+    lines, code = list_runs(sweep(tmp_path), Options())
+    assert code == 0
     assert [row.split("|")[4].strip() for row in lines[2:6]] == ["finished", "resume", "resume", "start"]
     assert started == []
     for name in ("run-1",):  # what stands for a worker would find it there

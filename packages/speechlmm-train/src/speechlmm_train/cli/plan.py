@@ -35,6 +35,10 @@ def plan(
     composed = compose_config(config_name, overrides, config_dir=config_dir, imports=imports)
     changes = list(change_lines(trace(config_name, overrides, config_dir=config_dir)))
 
+    from speechlmm_train.launch.multirun import check, launcher_of, ranks_of
+
+    launcher = launcher_of(composed)
+    check(composed, launcher)
     from speechlmm_train.plan_table import (
         component_table,
         coverage_lines,
@@ -63,7 +67,8 @@ def plan(
     click.echo("")
     # Made before it is printed, so that a plan is shown whole or not at all.
     lines = [*coverage_lines(composed.config), *component_table(composed.config), "", *stage_lines(composed.config)]
-    world_size = processes_of(composed.config)
+    config = composed.config
+    world_size = ranks_of(composed, launcher) * launcher.nodes if launcher else processes_of(config)
     data = open_plan_data(composed.config, Path.cwd(), world_size=world_size)
     mixture = list(mixture_lines(composed.config, Path.cwd(), data))
     memory = list(memory_lines(composed.config, data.stages, world_size=world_size, gpu_memory=gpu_memory))

@@ -57,9 +57,10 @@ def run(
         runs = expand_sweep(config_name, overrides, config_dir=config_dir, imports=imports)
         if not dry_run:
             return run_sweep(config_name, overrides, runs, options)
-        for line in list_runs(runs, options):
+        lines, code = list_runs(runs, options)
+        for line in lines:
             click.echo(line)
-        return 2 if any(one.fault for one in runs) else 0
+        return code
     from speechlmm_train.compose import compose_config
 
     composed = compose_config(config_name, overrides, config_dir=config_dir, imports=imports)
@@ -69,9 +70,10 @@ def run(
 
 
 def _start(composed: Composed, overrides: tuple[str, ...], options: Options, *, dry_run: bool) -> int:
-    from speechlmm_train.launch.multirun import launcher_of, ranks_of
+    from speechlmm_train.launch.multirun import check, launcher_of, ranks_of
 
     launcher = launcher_of(composed)
+    check(composed, launcher)
     # Whoever has started several of this command (torchrun, accelerate launch) has decided already.
     ranks = 1 if launcher is None and int(os.environ.get("WORLD_SIZE", "1")) > 1 else ranks_of(composed, launcher)
     job = options.job(composed, overrides)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,13 +11,14 @@ import click
 import yaml
 
 from speechlmm_core.errors import ConfigError, SpeechLMMError
-from speechlmm_core.wording import FAULT, INTERRUPTED, USAGE
+from speechlmm_core.wording import FAULT, INTERRUPTED, OK, USAGE, word
 from speechlmm_train.compose import Composed
 from speechlmm_train.launch.gpus import num_processes
 from speechlmm_train.launch.job import Job
 from speechlmm_train.launch.local import run_job
 from speechlmm_train.launch.processes import TERMINATED
 from speechlmm_train.launch.record import SweepRecord
+from speechlmm_train.launch.shares import check_shares
 from speechlmm_train.launch.slurm import check_slurm, script, submit
 from speechlmm_train.launch.status import Status, status_of
 from speechlmm_train.launch.table import filled, shorten, status_table
@@ -66,10 +68,27 @@ def ranks_of(composed: Composed, launcher: SlurmLauncherConfig | None) -> int:
     return launcher.processes if asked == "auto" else asked
 
 
-def list_runs(runs: Sequence[SweepRun], options: Options) -> list[str]:
-    """The runs of a sweep with what would be done about each, and the batch script of the first that SLURM would do."""
+def check(composed: Composed, launcher: SlurmLauncherConfig | None) -> None:
+    """Checks that a run's processes can share it.
+
+    Raises:
+        ConfigError: They cannot.
+    """
+    nodes = launcher.nodes if launcher else 1
+    # Whoever has started several of this command (torchrun, accelerate launch) has decided how many.
+    started = int(os.environ.get("WORLD_SIZE", "1")) if launcher is None else 1
+    check_shares(composed.config, processes=started if started > 1 else ranks_of(composed, launcher), nodes=nodes)
+
+
+def list_runs(runs: Sequence[SweepRun], options: Options) -> tuple[list[str], int]:
+    """The runs of a sweep with what would be done about each, and the batch script of the first that SLURM would do.
+
+    Returns:
+        The lines, and the exit code: 2 if one cannot be run.
+    """
     rows: list[tuple[str, ...]] = []
     shown: list[str] = []
+    faults = _faults(runs)
     for run in runs:
         if run.composed is None:
             rows.append((str(run.number), run.name, " ".join(run.varied), "cannot be composed", ""))
@@ -79,11 +98,19 @@ def list_runs(runs: Sequence[SweepRun], options: Options) -> list[str]:
             name = run.composed.name
             shown = ["", f"batch script of {name}:", script(options.job(run.composed, run.overrides), launcher, name)]
         folder = Path(run.composed.config.training.output_dir).expanduser()
-        what = {None: "finished", True: "resume", False: "start"}[_resumes(run.composed, options)]
+        try:
+            resumes = _resumes(run.composed, options)
+            what = {None: "finished", True: "resume", False: "start"}[resumes]
+            if resumes is not None:
+                check(run.composed, launcher)
+        except (SpeechLMMError, OSError) as exc:
+            what = "cannot be run"
+            faults += [f"{run.composed.name}: {line}" for line in word(exc)[0]]
         rows.append((str(run.number), run.composed.name, " ".join(run.varied), what, shorten(folder)))
     lines = filled(("#", "run", "what varies", "to do", "folder"), rows)
     changes = _changes([run.composed for run in runs if run.composed])
-    return [*lines, *(["", *changes] if changes else []), *_faults(runs), *shown]
+    lines += [*(["", *changes] if changes else []), *faults, *shown]
+    return lines, USAGE if faults else OK
 
 
 def run_sweep(config_name: str, overrides: Sequence[str], runs: Sequence[SweepRun], options: Options) -> int:
@@ -113,13 +140,15 @@ def run_sweep(config_name: str, overrides: Sequence[str], runs: Sequence[SweepRu
     submitted: list[Path] = []
     for place, (run, one) in enumerate(composed):
         output_dir = _folder(one)
-        if (resume := _resumes(one, options)) is None:
-            click.echo(f"[{place + 1}/{len(composed)}] {one.name}: finished before, skipped", err=True)
-            continue
-        click.echo(f"[{place + 1}/{len(composed)}] {one.name}: {' '.join(run.varied)}".rstrip(": "), err=True)
         launcher = launchers[run.number]
-        job = options.job(one, run.overrides, resume=resume)
+        at = f"[{place + 1}/{len(composed)}] {one.name}"
         try:
+            if (resume := _resumes(one, options)) is None:
+                click.echo(f"{at}: finished before, skipped", err=True)
+                continue
+            click.echo(f"{at}: {' '.join(run.varied)}".rstrip(": "), err=True)
+            check(one, launcher)
+            job = options.job(one, run.overrides, resume=resume)
             if launcher is not None:
                 if (active := _active(output_dir)) is not None:
                     click.echo(f"job {active.job_id} does this run already ({active.state})", err=True)
@@ -133,8 +162,8 @@ def run_sweep(config_name: str, overrides: Sequence[str], runs: Sequence[SweepRu
             if code in _ASKED_TO_STOP:
                 stopped = code
                 break
-        except SpeechLMMError as exc:
-            reasons[output_dir] = "; ".join(str(exc).splitlines())
+        except (SpeechLMMError, OSError) as exc:
+            reasons[output_dir] = "; ".join(word(exc)[0])
             click.echo(f"error: {one.name}: {reasons[output_dir]}", err=True)
     if submitted and options.wait and not stopped:
         for status in wait_for(submitted):
@@ -180,9 +209,7 @@ def _resumes(composed: Composed, options: Options) -> bool | None:
     folder = OutputFolder(_folder(composed))
     if not folder.path.is_dir() or folder.report() is None:
         return options.resume or (folder.path / CONFIG).exists()
-    file = folder.path / CONFIG
-    before = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
-    return None if before == yaml.safe_load(yaml.safe_dump(composed.plain)) else True
+    return None if folder.config() == yaml.safe_load(yaml.safe_dump(composed.plain)) else True
 
 
 def _changes(runs: Sequence[Composed]) -> list[str]:

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from speechlmm_train.trainer.output_folder import CONFIG, LAUNCH, METRICS, REPOR
 _SHOWN = ("train/loss", "train/lm")
 _NOT_BEGUN_S = 120
 """How long a job may be unknown to SLURM before that means something: it has just been submitted or queued again."""
+_DEPTH = 4
+"""How far below a folder runs are looked for; by default they lie in `runs/<project>/<run>`."""
 _SILENT_S = 300
 """How long a run on another machine may give no sign of life before it is taken to have ended."""
 
@@ -54,7 +56,7 @@ def status_of(folders: Sequence[Path]) -> list[Status]:
     states = {folder: State.read(folder) for folder in folders}
     jobs = [state.job_id for state in states.values() if state and state.job_id and state.state != "finished"]
     queue = ask_queue(jobs)
-    return [_status(folder, state, queue) for folder, state in states.items()]
+    return [_status_or_fault(folder, state, queue) for folder, state in states.items()]
 
 
 def refuse_active(folder: Path) -> None:
@@ -103,6 +105,13 @@ def ask_queue(jobs: Sequence[str]) -> dict[str, tuple[str, str]] | None:
 
 _QUEUED = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 _RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
+
+
+def _status_or_fault(folder: Path, state: State | None, queue: Mapping[str, tuple[str, str]] | None) -> Status:
+    try:
+        return _status(folder, state, queue)
+    except OSError as exc:  # a name too long for the file system, or a folder that may not be read
+        return Status(folder, "not begun", folder.name, reason=exc.strerror or str(exc))
 
 
 def _status(folder: Path, state: State | None, queue: Mapping[str, tuple[str, str]] | None) -> Status:
@@ -206,7 +215,7 @@ def last_figures(folder: Path) -> tuple[int | None, str]:
 
 
 def runs_below(folder: Path) -> list[Path]:
-    """The run in a folder, those of the sweep that it holds the record of, or those that lie in it.
+    """The run in a folder, those of the sweep that it holds the record of, or those that lie in it at any depth to 4.
 
     Raises:
         ConfigError: There is none.
@@ -219,10 +228,25 @@ def runs_below(folder: Path) -> list[Path]:
         return [Path(run.output_dir) for run in record.runs if run.output_dir]
     if _is_run(folder):
         return [folder]
-    found = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and _is_run(entry)]
-    if not found:
-        raise ConfigError(f"there is no run in {str(folder)!r}; give the output folder of a run or of a sweep")
+    if not (found := list(_runs_in(folder, _DEPTH))):
+        raise ConfigError(
+            f"there is no run in {str(folder)!r}, down to {_DEPTH} folders below; give the output folder of a run or "
+            "of a sweep"
+        )
     return found
+
+
+def _runs_in(folder: Path, depth: int) -> Iterator[Path]:
+    """Runs in a folder and those below; what lies in a run is not looked into."""
+    try:
+        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_dir())
+    except PermissionError:
+        return
+    for entry in entries:
+        if _is_run(entry):
+            yield entry
+        elif depth > 1:
+            yield from _runs_in(entry, depth - 1)
 
 
 def _is_run(folder: Path) -> bool:

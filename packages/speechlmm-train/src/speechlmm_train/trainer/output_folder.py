@@ -149,16 +149,34 @@ class OutputFolder:
         """Writes the composed configuration, from which the run can be repeated."""
         write_text(self.path / CONFIG, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
 
+    def config(self) -> dict[str, Any] | None:
+        """The composed configuration that lies in the folder; None if there is none.
+
+        Raises:
+            ConfigError: It is damaged.
+        """
+        file = self.path / CONFIG
+        if not file.is_file():
+            return None
+        try:
+            found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            found = None
+        if not isinstance(found, dict):
+            raise ConfigError(
+                f"{str(file)!r} is damaged: it is not the YAML that a run leaves there; restore it, remove it to go on "
+                "without comparing the configurations, or start anew with --overwrite"
+            )
+        return found
+
     def check_same(self, plain: dict[str, Any]) -> None:
         """Checks that the run to go on with is the one that was begun.
 
         Raises:
             ConfigError: The model, the stages or the seed differ.
         """
-        file = self.path / CONFIG
-        if not file.is_file():
+        if (old := self.config()) is None:
             return
-        old = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
         changed = [key for key in sorted({*old, *plain}) if old.get(key) != plain.get(key)]
         stages = [[stage.get("name") for stage in one.get("stages") or []] for one in (old, plain)]
         seeds = [(one.get("training") or {}).get("seed", 0) for one in (old, plain)]
