@@ -119,6 +119,61 @@ def test_the_polynomial_counts_what_a_real_step_computes(made_audio, model, trai
     assert flops(work.sums) == pytest.approx(counted, rel=0.02)
 
 
+WINDOWED = {**SPEECH["audio_encoder"]["model"], "max_source_positions": 300}  # 6 s
+
+
+def test_of_a_window_counts_what_is_filled(monkeypatch):
+    from speechlmm_encoders.whisper.config import WhisperEncoderConfig as Config
+
+    monkeypatch.setattr(
+        Config, "load", lambda self, item: Medium(torch.zeros(int(float(item["path"]) * 16_000)), 16_000)
+    )
+    encoder = {"type": "whisper", "model": WINDOWED}
+    config = config_of({**SPEECH, "audio_encoder": encoder}, freeze_modules=["audio_encoder"])
+    stage = config.resolved_stages()[0]
+    processor = SpeechLMMProcessor.from_config(config.model)
+    flops = count_flops(config, stage, processor)
+    model = build_model(config, None)
+    freeze_for(model, stage)
+    model.train()
+    weights = {name: weight_at(o.weight, 1.0) for name, o in config.model.all_objectives.items()}
+    added = {torch.ops.aten.addmm_: lambda _, a, b, **__: 2 * math.prod(a) * b[1]}
+    # What a window takes by hand: per frame (twice as many before the second convolution), and per pair of frames.
+    width, inner, mels, frames = 48, 96, 16, 300
+    convolutions = 2 * frames * 2 * 3 * mels * width + 2 * frames * 3 * width * width
+    window = convolutions + 2 * (2 * frames * (4 * width**2 + 2 * width * inner) + 4 * frames**2 * width)
+    for seconds in (1.2, 6.0, 9.0):
+        (sample,) = a_batch(processor, (seconds,))
+        batch, work = processor.collate([sample]), Work(processor)
+        work.add(batch)
+        with FlopCounterMode(display=False, custom_mapping=added) as counter:
+            model(objective_weights=weights, **batch).loss.backward()
+        real = int(seconds * 50)
+        assert work.sums["audio_frames"] == real
+        rows = len(batch["media"]["audio"]["inputs"]["lengths"])
+        assert rows == math.ceil(seconds / 6)
+        rest = counter.get_total_flops() - rows * window
+        assert rest > 0
+        assert flops(work.sums) == pytest.approx(rest + window * real / frames, rel=0.02)
+
+
+def test_adapters_of_the_checkpoint_count(made_audio):
+    """An adapter that stays as it is takes its forward pass, and the way back to what is before it."""
+    config = config_of(SPEECH, freeze_modules=["audio_encoder"], lora_adapters=[{**LORA, "name": "new"}])
+    stage = config.resolved_stages()[0]
+    processor = SpeechLMMProcessor.from_config(config.model)
+    new = list(config.training.lora_adapters)
+    old = new[0].model_copy(update={"name": "old"})
+    counted = {
+        names: count_flops(config, stage, processor, adapters=[*old_ones, *new]).position
+        for names, old_ones in (("new", []), ("both", [old]))
+    }
+    assert count_flops(config, stage, processor).position == counted["new"]
+    sizes = [(WIDTH, WIDTH)] * 4 + [(WIDTH, INNER)] * 2 + [(INNER, WIDTH)]
+    low_rank = LAYERS * sum(4 * (one + other) for one, other in sizes)
+    assert counted["both"] - counted["new"] == pytest.approx(4 * low_rank, rel=0.01)
+
+
 def test_text_alone_by_hand():
     """Six FLOPs a weight and position (two forward, four backward), and attention's products."""
     config = config_of({})

@@ -120,7 +120,13 @@ class RunStages:
             inputs=frozenset(stage.spacers.numbers),
             max_grad_norm=training.max_grad_norm,
             watching=training,
-            utilisation=utilisation_of(self.config, settings, self.processor, on_cpu=trains_on_cpu(training)),
+            utilisation=utilisation_of(
+                self.config,
+                settings,
+                self.processor,
+                adapters=self.model.lora_adapters,
+                on_cpu=trains_on_cpu(training),
+            ),
         )
         return SpeechLMMTrainer(
             model=self.model,

@@ -5,12 +5,12 @@ of its products and convolutions are counted by `torch.utils.flop_counter`. So f
 of their weights (and without any where nothing before them learns), and low-rank adapters with theirs. What was counted
 is fitted by a polynomial in frames and positions, whose squares are attention's; as in PaLM's MFU (Chowdhery et al.,
 2022, arXiv 2204.02311, appendix B) each position attends to its whole sample, and what gradient checkpointing computes
-twice counts once.
+twice counts once. Of an encoder that always fills a window, as many FLOPs count as real frames have a share in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from speechlmm_core.chat.tokenizer import MediaPiece, TextPiece
 from speechlmm_core.config import InputConfig
 from speechlmm_core.errors import MediaError
-from speechlmm_core.lora.inject import inject
+from speechlmm_core.lora.config import LoraAdapterConfig
 from speechlmm_core.media.medium import Medium
 from speechlmm_core.model.describe import meta_model
 from speechlmm_core.model.speechlmm import SpeechLMM
@@ -69,18 +69,25 @@ class ModelFlops:
         return total
 
 
-def count_flops(config: RunConfig, stage: ResolvedStage, processor: SpeechLMMProcessor) -> ModelFlops:
+def count_flops(
+    config: RunConfig,
+    stage: ResolvedStage,
+    processor: SpeechLMMProcessor,
+    *,
+    adapters: Sequence[LoraAdapterConfig] | None = None,
+) -> ModelFlops:
     """Counts what a stage's samples need.
 
     Args:
         config: The run.
         stage: The stage.
         processor: Lays batches out.
+        adapters: All that the model has, those of `pretrained_checkpoint` too; by default those that the run puts on.
 
     Raises:
         SpeechLMMError: The model cannot be built so.
     """
-    counter = _Counter(config, stage, processor)
+    counter = _Counter(config, stage, processor, config.training.lora_adapters if adapters is None else adapters)
     inputs = list(processor.inputs)
     lengths = {name: counter.lengths(name) for name in inputs}
     first = inputs[0] if inputs else None
@@ -88,26 +95,29 @@ def count_flops(config: RunConfig, stage: ResolvedStage, processor: SpeechLMMPro
     # Text is counted beside the shortest medium: without one, a frozen decoder would have no backward pass.
     runs = [counter.run(first, base, text, ANSWERS[0]) for text in TEXTS]
     answer = counter.run(first, base, TEXTS[0], ANSWERS[1])
-    constant, position, square = _parabola([(run.positions, run.flops) for run in runs])
+    constant, position, square = _parabola([(1, run.positions, run.flops) for run in runs])
     supervised = (answer.flops - runs[0].flops) / (ANSWERS[1] - ANSWERS[0])
     media: dict[str, tuple[float, float, float]] = {}
     for name in inputs:
-        points: list[tuple[float, float]] = []
+        points: list[tuple[float, float, float]] = []
+        window = processor.inputs[name].encoder.fixed_frames
         for samples in lengths[name]:
             run = counter.run(name, samples, TEXTS[0], ANSWERS[0])
             text = position * run.positions + square * run.positions**2 + supervised * ANSWERS[0]
-            points.append((run.frames, run.flops - text))
-        media[name] = _parabola(points)
+            points.append((run.rows if window else 1, run.frames, run.flops - text))
+        row, frame, frame_square = _parabola(points)
+        media[name] = (0.0, frame + row / window, frame_square) if window else (row, frame, frame_square)
     if not inputs:
         return ModelFlops(constant - supervised * ANSWERS[0], position, square, supervised, {})
     return ModelFlops(0.0, position, square, supervised, media)
 
 
-def _parabola(points: list[tuple[float, float]]) -> tuple[float, float, float]:
-    """Coefficients of 1, x and x² of the parabola through the points, or of the line where they are but two."""
-    x, y = np.array(points, dtype=np.float64).T
+def _parabola(points: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+    """Coefficients of n, x and x² of what comes to y at the points (n, x, y); of fewer where x hardly differs."""
+    n, x, y = np.array(points, dtype=np.float64).T
     scale = x.max()
-    coefficients = np.polynomial.polynomial.polyfit(x / scale, y, min(2, len(points) - 1))
+    columns = [n, x / scale, (x / scale) ** 2][: len(set(x.tolist()))]
+    coefficients, *_ = np.linalg.lstsq(np.stack(columns, axis=1), y)
     found = [float(value) / scale**power for power, value in enumerate(coefficients)]
     return found[0], found[1] if len(found) > 1 else 0.0, found[2] if len(found) > 2 else 0.0
 
@@ -120,6 +130,8 @@ def _addmm_flops(into: Any, left: Any, right: Any, *_: Any, **__: Any) -> int:
 @dataclass(frozen=True)
 class _Run:
     flops: float
+    rows: int
+    """Of the encoder's input: one, or as many as a medium is cut into."""
     frames: int
     positions: int
 
@@ -127,11 +139,18 @@ class _Run:
 class _Counter:
     """The model without content, and samples made of nothing but their sizes."""
 
-    def __init__(self, config: RunConfig, stage: ResolvedStage, processor: SpeechLMMProcessor) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        stage: ResolvedStage,
+        processor: SpeechLMMProcessor,
+        adapters: Sequence[LoraAdapterConfig],
+    ) -> None:
         # Eager attention: the products of others cannot all be counted, and recompute some of them.
         plain = config.model.model_copy(update={"attn_implementation": "eager"})
-        self.model: SpeechLMM = meta_model(plain)
-        inject(self.model, config.training.lora_adapters)
+        self.model: SpeechLMM = meta_model(plain, adapters=adapters)
+        trained = {adapter.name for adapter in config.training.lora_adapters}
+        self.model.frozen_adapters = frozenset(adapter.name for adapter in adapters) - trained
         freeze_for(self.model, stage)
         self.model.train()
         self.stage, self.processor = stage, processor
@@ -152,14 +171,16 @@ class _Counter:
         """Counts the FLOPs of one sample."""
         sample = self._sample(name, samples, text, answer)
         batch = self.processor.collate([sample])
-        frames = int(batch["media"][name]["encoder_lengths"].sum()) if name else 0
+        media = batch["media"].get(name, {})
+        frames = int(media["encoder_lengths"].sum()) if media else 0
+        rows = len(media["inputs"]["lengths"]) if media else 0
         own, weights = fake_batch(batch, self.mode), stage_weights(self.model, self.stage)
         known = {torch.ops.aten.addmm_: _addmm_flops}
         with self.mode, ShapeRules(), FlopCounterMode(display=False, custom_mapping=known) as counted:
             forward_backward(self.model, own, weights, precision(self.stage, "cpu"))
         for parameter in self.model.parameters():
             parameter.grad = None
-        return _Run(float(counted.get_total_flops()), frames, sample.layout.num_positions)
+        return _Run(float(counted.get_total_flops()), rows, frames, sample.layout.num_positions)
 
     def _sample(self, name: str | None, samples: int, text: int, answer: int) -> ProcessedSample:
         piece = TextPiece([1] * text, [False] * (text - answer) + [True] * answer)

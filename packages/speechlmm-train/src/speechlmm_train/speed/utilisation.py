@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import torch
 
+from speechlmm_core.lora.config import LoraAdapterConfig
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.config import RunConfig
 from speechlmm_train.parallel.arguments import use_bf16
@@ -18,7 +20,12 @@ logger = logging.getLogger(__name__)
 
 
 def utilisation_of(
-    config: RunConfig, stage: ResolvedStage, processor: SpeechLMMProcessor, *, on_cpu: bool
+    config: RunConfig,
+    stage: ResolvedStage,
+    processor: SpeechLMMProcessor,
+    *,
+    adapters: Sequence[LoraAdapterConfig],
+    on_cpu: bool,
 ) -> Utilisation | None:
     """The FLOPs that a stage's samples need and what the device can do; None where one of them is not known.
 
@@ -26,13 +33,14 @@ def utilisation_of(
         config: The run.
         stage: The stage.
         processor: Lays batches out.
+        adapters: All that the model has.
         on_cpu: Whether the stage is trained on the CPU.
     """
     peak = _peak(stage, on_cpu=on_cpu)
     if peak is None:
         return None
     try:
-        return Utilisation(count_flops(config, stage, processor), peak)
+        return Utilisation(count_flops(config, stage, processor, adapters=adapters), peak)
     except Exception as exc:  # a component that cannot be run without content: no figure, rather than a wrong one
         logger.warning("train/mfu is left out, as FLOPs cannot be counted: %s", " ".join(str(exc).split())[:300])
         return None
