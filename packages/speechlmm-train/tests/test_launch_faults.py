@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechlmm_core.errors import ConfigError
+from speechlmm_train.composing.names import run_name
 from speechlmm_train.launch import multirun, status
 from speechlmm_train.launch.multirun import Options, list_runs, run_sweep
 from speechlmm_train.launch.shares import check_shares
@@ -145,6 +146,19 @@ def test_a_fault_of_the_machine_is_that_runs_alone(tmp_path, monkeypatch, capsys
     lines, code = list_runs(runs, Options())
     assert code == 2
     assert any("File name too long" in line for line in lines)
+
+
+def test_long_values_leave_names_that_file_systems_take(tmp_path):
+    def folder(*varied):
+        return run_name({"model": {}}, {}, finetune=False, varied=varied).folder
+
+    long = "training.freeze_modules=[" + ",".join(f"layer_{number}" for number in range(60)) + "]"
+    names = {folder(long, "training.seed=1"), folder(long, "training.seed=2"), folder(long + "x", "training.seed=1")}
+    assert len(names) == 3
+    for name in names:
+        assert "freeze_modules=_layer_0_layer_1_" in name
+        (tmp_path / name).mkdir()
+    assert folder("training.seed=1") == "speechlmm-pretrain-text-seed=1"
 
 
 def test_a_damaged_configuration_of_an_earlier_run_is_named_and_stops_no_other(tmp_path, monkeypatch, capsys):

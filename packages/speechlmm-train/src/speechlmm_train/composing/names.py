@@ -6,6 +6,7 @@ A run is called `{type}-{modality}-{modules}-{setting}`, and its folder
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from speechlmm_train.training_config import TrainingConfig
 HOME = "CHECKPOINTS_HOME"
 WITHOUT_HOME = "runs"
 PROJECT: str = TrainingConfig.model_fields["wandb_project"].default
+_LONGEST = 120
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.=-]+")
 
 
@@ -82,13 +84,18 @@ def _module(part: str, model: Mapping[str, Any], choices: Mapping[str, str]) -> 
 
 
 def _told_apart(varied: Sequence[str]) -> str:
-    """The varied values that the name does not hold already."""
+    """The varied values that the name does not hold already; cut off where they are very long."""
     told: list[str] = []
     for text in varied:
         key, _, value = text.lstrip("+~").partition("=")
         if key != SETTING and not key.startswith("model/"):
             told.append(_NOT_IN_NAMES.sub("_", f"{key.rpartition('.')[2]}={value}").strip("_"))
-    return "".join(f"-{one}" for one in told)
+    suffix = "".join(f"-{one}" for one in told)
+    if len(suffix) <= _LONGEST:
+        return suffix
+    # File systems take names of 255 bytes; the hash keeps runs apart that differ in what is cut off.
+    digest = hashlib.sha256("\0".join(varied).encode()).hexdigest()[:8]
+    return f"{suffix[: _LONGEST - 9]}-{digest}"
 
 
 def output_dir(name: RunName, project: str | None) -> str:
