@@ -115,6 +115,7 @@ class ZeroStates:
         """Parameter, key and whole tensor; all processes gather them together."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+        self._link()
         for name, parameter in self._parameters.items():
             for key in self._keys(self._flats[self._place[name]]):
                 yield name, key, _given(safe_get_full_optimizer_state(parameter, key))
@@ -154,6 +155,13 @@ class ZeroStates:
                 state[STEP] = torch.tensor(float(steps[0])) if _steps_are_tensors(self.inner) else int(steps[0])
             if state:
                 self.inner.state[flat] = state
+        self._link()
+
+    def _link(self) -> None:
+        """Has DeepSpeed note at each parameter where its state lies.
+
+        It does so by itself when the first group has done its first step, and the others have no state yet.
+        """
         if hasattr(self.zero, "_hp_optimizer_states_linked"):
             self.zero._hp_optimizer_states_linked = False
             if all(self.inner.state.get(flat) for flat in self._flats):

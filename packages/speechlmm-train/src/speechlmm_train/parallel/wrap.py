@@ -116,5 +116,26 @@ def gather_at_start(model: SpeechLMM) -> None:
             deepspeed.zero.register_external_parameter(model, parameter)
 
 
+def leave_whole(engine: Any, model: SpeechLMM, names: Collection[str]) -> None:
+    """Keeps components that stay whole from DeepSpeed's stage 3, which lets go of all parameters after a step.
+
+    Args:
+        engine: DeepSpeed's, around the model.
+        model: The model, with all of its components.
+        names: Those that were hidden when it was wrapped.
+    """
+    offload = getattr(engine.optimizer, "parameter_offload", None)
+    if offload is not None and names:
+        offload.module = _Spread(part for name, part in model.components().items() if name not in names)
+
+
+class _Spread(nn.ModuleList):
+    """The components that DeepSpeed has spread, as it asks a model for its parameters."""
+
+    def ds_external_parameters(self) -> tuple[tuple[str, nn.Parameter], ...]:
+        """Parameters of other modules that it uses."""
+        return ()
+
+
 def _parameters(module: nn.Module) -> list[nn.Parameter]:
     return list(module.parameters())

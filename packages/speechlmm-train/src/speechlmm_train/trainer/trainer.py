@@ -28,7 +28,7 @@ from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.batching.loader import ORIGIN
 from speechlmm_train.parallel.ranks import Ranks
 from speechlmm_train.parallel.touch import give_gradients, reached, still, touched, unreached
-from speechlmm_train.parallel.wrap import gather_at_start, hidden, shard
+from speechlmm_train.parallel.wrap import gather_at_start, hidden, leave_whole, shard
 from speechlmm_train.parallel_names import Mode
 from speechlmm_train.trainer.best import RunState
 from speechlmm_train.trainer.callbacks import Reporter
@@ -229,6 +229,7 @@ class SpeechLMMTrainer(WatchedTrainer):
         assert isinstance(self.model, SpeechLMM)
         if self.stage.mode == "zero":
             gather_at_start(self.model)
+            leave_whole(self.model_wrapped, self.model, self.stage.whole)
             self._clip_before_step()
         if resume_from_checkpoint is not None:
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
