@@ -1,4 +1,4 @@
-"""Runs of two processes: every encoder under ZeRO's stage 3, evaluation that is shared, and faults of one process."""
+"""Runs of two processes: encoders under ZeRO's stage 3, evaluation that is shared, faults of one, kills of both."""
 
 import json
 import warnings
@@ -106,10 +106,18 @@ def spread(data, encoder, name, *overrides):
 
 EVALUATED = (
     "training.max_steps=2",
+    "training.learning_rate=1e-2",
+    "data.eval=[{dev}]",
+    "data.guard=[{dev}]",
     "training.eval_steps=2",
     "training.eval_samples=3",
     "training.eval_max_new_tokens=4",
 )
+
+
+def evaluated(data, name, *overrides):
+    settings = [setting.format(dev=data / "dev.jsonl") for setting in EVALUATED]
+    return plain_of(data, name, "whisper_unrestricted", *settings, *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +125,9 @@ def two(data, run_script):
     """What two processes did, one after the other, and what the first of them printed."""
     jobs = {f"two-{name}": spread(data, name, f"two-{name}", "training.parallel=zero3") for name in ENCODERS}
     for mode in ("ddp", "zero3", "fsdp2"):
-        settings = (*EVALUATED, f"data.eval=[{data}/dev.jsonl]", f"training.parallel={mode}")
-        jobs[f"eval-{mode}"] = plain_of(data, f"eval-{mode}", "whisper_unrestricted", *settings)
+        jobs[f"eval-{mode}"] = evaluated(data, f"eval-{mode}", f"training.parallel={mode}")
+        half = (f"training.parallel={mode}", "training.bf16=true", "training.max_steps=1")
+        jobs[f"half-{mode}"] = evaluated(data, f"half-{mode}", *half)
     jobs["broken"] = plain_of(data, "broken", "whisper_unrestricted", "training.max_steps=1", manifest="broken")
     jobs["again"] = plain_of(data, "eval-ddp", "whisper_unrestricted", "training.max_steps=1")
     files = []
@@ -152,19 +161,38 @@ def test_every_encoder_under_zero_3(two, data, encoder):
     assert "spread before it is loaded: False" not in two.out
 
 
-def test_a_shared_evaluation_says_what_one_process_says(two, data):
-    plain = plain_of(data, "eval-one", "whisper_unrestricted", *EVALUATED, f"data.eval=[{data}/dev.jsonl]")
+def answers(out, name):
+    rows = [json.loads(line) for line in (out / "evaluations" / name).read_text().splitlines()]
+    return [(one["key"], one["text"]) for one in rows]
+
+
+@pytest.fixture(scope="module")
+def alone(data):
+    """What one process says when it is evaluated."""
+    plain = evaluated(data, "eval-one")
     run(validate(plain), plain=plain, base=data, progress=False)
+    return data / "eval-one"
 
-    def told(out):
-        answers = [json.loads(line) for line in (out / "evaluations" / "step-2.jsonl").read_text().splitlines()]
-        figures = [{k: v for k, v in row.items() if k.startswith("eval/")} for row in rows(out)]
-        return [(one["key"], one["text"]) for one in answers], [row for row in figures if row]
 
-    expected = told(data / "eval-one")
-    assert len(expected[0]) == 3
-    for mode in ("ddp", "zero3", "fsdp2"):
-        assert told(data / f"eval-{mode}") == expected, mode
+@pytest.mark.parametrize("mode", ["ddp", "zero3", "fsdp2"])
+def test_a_shared_evaluation_says_what_one_process_says(two, data, alone, mode):
+    """Three questions, two for one process and one for the other."""
+    for name in ("guard-step-0.jsonl", "step-2.jsonl", "guard-step-2.jsonl"):
+        expected = answers(alone, name)
+        assert len(expected) == 3
+        assert name == "guard-step-0.jsonl" or all(text for _, text in expected)
+        assert answers(data / f"eval-{mode}", name) == expected, name
+    for ours, theirs in zip(rows(data / f"eval-{mode}"), rows(alone), strict=True):
+        figures = {key: value for key, value in theirs.items() if key.startswith(("eval/", "guard/"))}
+        assert {key: ours[key] for key in figures} == figures
+        losses = [row[key] for row in (ours, theirs) for key in row if key == "train/loss"]
+        assert not losses or losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["ddp", "zero3", "fsdp2"])
+def test_mixed_precision_is_left_out_of_answers(two, data, alone, mode):
+    """Before the first step the weights are the same, and so is what a model that is loaded again would answer."""
+    assert answers(data / f"half-{mode}", "guard-step-0.jsonl") == answers(alone, "guard-step-0.jsonl")
 
 
 def test_faults_are_the_same_on_every_process(two, data):
@@ -174,3 +202,89 @@ def test_faults_are_the_same_on_every_process(two, data):
     other = (two.logs / "rank-1.out").read_text()
     assert "gone.wav" in other
     assert "is not empty; go on with --resume" in other
+
+
+LATE = """
+import json, sys, time
+from pathlib import Path
+from speechlmm_core.errors import SpeechLMMError
+from speechlmm_train.process import prepare_process
+prepare_process()
+from speechlmm_train import run as running
+from speechlmm_train.compose import validate
+from speechlmm_train.parallel.ranks import Ranks
+from speechlmm_train.trainer.trainer import SpeechLMMTrainer
+
+where, file = sys.argv[1:]
+def late(before, busy):
+    def work(*args, **kwargs):
+        if Ranks.of_environment().rank == busy:
+            time.sleep(12)
+        return before(*args, **kwargs)
+    return work
+
+if where == "opening":
+    running.open_stages = late(running.open_stages, 0)
+else:
+    SpeechLMMTrainer.compute_loss = late(SpeechLMMTrainer.compute_loss, 1)
+plain = json.loads(Path(file).read_text())
+try:
+    running.run(validate(plain), plain=plain, base=Path(file).parent, progress=False)
+except SpeechLMMError as exc:
+    print(f"fault: {exc}", flush=True)
+    time.sleep(15)
+"""
+
+
+@pytest.mark.parametrize(("where", "rank", "what"), [("opening", 1, "every rank"), ("step", 0, "in training")])
+def test_how_long_processes_wait_is_a_setting(data, run_script, where, rank, what):
+    """One is busy while files are opened, or in a step, for longer than the other waits."""
+    plain = plain_of(data, f"late-{where}", "whisper_unrestricted", "training.max_steps=1", "training.ddp_timeout=6")
+    (data / f"late-{where}.json").write_text(json.dumps(plain))
+    done = run_script(LATE, where, data / f"late-{where}.json")
+    told = (done.logs / f"rank-{rank}.out").read_text()
+    assert f"fault: rank {rank}: another process did not answer within 6 s" in told, done.err[-3000:]
+    assert what in told
+    assert "raise training.ddp_timeout" in told
+
+
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+from speechlmm_train.process import prepare_process
+prepare_process()
+from speechlmm_train.compose import validate
+from speechlmm_train.run import run
+from speechlmm_train.trainer.trainer import SpeechLMMTrainer
+
+how, *files = sys.argv[1:]
+before = SpeechLMMTrainer.training_step
+def step(self, *args, **kwargs):
+    found = before(self, *args, **kwargs)
+    if how == "kill" and self.folder.path.name == "killed" and self.state.global_step == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return found
+SpeechLMMTrainer.training_step = step
+for file in files:
+    plain = json.loads(Path(file).read_text())
+    run(validate(plain), plain=plain, base=Path(file).parent, progress=False, resume=how == "resume")
+"""
+
+
+def test_both_processes_killed_in_a_step_and_taken_up_again(data, run_script):
+    """On two processes again the run ends with the same weights, bit for bit, as one that was never stopped."""
+    settings = ("training.max_steps=6", "training.save_steps=2", "model.audio_encoder.model.dropout=0.2")
+    for name in ("whole", "killed"):
+        plain = plain_of(data, name, "whisper_unrestricted", *settings)
+        (data / f"{name}.json").write_text(json.dumps(plain))
+    done = run_script(KILLED, "kill", data / "whole.json", data / "killed.json")
+    assert done.code == 128 + 9, done.err[-3000:]
+    assert [path.name for path in (data / "killed").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert not (data / "killed" / "model").exists()
+    done = run_script(KILLED, "resume", data / "killed.json")
+    assert done.code == 0, done.err[-3000:]
+    for key in ("step", "train/loss", "train/grad_norm"):
+        assert [row[key] for row in rows(data / "killed")] == [row[key] for row in rows(data / "whole")], key
+    ours, theirs = (load_file(data / name / "model" / "model.safetensors") for name in ("killed", "whole"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
