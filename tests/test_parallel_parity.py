@@ -33,7 +33,7 @@ TINY = (
     "training.save_steps=null",
     "training.preflight=false",
 )
-MODES = ("ddp", "zero0", "zero1", "zero2", "zero3", "fsdp2")
+MODES = ("ddp", "zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "fsdp2")
 ALL = """
 import json, sys
 from pathlib import Path
