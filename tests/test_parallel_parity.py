@@ -85,6 +85,7 @@ def jobs(data):
     for mode in ("ddp", "zero3", "fsdp2"):
         found[f"{mode}-stages"] = plain_of(data, f"{mode}-stages", f"training.parallel={mode}", *STAGES)
     found["ddp-dropout"] = plain_of(data, "ddp-dropout", *DROPOUT, manifest="speech")
+    found["ddp-dropout-mixed"] = plain_of(data, "ddp-dropout-mixed", *DROPOUT)
     found["ddp-text"] = plain_of(data, "ddp-text", "training.max_steps=2", manifest="text")
     for mode in ("ddp", "zero2", "fsdp2"):
         settings = (f"training.parallel={mode}", "training.bf16=true", "training.max_steps=2")
@@ -182,6 +183,13 @@ def test_every_micro_batch_has_its_own_dropout_on_whichever_process(two):
     losses = figures(one, "train/loss")
     assert figures(two / "ddp-dropout", "train/loss") == pytest.approx(losses, rel=1e-5)
     assert figures(without, "train/loss") != pytest.approx(losses, rel=1e-3)
+
+
+def test_a_medium_that_fills_up_a_micro_batch_changes_no_dropout(two):
+    """Its encoder draws as well, and its row of the decoder's, on however many processes."""
+    one = one_process(two, "one-dropout-mixed", *DROPOUT)
+    for name in ("train/loss", "train/grad_norm"):
+        assert figures(two / "ddp-dropout-mixed", name) == pytest.approx(figures(one, name), rel=1e-5), name
 
 
 def test_stages_that_train_different_parts(two):

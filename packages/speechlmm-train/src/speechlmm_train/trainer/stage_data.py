@@ -74,7 +74,8 @@ class StageData:
             num_workers=self.settings.training.num_workers,
             augment=self.augment,
             advice=None if spec is None else f"`speechlmm-train prepare {spec} --check full` finds all such files",
-            spacers=self.spacers if self.world_size > 1 else None,
+            # With one process too, where several could share a step: its dropout would be another without them.
+            spacers=self.spacers if self.plan.micro_batches_per_step > 1 else None,
         )
 
 
