@@ -165,6 +165,48 @@ def test_checking_fields_imports_neither_torch_nor_peft():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_biases_of_adapters_need_layers_with_biases(tiny_model):
+    """PEFT takes them, trains them, and cannot merge them."""
+    with pytest.raises(ConfigError, match=r"'x' cannot be put on .*q_proj' with lora_bias: the layer has no bias"):
+        inject(tiny_model, [adapter(lora_bias=True)])
+    assert not tiny_model.lora_adapters
+    tiny_model.text_decoder.model.requires_grad_(False)
+    inject(tiny_model, [adapter("y", "audio_adapter", lora_bias=True)])
+    shake(tiny_model)
+    merge(tiny_model)
+    assert not matrices(tiny_model)
+
+
+def test_what_peft_cannot_merge_is_a_fault_with_the_layer_s_name(tiny_model):
+    inject(tiny_model, [adapter()])
+    layer = tiny_model.text_decoder.model.model.layers[0].self_attn.q_proj
+    layer.lora_bias["x"] = True  # as in folders that PEFT wrote
+    with pytest.raises(CheckpointError, match=r"cannot merge the adapters of text_decoder.*q_proj: .*no bias"):
+        merge(tiny_model)
+
+
+def test_what_stays_awake_is_sought_once_and_anew_with_each_freezing(tiny_model, monkeypatch):
+    inject(tiny_model, [adapter(lora_dropout=0.5)])
+    freeze(tiny_model, ["text_decoder"])
+    tiny_model.train()
+    walked = []
+    walk = type(tiny_model).named_modules
+    monkeypatch.setattr(
+        type(tiny_model), "named_modules", lambda self, *a, **k: walked.append(1) or walk(self, *a, **k)
+    )
+    for _ in range(3):
+        tiny_model.eval()
+        tiny_model.train()
+    assert not walked
+    awake = {name.split(".")[-1] for name, one in walk(tiny_model) if "lora_dropout" in name and one.training}
+    assert awake == {"x"}
+    inject(tiny_model, [adapter("y", "audio_encoder.model", lora_dropout=0.5)])
+    freeze(tiny_model, ["audio_encoder", "*.lora_*.x"])
+    tiny_model.train()
+    awake = {name.split(".")[-1] for name, one in walk(tiny_model) if "lora_dropout." in name and one.training}
+    assert awake == {"y"}
+
+
 def test_without_peft_it_is_named(tiny_model, monkeypatch):
     monkeypatch.setattr("speechlmm_core.lora.inject.find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r"speechlmm-core\[lora\]"):

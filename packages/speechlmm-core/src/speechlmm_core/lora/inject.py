@@ -155,6 +155,8 @@ def _targets(model: SpeechLMM, adapter: LoraAdapterConfig) -> tuple[str, LoraCon
                 "without calling it, so that the adapter would have no effect; name others by target_modules"
             )
     _refuse_tied(model, adapter, root, found)
+    if adapter.extras.get("lora_bias"):
+        _refuse_without_bias(module, adapter, found)
     return root, config, found
 
 
@@ -221,6 +223,17 @@ def _refuse_tied(model: SpeechLMM, adapter: LoraAdapterConfig, root: str, found:
                     f"adapter {adapter.name!r} cannot be put on {name!r} with use_dora: the loss takes this table as a "
                     "whole; leave the field or the table out"
                 )
+
+
+def _refuse_without_bias(module: nn.Module, adapter: LoraAdapterConfig, found: Sequence[str]) -> None:
+    """Refuses biases of adapters on layers without one: there would be nothing to merge them into."""
+    for name in found:
+        layer = module.get_submodule(name)
+        if getattr(getattr(layer, BASE, layer), "bias", None) is None:
+            raise ConfigError(
+                f"adapter {adapter.name!r} cannot be put on {name!r} with lora_bias: the layer has no bias that the "
+                "adapter's could be merged into; leave the field out, or name layers with a bias by target_modules"
+            )
 
 
 def _peft_config(adapter: LoraAdapterConfig, **more: Any) -> LoraConfig:

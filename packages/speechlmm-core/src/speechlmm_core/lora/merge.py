@@ -31,7 +31,7 @@ def merge(model: SpeechLMM) -> None:
             )
         try:
             layer.merge(safe_merge=True)
-        except ValueError as exc:
+        except (ValueError, RuntimeError) as exc:
             raise CheckpointError(f"cannot merge the adapters of {name}: {exc}") from exc
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, base)

@@ -52,12 +52,14 @@ def own_parameters(model: nn.Module, root: str) -> list[str]:
     return [name for name in names if name not in adapters]
 
 
-def wake_dropout(model: nn.Module) -> None:
-    """Puts the dropout of adapters that are trained in training mode."""
+def dropouts(model: nn.Module) -> list[nn.Module]:
+    """The dropout of adapters that are trained."""
+    found: list[nn.Module] = []
     for _, layer in adapted_layers(model):
         for name, dropout in layer.get_submodule(DROPOUT).named_children():
             if any(parameter.requires_grad for parameter in _matrices_of(layer, name)):
-                dropout.train()
+                found.append(dropout)
+    return found
 
 
 def _matrices_of(layer: nn.Module, adapter: str) -> list[nn.Parameter]:

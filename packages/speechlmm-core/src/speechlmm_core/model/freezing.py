@@ -6,14 +6,15 @@ What has an adapter that is trained is frozen but for the adapter, and so are qu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch.nn import Module, Parameter
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from speechlmm_core.errors import ConfigError
-from speechlmm_core.lora.parameters import held_parameters, matrices, trained_biases, wake_dropout
+from speechlmm_core.lora.parameters import dropouts, held_parameters, matrices, trained_biases
 from speechlmm_core.lora.plain import plain_names
 from speechlmm_core.registry import nearest
 
@@ -110,6 +111,7 @@ def _settle(model: SpeechLMM, frozen: Sequence[str]) -> None:
         if not any(name.startswith(f"{outer}.") for outer in outermost):
             outermost.append(name)
     model.frozen_modules = tuple(outermost)
+    model.modes = None
     model.train(model.training)
 
 
@@ -125,15 +127,43 @@ def keep_frozen(model: SpeechLMM) -> None:
     The dropout of trained adapters stays as it is. So do layers that recompute their activations and that gradients
     pass: transformers recomputes in training mode only. Their parts are in evaluation mode all the same.
     """
+    modes = model.modes
+    if modes is None or any(old is not new for old, new in zip(modes.found_for, _found_for(model), strict=True)):
+        modes = model.modes = _modes(model)
     for name in model.frozen_modules:
         model.get_submodule(name).eval()
-    wake_dropout(model)
+    for dropout in modes.awake:
+        dropout.train()
+    for layer in modes.recomputing:
+        if getattr(layer, "gradient_checkpointing", False):
+            layer.training = True
+
+
+@dataclass(frozen=True)
+class Modes:
+    """Modules in frozen ones that stay in training mode. Found once, as a model changes its mode at every step."""
+
+    found_for: tuple[Any, ...]
+    """What they follow from; they are sought anew when it is replaced."""
+    awake: tuple[Module, ...]
+    """The dropout of trained adapters."""
+    recomputing: tuple[Module, ...]
+    """Layers that gradients pass and that drop nothing out themselves; for when they recompute their activations."""
+
+
+def _found_for(model: SpeechLMM) -> tuple[Any, ...]:
+    return model.frozen_modules, model.lora_adapters, model.frozen_adapters
+
+
+def _modes(model: SpeechLMM) -> Modes:
+    layers: list[Module] = []
     for name, module in model.named_modules():
-        if isinstance(module, GradientCheckpointingLayer) and getattr(module, "gradient_checkpointing", False):
+        if isinstance(module, GradientCheckpointingLayer):
             passed = name.startswith("text_decoder.") or any(one.requires_grad for one in module.parameters())
             # A few layers drop out themselves, by a number of theirs.
             if passed and not (isinstance(rate := getattr(module, "dropout", 0), float) and rate > 0):
-                module.training = True
+                layers.append(module)
+    return Modes(_found_for(model), tuple(dropouts(model)), tuple(layers))
 
 
 def match(model: SpeechLMM, name: str) -> list[str]:

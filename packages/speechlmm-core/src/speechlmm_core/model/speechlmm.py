@@ -23,7 +23,7 @@ from speechlmm_core.interfaces.modules import Adapter, Component, Encoder, Objec
 from speechlmm_core.interfaces.objective import weight_at
 from speechlmm_core.lora.config import LoraAdapterConfig
 from speechlmm_core.model.dtypes import default_dtype
-from speechlmm_core.model.freezing import keep_frozen
+from speechlmm_core.model.freezing import Modes, keep_frozen
 from speechlmm_core.model.hf_config import SpeechLMMConfig
 from speechlmm_core.model.loading import load_model, take_arguments
 from speechlmm_core.model.outputs import SpeechLMMOutput, total_loss
@@ -68,6 +68,7 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
                 raise ConfigError(f"an objective may not be called {name!r}, as torch uses that name; choose another")
             self.objectives[name] = module
         self.frozen_modules: tuple[str, ...] = ()
+        self.modes: Modes | None = None
         self.base_sources: dict[str, dict[str, Any]] = {}
         self.ever_trainable: set[str] = set()
         self.lora_adapters: tuple[LoraAdapterConfig, ...] = ()

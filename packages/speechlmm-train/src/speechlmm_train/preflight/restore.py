@@ -35,7 +35,7 @@ def untouched(model: SpeechLMM) -> Iterator[None]:
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])
-        model.ever_trainable, model.frozen_modules = trained, frozen
+        model.ever_trainable, model.frozen_modules, model.modes = trained, frozen, None
         checkpoint_activations(model, on=False)
         model.train(training)
         random.setstate(states[0])
