@@ -6,11 +6,13 @@ import socket
 from typing import Any
 
 import pytest
+from torch import distributed
 
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.testing.presets import installed_presets, preset_files
 from speechlmm_train.compose import compose_config
-from speechlmm_train.plan_table import component_table
+from speechlmm_train.composing.tree import SETTING, hydra_tree
+from speechlmm_train.plan_table import component_table, stage_lines
 
 PARTS = sorted(preset_files())
 COMPANIONS = {
@@ -112,3 +114,29 @@ def test_the_attention_of_each_component_is_planned():
     assert rows["audio_adapter"][-1] == "sdpa"
     assert rows["video_adapter"][-1] == "-"
     assert rows["objectives.lm"][-1] == "-"
+
+
+with hydra_tree(None) as _tree:
+    SETTINGS = [name for name in _tree.options(SETTING) if name != "demo"]
+OWN = {"vsr_lrs2": ["model/video_encoder=auto_avsr", "model/video_adapter=mlp", "model/text_decoder=llama_3_8b"]}
+README = ["model/audio_encoder=hubert", "model/audio_adapter=mlp", "model/text_decoder=llama_3_8b"]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_every_setting_is_planned(setting):
+    """Nearly all of them are for ZeRO's stage 3, which a plan has no processes for."""
+    given = [] if setting.startswith("speechlmm/") else OWN.get(setting, README)
+    data = ["data.train=[x.jsonl]", "training.max_steps=7"] if setting == "adapter_only" else []
+    config = compose_config("pretrain", [*given, *data, f"training_setting={setting}", "hydra/launcher=helios"]).config
+    (line, *_) = stage_lines(config)
+    stage = config.resolved_stages()[0]
+    steps = "7 steps" if data else f"{config.training.num_epochs:g} epochs"
+    assert line.startswith(f"stage train: {steps}, freezes {', '.join(stage.training.freeze_modules)} (")
+    assert not distributed.is_initialized()
+
+
+def test_a_plan_checks_what_it_leaves_to_the_processes():
+    given = ["model/text_decoder=tiny_llama", "data.train=[x.jsonl]", "training.max_steps=1", "training.parallel=zero3"]
+    config = compose_config("pretrain", [*given, "training.deepspeed_config=zero2"]).config
+    with pytest.raises(ConfigError, match=r"deepspeed_config 'zero2': zero_optimization\.stage is 2, and training's "):
+        list(stage_lines(config))

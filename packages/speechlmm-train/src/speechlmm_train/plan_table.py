@@ -81,7 +81,7 @@ def stage_lines(config: RunConfig) -> Iterator[str]:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     fixed = _fixed(model)
     for stage in config.resolved_stages():
-        check_stage(model, stage, max_steps=stage.max_steps or 1, world_size=world_size)
+        check_stage(model, stage, max_steps=stage.max_steps or 1, world_size=world_size, planned=True)
         yield f"stage {stage.name}: {_steps(config, stage)}, {_trained(stage)} ({_share(model)}), {_size(stage)}"
     if fixed:
         yield f"never trained, as their components fix them: {fixed}"

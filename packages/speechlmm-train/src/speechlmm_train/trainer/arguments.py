@@ -17,6 +17,9 @@ from speechlmm_train.stage_config import ResolvedStage
 from speechlmm_train.trainer.schedule import schedule_arguments
 from speechlmm_train.training_config import TrainingConfig
 
+_OF_PROCESSES = ("deepspeed", "accelerator_config")
+"""Arguments with which transformers looks for the processes of a training as they are made."""
+
 
 def can_flash(training: TrainingConfig) -> bool:
     """Whether FlashAttention can run: weights are in fp32, so that it needs mixed precision beside a GPU."""
@@ -30,7 +33,13 @@ def trains_on_cpu(training: TrainingConfig) -> bool:
 
 
 def training_arguments(
-    stage: ResolvedStage, *, output_dir: str, max_steps: int, world_size: int, base: Path | None = None
+    stage: ResolvedStage,
+    *,
+    output_dir: str,
+    max_steps: int,
+    world_size: int,
+    base: Path | None = None,
+    planned: bool = False,
 ) -> TrainingArguments:
     """The arguments of a stage.
 
@@ -40,6 +49,7 @@ def training_arguments(
         max_steps: Steps of the stage.
         world_size: Number of processes.
         base: Folder where a relative path of `deepspeed_config` starts.
+        planned: Only try them out, where no processes have met: DeepSpeed, whose configuration is checked, is left out.
 
     Raises:
         ConfigError: A value is not one that `TrainingArguments` takes, or DeepSpeed's JSON contradicts the others.
@@ -84,6 +94,9 @@ def training_arguments(
         **training.extras,
         **parallel_arguments(training, world_size=world_size, base=base),
     }
+    if planned:
+        for name in _OF_PROCESSES:
+            values.pop(name, None)
     try:
         with warnings.catch_warnings():
             # `bf16` beside a GPU that is not there, and fields on their way out, are not this user's concern.

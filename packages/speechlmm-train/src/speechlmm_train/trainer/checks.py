@@ -32,7 +32,13 @@ def freeze_for(model: SpeechLMM, stage: ResolvedStage) -> None:
 
 
 def check_stage(
-    model: SpeechLMM, stage: ResolvedStage, *, max_steps: int, world_size: int, base: Path | None = None
+    model: SpeechLMM,
+    stage: ResolvedStage,
+    *,
+    max_steps: int,
+    world_size: int,
+    base: Path | None = None,
+    planned: bool = False,
 ) -> None:
     """Checks a stage against the model; leaves the model as the stage would train it.
 
@@ -42,6 +48,7 @@ def check_stage(
         max_steps: Its steps.
         world_size: Number of processes.
         base: Folder where relative paths start.
+        planned: Whether nothing is to be trained now, so that no processes have met.
 
     Raises:
         ConfigError: A name matches no module, nothing would be trained, or a training argument is wrong.
@@ -56,7 +63,12 @@ def check_stage(
     except ConfigError as exc:
         raise ConfigError(f"stage {stage.name!r}: {exc}") from exc
     args = training_arguments(
-        stage, output_dir=stage.training.output_dir, max_steps=max_steps, world_size=world_size, base=base
+        stage,
+        output_dir=stage.training.output_dir,
+        max_steps=max_steps,
+        world_size=world_size,
+        base=base,
+        planned=planned,
     )
     mode = mode_of(stage.training.parallel, world_size)
     check_optimizer(str(getattr(args.optim, "value", args.optim)), mode, saves=stage.training.save_steps is not None)
