@@ -1,6 +1,7 @@
 """The shipped training settings: composed and validated, their specifications read, and each launched.
 
-Launched with tiny components, and with made media in place of the corpora: one step of each task's examples.
+Launched with tiny components, and with made media in place of the corpora: one step of each task's examples. One of
+each family is launched as it is, with its ZeRO stage, its micro-batches, evaluations and checkpoints.
 """
 
 import json
@@ -77,6 +78,7 @@ def test_a_setting_composes(setting, monkeypatch):
     assert all(dataset.reader.path.startswith("data/") for dataset in spec.datasets)
     training = config.training
     assert training.parallel == "zero3"
+    assert (training.save, training.gradient_checkpointing) == ("trainable", True)  # as the first version always had
     if setting.startswith("speechlmm/"):
         size = setting.rpartition("/")[2]
         assert (training.token_budget, training.learning_rate, training.save_steps) == SIZES[size]
@@ -86,11 +88,12 @@ def test_a_setting_composes(setting, monkeypatch):
         assert training.micro_batches_per_step == (24 if "warmup" in setting else 56)
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_a_setting_is_launched(setting, made, tmp_path):
+def launched(setting, made, folder):
+    """A setting with what it needs to be launched here."""
     given, tasks = SETTINGS[setting]
-    spec = tmp_path / "spec.yaml"
-    spec.write_text("train:\n" + "".join(f"  - {made / task}.jsonl\n" for task in sorted(tasks)))
+    spec = folder / "spec.yaml"
+    listed = "".join(f"  - {made / task}.jsonl\n" for task in sorted(tasks))
+    spec.write_text(f"train:\n{listed}eval:\n  - {made / min(tasks)}.jsonl\n")
     parts = {"audio": ("tiny_seamless", "tiny_mlp"), "video": ("tiny_auto_avsr", "tiny_mlp")}
     used = [name for name in parts if not given or f"model/{name}_encoder" in given[0]]
     tiny = [
@@ -98,26 +101,73 @@ def test_a_setting_is_launched(setting, made, tmp_path):
         for name in used
         for kind, preset in zip(("encoder", "adapter"), parts[name], strict=True)
     ]
-    overrides = [
+    return [
         *tiny,
         "model/text_decoder=tiny_llama",
         f"training_setting={setting}",
         f"data.data_config_path={spec}",
-        f"training.output_dir={tmp_path / 'out'}",
+        f"training.output_dir={folder / 'out'}",
         "training.num_epochs=null",
         "training.max_steps=1",
-        "training.micro_batches_per_step=1",
         "training.num_workers=0",
+        "training.report_to=[]",
+    ]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_setting_is_launched(setting, made, tmp_path):
+    overrides = [
+        *launched(setting, made, tmp_path),
+        "training.micro_batches_per_step=1",
         "training.parallel=auto",
         "training.eval_steps=null",
         "training.save_steps=null",
-        "training.report_to=[]",
     ]
     composed = compose_config("pretrain", overrides)
     report = run(composed.config, plain=composed.plain, progress=False)
     assert report.steps == 1
     assert np.isfinite(report.figures["train/lm"])
     assert (report.model_path / "model.safetensors").is_file()
+
+
+FAMILIES = {"paper_1c": 16, "vsr_lrs2": 16, "speechlmm/v1/s": 56, "speechlmm/v1_warmup/s": 24}
+"""A setting of each, with the micro-batches of a step."""
+IN_TURNS = """
+import json, sys
+from pathlib import Path
+from speechlmm_train.process import prepare_process
+prepare_process()
+from speechlmm_train.compose import validate
+from speechlmm_train.run import run
+
+for file in sys.argv[1:]:
+    plain = json.loads(Path(file).read_text())
+    run(validate(plain), plain=plain, base=Path(file).parent, progress=False)
+"""
+
+
+@pytest.mark.slow
+def test_a_setting_of_each_family_is_launched_as_it_is(made, tmp_path, run_script):
+    plans = {}
+    for setting in FAMILIES:
+        folder = tmp_path / setting
+        folder.mkdir(parents=True)
+        given = launched(setting, made, folder)
+        if compose_config("pretrain", given).config.training.eval_steps:
+            given += ["training.eval_steps=1", "training.eval_max_new_tokens=4"]
+        plans[folder] = compose_config("pretrain", given).plain
+        (folder / "plain.json").write_text(json.dumps(plans[folder]))
+    done = run_script(IN_TURNS, *(folder / "plain.json" for folder in plans), processes=1, timeout=540)
+    assert done.code == 0, done.err
+    for (folder, plain), micro_batches in zip(plans.items(), FAMILIES.values(), strict=True):
+        training = plain["training"]
+        assert (training["parallel"], training["micro_batches_per_step"]) == ("zero3", micro_batches)
+        figures = {}
+        for line in (folder / "out" / "metrics.jsonl").read_text().splitlines():
+            figures |= json.loads(line)
+        assert np.isfinite(figures["train/lm"])
+        assert any(name.startswith("eval/") for name in figures) == bool(training.get("eval_steps"))
+        assert (folder / "out" / "model" / "model.safetensors").is_file()
 
 
 def test_the_learning_rate_starts_again_while_a_run_trains(made, tmp_path):
