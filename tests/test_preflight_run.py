@@ -27,6 +27,7 @@ from speechlmm_train.cli.plan import plan as plan_command
 from speechlmm_train.compose import validate
 from speechlmm_train.parallel.ranks import Ranks
 from speechlmm_train.preflight.budget import ROUND, TOLERANCE, find_budgets, search, settle_budgets
+from speechlmm_train.preflight.check import check_run
 from speechlmm_train.preflight.files import spread
 from speechlmm_train.preflight.memory import MemoryEstimate, StageModel, shared_otherwise
 from speechlmm_train.preflight.restore import untouched
@@ -221,6 +222,27 @@ def test_the_budget_that_is_found_fits_and_is_kept(corpus, tmp_path):
     assert again.training.token_budget == plain_again["training"]["token_budget"] == taken
 
 
+def test_one_process_measures_the_data_before_the_others(corpus, tmp_path, monkeypatch):
+    order = []
+
+    class First(Ranks):
+        def main_first(self, work):
+            order.append("the first")
+            found = work()
+            order.append("the others")
+            return found
+
+    def opening(*args, **kwargs):
+        order.append("measured")
+        return open_stages(*args, **kwargs)
+
+    monkeypatch.setattr("speechlmm_train.preflight.budget.open_stages", opening)
+    limited = plain(corpus, tmp_path / "out", token_budget="auto", memory_limit_gib=0.008, use_cpu=True)
+    places = {"folder": tmp_path / "out", "base": tmp_path}
+    settle_budgets(validate(limited), limited, ranks=First(), resume=False, **places)
+    assert order == ["the first", "measured", "the others"]
+
+
 def test_the_largest_micro_batches_are_those_that_a_look_at_all_finds():
     generator = np.random.default_rng(0)
     positions, frames = generator.integers(5, 60, 200), generator.integers(10, 90, 200)
@@ -240,6 +262,27 @@ def test_the_largest_micro_batches_are_those_that_a_look_at_all_finds():
         assert any(int(np.argmax(positions)) in batch or positions[batch].max() == positions.max() for batch in found)
         padded = sum(held(batch) for batch in batches)
         assert padding_share(plan)[0] == pytest.approx(1 - positions.sum() / padded)
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_weights_that_are_spread_are_checked_but_for_trying_them_out(corpus, tmp_path, fits):
+    """ZeRO's stage 3 leaves an empty tensor in each parameter, and its shape beside it."""
+    config = validate(plain(corpus, tmp_path / "out"))
+    stage = opened(config)
+    model = SpeechLMM.from_model_config(config.model)
+    weight = model.text_decoder.embedding_weight
+    rows, width = weight.shape
+    for parameter in model.parameters():
+        parameter.ds_id, parameter.ds_numel, parameter.ds_shape = 0, parameter.numel(), parameter.shape
+    weight.ds_shape = torch.Size([rows if fits else 60, width])
+    weight.data = torch.empty(0)
+    if fits:
+        (warning,) = check_run(config, [stage], model, folder=tmp_path / "out", resume=False)
+        assert re.match("no micro-batch was tried out, as weights are spread .*; `speechlmm-train plan", warning)
+        assert not check_run(config, [stage], model, folder=tmp_path / "out", resume=False, rank=1)
+    else:
+        with pytest.raises(DataError, match=r"token id \d+ has no row in .* embedding table, which has 60; give the"):
+            check_run(config, [stage], model, folder=tmp_path / "out", resume=False)
 
 
 @given(st.integers(0, 3000))
@@ -266,7 +309,10 @@ def test_sharing_divides_what_it_shares(corpus, tmp_path):
     assert parts["zero1"].optimiser == parts["zero2"].optimiser == pytest.approx(12 * trained / 4)
     assert parts["zero2"].gradients == pytest.approx(4 * trained / 4, abs=1)
     assert parts["zero3"].weights == pytest.approx(4 * (trained + fixed) / 4, abs=1)
-    assert (parts["zero2_offload"].optimiser, parts["zero2_offload"].host) == (0, pytest.approx(12 * trained / 4))
+    assert shared_otherwise(estimate, model, "zero0", 4).optimiser == 8 * trained  # no copy to step on
+    offloaded = parts["zero2_offload"]  # gradients, and weights to send, are in the host's memory as well
+    assert (offloaded.optimiser, offloaded.gradients) == (0, 0)
+    assert offloaded.host == pytest.approx((12 + 4 + 4) * trained / 4, abs=4)
     assert isinstance(estimate, MemoryEstimate)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,6 +39,7 @@ from speechlmm_train.preflight.worst import worst_batches
 from speechlmm_train.trainer.checks import freeze_for
 from speechlmm_train.trainer.initial_model import build_model
 from speechlmm_train.trainer.stage_data import StageData, open_stages
+from speechlmm_train.training_config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -162,14 +163,24 @@ def settle_budgets(
         return config, dict(written)
     found = ranks.on_main(lambda: recorded(folder)) if resume else {}
     if not all(name in found for name in names):
-        own = ranks.together(lambda: find_budgets(config, base=base, world_size=ranks.world_size))
+        ranks.together(lambda: _limit(config.training))
+        # One process of each node measures the data that nobody has measured yet; the others find them measured.
+        stages = ranks.main_first(lambda: _open(config, base, ranks.world_size))
+        own = ranks.together(lambda: find_budgets(config, base=base, world_size=ranks.world_size, stages=stages))
         found = {name: min(one[name] for one in ranks.gather(own)) for name in own}
     if ranks.is_main:
         logger.warning("token_budget=auto: %s", ", ".join(f"{name} {found[name]}" for name in names))
     return with_budgets(config, written, {name: found[name] for name in names})
 
 
-def find_budgets(config: RunConfig, *, base: Path, world_size: int, probe: Probe | None = None) -> dict[str, int]:
+def find_budgets(
+    config: RunConfig,
+    *,
+    base: Path,
+    world_size: int,
+    probe: Probe | None = None,
+    stages: Sequence[StageData] | None = None,
+) -> dict[str, int]:
     """The budget of each stage that asks for one to be found.
 
     Args:
@@ -177,14 +188,14 @@ def find_budgets(config: RunConfig, *, base: Path, world_size: int, probe: Probe
         base: Folder where relative paths of manifests start.
         world_size: Number of processes.
         probe: What tries budgets; by default what suits the machine.
+        stages: The run's stages, where they have been opened already.
 
     Raises:
         ConfigError: There is nothing to measure against, or not even the longest example fits.
         DataError: The data are wrong.
     """
     probe = probe or _probe(config, world_size)
-    processor = SpeechLMMProcessor.from_config(config.model)
-    stages = open_stages(config, processor, base=base, world_size=world_size)
+    stages = _open(config, base, world_size) if stages is None else stages
     try:
         return {
             stage.settings.name: _find(stage, probe) for stage in stages if stage.settings.training.token_budget == AUTO
@@ -196,8 +207,16 @@ def find_budgets(config: RunConfig, *, base: Path, world_size: int, probe: Probe
             torch.cuda.empty_cache()
 
 
-def _probe(config: RunConfig, world_size: int) -> Probe:
-    training = config.training
+def _open(config: RunConfig, base: Path, world_size: int) -> list[StageData]:
+    return open_stages(config, SpeechLMMProcessor.from_config(config.model), base=base, world_size=world_size)
+
+
+def _limit(training: TrainingConfig) -> int:
+    """Bytes that a process may take.
+
+    Raises:
+        ConfigError: Nothing says.
+    """
     device = device_of(training)
     given = None if training.memory_limit_gib is None else round(training.memory_limit_gib * GIB)
     if device.type == "cpu" and given is None:
@@ -208,6 +227,12 @@ def _probe(config: RunConfig, world_size: int) -> Probe:
     there = device_memory() if device.type != "cpu" else None
     limit = min(given, there) if given is not None and there is not None else given or there
     assert limit is not None
+    return limit
+
+
+def _probe(config: RunConfig, world_size: int) -> Probe:
+    training = config.training
+    limit, device = _limit(training), device_of(training)
     shared = mode_of(training.parallel, world_size) == "fsdp2" or stage_of(training.parallel) is not None
     if device.type == "cpu":
         return Predicted(config, limit, world_size)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
+from speechlmm_core.checkpoint.fill import full_shape
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_train.config import RunConfig
 from speechlmm_train.parallel.gather import is_partitioned
@@ -26,6 +27,10 @@ logger = logging.getLogger(__name__)
 SECONDS = 30.0
 """Time for all of it; what is under way then is finished."""
 FILES_S, EXAMPLES_S = 5.0, 5.0
+_UNTRIED = (
+    "no micro-batch was tried out, as weights are spread over processes: too little memory, or a loss that is not "
+    "finite, comes up in the first steps; `speechlmm-train plan --gpu-memory` predicts the memory"
+)
 
 
 def check_run(
@@ -56,12 +61,12 @@ def check_run(
     if rank == 0:
         check_disk(folder, model, stages, resume=resume)
         warnings += check_files(stages, deadline.part(FILES_S))
-        rows = model.text_decoder.embedding_weight.shape[0] if not _spread(model) else None
+        rows = full_shape(model.text_decoder.embedding_weight)[0]
         share = EXAMPLES_S / len(stages)
         for stage in stages:
             warnings += check_examples(stage, rows, deadline.part(share))
     if _spread(model) or _too_big_alone(config, stages):
-        logger.info("no micro-batch is tried out, as the weights are spread over processes")
+        warnings += [_UNTRIED] if rank == 0 else []
     else:
         device = device_of(config.training)
         nn.Module.to(model, device)

@@ -55,9 +55,13 @@ def split_of(model: SpeechLMM, quantised: Mapping[str, int], training: TrainingC
     whole = _numel(parameter for name, parameter in names.items() if name.startswith(still))
     spread = _numel(names.values()) - whole
     trained = _numel(parameter for parameter in names.values() if parameter.requires_grad)
-    width = 2 if half and mode == "zero" else FP32  # DeepSpeed casts what it spreads, and keeps masters in FP32
+    # In bf16 weights stay in fp32 in every mode; in fp16 DeepSpeed casts what it spreads.
+    cast = mode == "zero" and bool(training.extras.get("fp16"))
+    width = 2 if cast else FP32
+    # DeepSpeed's stages 1 to 3 step on a copy of the weights, also where that is in fp32 as they are.
+    copied = trained * FP32 if mode == "zero" and (stage or cast) else 0
     weights = whole * FP32 + sum(quantised.values())
-    gradients, states = trained * width, trained * state_bytes(training) + (trained * FP32 if mode == "zero" else 0)
+    gradients, states = trained * width, trained * state_bytes(training) + copied
     workspace = max((parameter.numel() * (2 if half else FP32) for parameter in _members(model, quantised)), default=0)
     if mode == "ddp":
         workspace += gradients  # the buckets in which they are sent
@@ -66,7 +70,7 @@ def split_of(model: SpeechLMM, quantised: Mapping[str, int], training: TrainingC
     if mode == "fsdp2" or stage == 3:
         units = [_numel(block.parameters()) for block in blocks(model)]
         gathered = spread - sum(units)  # all but the blocks, which are gathered one after the other
-        workspace += gathered * width + 2 * max(units) * (2 if half else FP32)
+        workspace += gathered * width + 2 * max(units) * (2 if half and mode == "fsdp2" else width)
         weights += spread * width // world_size
     else:
         weights += spread * width
@@ -74,9 +78,16 @@ def split_of(model: SpeechLMM, quantised: Mapping[str, int], training: TrainingC
         gradients //= world_size
     if mode == "fsdp2" or stage >= 1:
         states /= world_size
-    offloaded = training.parallel.endswith("_offload")
-    host = round(states) if offloaded else 0
-    return Split(weights, gradients, 0 if offloaded else round(states), workspace, host)
+    if not training.parallel.endswith("_offload"):
+        return Split(weights, gradients, round(states), workspace, 0)
+    # The host holds each sum of gradients twice (stage 3: in its place and flat; stage 2: with the weights to send),
+    # and stage 2 once more what it accumulates. Stage 3's weights are there as well.
+    accumulates = stage == 2 and training.micro_batches_per_step > world_size
+    host = round(states) + gradients * (3 if accumulates else 2)
+    if stage == 3:
+        host += spread * width // world_size
+        weights -= spread * width // world_size
+    return Split(weights, 0, 0, workspace, host)
 
 
 def _members(model: SpeechLMM, names: Mapping[str, int]) -> list[nn.Parameter]:
