@@ -124,7 +124,7 @@ def truncated_flac(case):
     (case.root / "1.flac").write_bytes(data[: len(data) // 2])
 
 
-@fault(r"train\.jsonl:2: .*1\.flac")
+@fault(r"train\.jsonl:2: .*1\.flac: truncated or damaged: decoding failed near .*; copy or download it again")
 def flac_damaged_within(case):
     data = bytearray((case.root / "1.flac").read_bytes())
     middle = len(data) // 2
@@ -137,7 +137,7 @@ def empty_file(case):
     (case.root / "0.flac").write_bytes(b"")
 
 
-@fault(r"train\.jsonl:1: .*0\.wav")
+@fault(r"train\.jsonl:1: .*0\.wav: the file holds no audio samples; leave it out or record it again")
 def zero_length_audio(case):
     soundfile.write(case.root / "0.wav", np.zeros(0, "float32"), RATE)
     case.rows(lambda i: {"audio": "0.wav"} if i == 0 else {})
@@ -198,7 +198,7 @@ def duplicate_ids(case):
     case.rows(lambda i: {"id": "same"})
 
 
-@fault(r"train\.jsonl:1: .*text")
+@fault(r"train\.jsonl:1: task 'asr' needs a `text`, the answer, got ''")
 def empty_transcript(case):
     case.rows(lambda i: {"text": ""})
 
@@ -337,12 +337,12 @@ def two_adapters_of_one_name(case):
     case.training(lora_adapters=[{"name": "x", "target_module": "text_decoder.model"}] * 2)
 
 
-@fault(r"nowhere")
+@fault(r"no folder '.*nowhere'; give the path of a checkpoint folder, a name below \$PRETRAINED_COMPONENTS, or")
 def base_checkpoint_missing(case):
     case.config["model"]["audio_encoder"]["pretrained"] = str(case.root / "nowhere")
 
 
-@fault(r"pretrained_checkpoint|nowhere")
+@fault(r"no checkpoint at '.*nowhere': the folder does not exist; give the folder of a model that")
 def pretrained_checkpoint_missing(case):
     case.training(pretrained_checkpoint=str(case.root / "nowhere"))
 
@@ -366,7 +366,7 @@ def attention_that_there_is_not(case):
     case.config["model"]["attn_implementation"] = "fast"
 
 
-@fault(r"codec")
+@fault(r"model\.codec: unknown codec 'mimi_codec_that_is_none' \(available: .*is the plugin's package installed\?\)")
 def codec_missing(case):
     case.config["model"]["codec"] = {"type": "mimi_codec_that_is_none"}
 

@@ -33,7 +33,10 @@ def resolve_model_path(path: str | Path) -> Path:
     if not folder.exists():
         if str(path).count("/") == 1 and not str(path).startswith(("~", ".", "/")) and not folder.parent.exists():
             return fetch_pretrained(str(path), ["*.json", "*.safetensors", "*.jinja", "tokenizer*"])
-        raise CheckpointError(f"no checkpoint at {str(path)!r}: the folder does not exist")
+        raise CheckpointError(
+            f"no checkpoint at {str(path)!r}: the folder does not exist; give the folder of a model that was "
+            "saved, such as a run's model/"
+        )
     checkpoints = sorted(folder.glob("**/checkpoint-*/config.json"))
     hint = f"; it holds {str(checkpoints[-1].parent)!r}, give that path to use it" if checkpoints else ""
     raise CheckpointError(f"no checkpoint at {str(path)!r}: expected a config.json there or in its model/{hint}")
