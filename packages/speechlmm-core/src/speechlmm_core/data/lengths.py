@@ -165,7 +165,7 @@ class _Measurement:
     def media(self, index: int) -> tuple[list[Mapping[str, Any]], int]:
         """The media of an example's chats that the model takes, and how many of them are the first chat's."""
         try:
-            chats = _chats(self.examples[index])
+            chats = media_chats(self.examples[index])
         except DataError as exc:
             self.faults.add(place_of(self.examples, index), str(exc), order=index)
             return [], 0
@@ -271,7 +271,7 @@ def _parts(examples: Sequence[Example]) -> list[Sequence[Example]]:
     return [examples]
 
 
-def _chats(example: Example) -> list[list[Message]]:
+def media_chats(example: Example) -> list[list[Message]]:
     """Chats that hold all media that an example may take."""
     return [chat_of(example)] if draws_of(example) else longest_of(example)
 

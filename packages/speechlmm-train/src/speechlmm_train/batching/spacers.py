@@ -7,7 +7,8 @@ along, alone and without its transcript: nothing of it is learnt, and no loss co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +16,9 @@ from numpy.typing import NDArray
 from speechlmm_core.chat.messages import Message
 from speechlmm_core.data.example import Example
 from speechlmm_core.data.examples import as_examples
+from speechlmm_core.data.lengths import media_chats
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_core.processor.sample import ProcessedSample
-
-SEARCHED = 10_000
-"""Examples that are looked through for one with an input."""
 
 
 class Spacers:
@@ -27,12 +26,14 @@ class Spacers:
 
     Args:
         processor: Makes samples.
-        examples: The examples.
-        numbers: By input, the example that stands in where it is missing.
+        numbers: By input, the example whose medium stands in where it is missing; -1 for one that is shown first.
+        media: By input, that medium.
     """
 
-    def __init__(self, processor: SpeechLMMProcessor, examples: Sequence[Example], numbers: dict[str, int]) -> None:
-        self.processor, self.examples, self.numbers = processor, as_examples(examples), numbers
+    def __init__(
+        self, processor: SpeechLMMProcessor, numbers: dict[str, int], media: dict[str, dict[str, Any]]
+    ) -> None:
+        self.processor, self.numbers, self.media = processor, numbers, media
         self._made: dict[str, ProcessedSample] = {}
 
     @classmethod
@@ -42,29 +43,38 @@ class Spacers:
         examples: Sequence[Example],
         indices: NDArray[np.int64],
         frames: NDArray[np.int64],
+        members: NDArray[np.int64] | None = None,
     ) -> Spacers:
         """The spacers of a stage, one for each input that its examples have.
+
+        Examples are looked through until all inputs of the model are found: all of them, where an input never comes,
+        for what that input would reach is not trained. The shortest of each group come first, as the examples of a
+        group mostly have the same inputs.
 
         Args:
             processor: Makes samples.
             examples: The stage's dataset.
             indices: (N,) examples that take part.
             frames: (N,) encoder frames of each.
+            members: (N,) the group of each; by default they are one.
         """
         known = as_examples(examples)
-        missing = set(processor.inputs)
-        found: dict[str, int] = {}
-        with_media = np.flatnonzero(frames)
-        for place in with_media[np.argsort(frames[with_media], kind="stable")][:SEARCHED].tolist():
+        numbers: dict[str, int] = {}
+        media: dict[str, dict[str, Any]] = {}
+
+        def take(index: int, chats: Iterable[Sequence[Message]]) -> bool:
+            for item in (item for chat in chats for message in chat for item in message.media):
+                if item["type"] in processor.inputs and item["type"] not in media:
+                    numbers[item["type"]], media[item["type"]] = index, item
+            return len(media) == len(processor.inputs)
+
+        for place in _shortest_first(frames, members):
             index = int(indices[place])
-            for message in known.chat(index):
-                for item in message.media:
-                    if item["type"] in missing:
-                        missing.discard(item["type"])
-                        found[item["type"]] = index
-            if not missing:
-                break
-        return cls(processor, examples, found)
+            if take(index, media_chats(known.example(index))):
+                return cls(processor, numbers, media)
+        for example in known.shown_first():
+            take(-1, media_chats(example))
+        return cls(processor, numbers, media)
 
     def fill(self, samples: list[ProcessedSample]) -> list[ProcessedSample]:
         """The samples, and one more for each input that none of them has."""
@@ -77,8 +87,18 @@ class Spacers:
 
     def _spacer(self, name: str) -> ProcessedSample:
         if name not in self._made:
-            chat = self.examples.chat(self.numbers[name])
-            item = next(item for message in chat for item in message.media if item["type"] == name)
-            asked = Message(role="user", content=[{k: v for k, v in item.items() if k != "transcript"}])
-            self._made[name] = self.processor.sample([asked], with_answer=False)
+            item = {key: value for key, value in self.media[name].items() if key != "transcript"}
+            self._made[name] = self.processor.sample([Message(role="user", content=[item])], with_answer=False)
         return self._made[name]
+
+
+def _shortest_first(frames: NDArray[np.int64], members: NDArray[np.int64] | None) -> list[int]:
+    """Examples with media: the shortest of every group, the second of every group, and so on."""
+    with_media = np.flatnonzero(frames)
+    order = with_media[np.argsort(frames[with_media], kind="stable")]
+    own = np.zeros(len(order), np.int64) if members is None else members[order]
+    by_group = np.argsort(own, kind="stable")
+    first = np.searchsorted(own[by_group], own[by_group])
+    turn = np.empty(len(order), np.int64)
+    turn[by_group] = np.arange(len(order)) - first
+    return order[np.argsort(turn, kind="stable")].tolist()
