@@ -354,7 +354,11 @@ def test_a_full_disk_leaves_what_was_there(corpus, here, tmp_path, uninterrupted
 def fewer(corpus, tmp_path):
     """The corpus with a row less, and one with a row in another's place."""
     rows = (corpus / "st.jsonl").read_text().splitlines()
-    for name, own in {"fewer": rows[:-1], "swapped": [rows[1], rows[0], *rows[2:]]}.items():
+    for name, own in {
+        "fewer": rows[:-1],
+        "swapped": [rows[1], rows[0], *rows[2:]],
+        "other": [rows[0].replace('"ab ', '"ba '), *rows[1:]],
+    }.items():
         lines = [json.dumps({**json.loads(row), "audio": str(corpus / json.loads(row)["audio"])}) for row in own]
         (tmp_path / name).mkdir()
         (tmp_path / name / "st.jsonl").write_text("\n".join(lines) + "\n")
@@ -371,6 +375,7 @@ def test_other_batches_are_named_and_refused(corpus, here, fewer, tmp_path, unin
         ({"packed": False}, {}, "packed True → False"),
         ({}, {"mixing": "random"}, "mixing alternating → random"),
         ({}, {"task_weights": {"asr": 1, "st": 1}}, r"shares \[0.666667, 0.333333\] → \[0.5, 0.5\]"),
+        ({}, {"train": [asr, str(fewer / "other" / "st.jsonl")]}, "which rows the datasets hold"),
         ({}, {"train": [asr, str(fewer / "fewer" / "st.jsonl")]}, "examples 14 → 13"),
         ({}, {"train": [asr, str(fewer / "swapped" / "st.jsonl")]}, "the lengths of the examples"),
     ]

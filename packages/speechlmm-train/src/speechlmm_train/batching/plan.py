@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,7 @@ class BatchPlan:
         oversized: What to do with an example that is longer than a budget: refuse it, or let it come alone.
         place: Names an example in messages (``train.jsonl:12``).
         mix: What an epoch holds; by default each example once.
+        digest_of_rows: Gives a digest of the rows that the examples are made of.
 
     Raises:
         ConfigError: The arguments contradict each other.
@@ -75,7 +77,9 @@ class BatchPlan:
         oversized: str = "error",
         place: Callable[[int], str] | None = None,
         mix: Mix | None = None,
+        digest_of_rows: Callable[[], str] | None = None,
     ) -> None:
+        self._digest_of_rows = digest_of_rows
         self.positions = np.ascontiguousarray(positions, dtype=np.int64)
         self.frames = np.ascontiguousarray(frames, dtype=np.int64)
         self.micro_batches_per_step = micro_batches_per_step
@@ -110,6 +114,11 @@ class BatchPlan:
         self.packer = Packer(self.positions, self.frames, self.budget, window, micro_batches_per_step)
         kind = Alternation if self.mix.mixing == "alternating" else Stream
         self._stream = kind(self.packer, self.mix, seed)
+
+    @cached_property
+    def rows(self) -> str | None:
+        """Digest of the rows that the examples are made of; None where that is not known."""
+        return None if self._digest_of_rows is None else self._digest_of_rows()
 
     def micro_batch(self, step: int, number: int) -> list[int]:
         """The examples of one micro-batch of a step."""

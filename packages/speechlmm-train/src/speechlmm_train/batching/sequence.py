@@ -15,6 +15,7 @@ from speechlmm_train.batching.plan import BatchPlan
 
 _HASHED = {
     "lengths": "the lengths of the examples",
+    "rows": "which rows the datasets hold",
     "members": "which dataset and task the examples belong to",
     "quotas": "how many examples of each group an epoch holds",
 }
@@ -26,6 +27,7 @@ def sequence_of(plan: BatchPlan) -> dict[str, Any]:
     return {
         "examples": len(plan.positions),
         "lengths": _hash(plan.positions, plan.frames),
+        "rows": plan.rows,
         "groups": [f"{group.dataset} {group.task}".strip() for group in mix.groups],
         "members": _hash(mix.members),
         "mixing": mix.mixing,
@@ -44,6 +46,8 @@ def sequence_of(plan: BatchPlan) -> dict[str, Any]:
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between two sequences, each difference in words."""
     found = [name for name in now if before.get(name) != now[name]]
+    if "rows" in found and (before.get("rows") is None or now["rows"] is None or "lengths" in found):
+        found.remove("rows")  # not noted, or told by the lengths
     # Where there are other examples, all their hashes differ, too, and a budget that follows from their lengths.
     hidden = {*_HASHED, "shares", "frame_budget"} if {"examples", "groups"} & {*found} else set[str]()
     if "lengths" in found and "token_budget" not in found:

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from speechlmm_train.augment.augmenter import Augmenter
 from speechlmm_train.batching.loader import TrainingBatches
 from speechlmm_train.batching.mix import Group, Mix
 from speechlmm_train.batching.plan import BatchPlan
+from speechlmm_train.batching.rows import digest_of_rows
 from speechlmm_train.batching.spacers import Spacers
 from speechlmm_train.config import RunConfig
 from speechlmm_train.data_config import DataConfig
@@ -58,7 +59,7 @@ class StageData:
     @cached_property
     def spacers(self) -> Spacers:
         """Media for micro-batches that have none of an input which others have."""
-        return Spacers.of(self.processor, self.examples, self.indices, self.plan.frames)
+        return Spacers.of(self.processor, self.examples, self.indices, self.plan.frames, self.plan.mix.members)
 
     def batches(self, start_step: int, *, rank: int) -> TrainingBatches:
         """A rank's micro-batches from a step on."""
@@ -178,6 +179,7 @@ def _plan(
         oversized="error" if data.oversized == "skip" else data.oversized,
         place=lambda number: own.train.place(int(indices[number])),
         mix=mix,
+        digest_of_rows=partial(digest_of_rows, own.train, indices),
     )
     plan.check_world_size(ranks)
     steps = stage.max_steps if stage.max_steps is not None else math.ceil((epochs or 1) * plan.epoch_steps(0))
