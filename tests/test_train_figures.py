@@ -183,6 +183,20 @@ def test_every_sink_gets_the_same(trained):
     assert report.figures == {name: value for name, value in logged[-1].items() if name not in ("step", "stage")}
 
 
+def test_a_run_that_goes_on_keeps_every_point(noise, tmp_path):
+    """The step that it goes on from was logged before, and is not logged again."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for steps in (1, 2):
+        config = noise.plain(tmp_path, max_steps=steps, save_steps=1, report_to=["tensorboard"])
+        run(validate(config), plain=config, resume=steps == 2, progress=False)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    found = [(one.step, one.value) for one in events.Scalars("train/loss")]
+    assert found == [(row["step"], pytest.approx(row["train/loss"], rel=1e-6)) for row in rows(tmp_path)]
+    assert [step for step, _ in found] == [1, 2]
+
+
 def test_a_picture_of_the_run(trained, tmp_path, caplog):
     from matplotlib.image import imread
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from speechlmm_core.checkpoint.shards import ShardWriter, number_of_bytes, stream
+from speechlmm_core.errors import OutOfStepError
 
 
 @settings(max_examples=50, deadline=None)
@@ -54,6 +55,26 @@ def test_no_more_than_a_file_is_held(tmp_path):
     assert stream(tensors(), writer, gather) is None
     assert len(alive) == 20
     assert max(alive) == 3
+
+
+@pytest.mark.parametrize("where", ["walking", "gathering"])
+def test_a_process_that_cannot_take_part_says_so_at_once(tmp_path, where):
+    """It is no fault to be raised when all have come so far: they never will."""
+
+    def tensors():
+        yield "first", torch.zeros(3)
+        if where == "walking":
+            raise ValueError("no state")
+        yield "second", torch.ones(3)
+
+    def gather(tensor):
+        if tensor.any():
+            raise ValueError("no state")
+        return tensor
+
+    for writer in (None, ShardWriter(tmp_path)):
+        with pytest.raises(OutOfStepError, match=r"cannot gather the tensor after 'first': no state"):
+            stream(tensors(), writer, gather)
 
 
 @pytest.mark.parametrize(("size", "expected"), [(7, 7), ("5GB", 5 * 10**9), ("1.5 kb", 1500), ("12", 12)])

@@ -161,3 +161,23 @@ def test_a_best_checkpoint_that_is_damaged_is_forgotten(tmp_path, caplog):
     state.write(last)
     assert set(RunState.read(last).best) == {"b"}
     assert "its best, checkpoint-2, is gone or damaged: model.safetensors has 999 bytes" in caplog.text
+
+
+def test_what_was_passed_over_never_outlives_what_is_whole(tmp_path, caplog):
+    """A newer checkpoint with other content of the same size looks whole at a glance."""
+    for step in (20, 30):
+        made(tmp_path, step)
+    flip(tmp_path / "checkpoint-30")
+    folder = OutputFolder(tmp_path)
+    taken = folder.last_checkpoint()
+    assert taken is not None
+    assert taken.path.name == "checkpoint-20"
+    folder.set_aside_after(taken)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-20", "checkpoint-30.damaged"]
+    assert "checkpoint-30 is kept as checkpoint-30.damaged" in caplog.text
+    made(tmp_path, 25)
+    folder.rotate(1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-25", "checkpoint-30.damaged"]
+    assert folder.last_checkpoint().path.name == "checkpoint-25"
+    folder.prepare(overwrite=True)
+    assert list(tmp_path.iterdir()) == []

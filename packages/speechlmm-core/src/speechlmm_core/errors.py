@@ -25,6 +25,10 @@ class CheckpointError(SpeechLMMError):
     """A checkpoint that is missing, incomplete or does not fit the model."""
 
 
+class OutOfStepError(SpeechLMMError):
+    """What several processes do together has failed in this one, which cannot take part any more: it has to end."""
+
+
 class DivergedError(SpeechLMMError):
     """A training whose losses or gradients are no finite numbers, or have exploded."""
 

@@ -22,7 +22,7 @@ from speechlmm_train.config import RunConfig
 from speechlmm_train.parallel.arguments import parallel_arguments
 from speechlmm_train.parallel.kernels import use_kernels
 from speechlmm_train.parallel.loading import spread_while_loading
-from speechlmm_train.parallel.ranks import Ranks
+from speechlmm_train.parallel.ranks import Ranks, variables_kept
 from speechlmm_train.parallel.wrap import untrained
 from speechlmm_train.parallel_names import mode_of
 from speechlmm_train.preflight.budget import settle_budgets
@@ -45,6 +45,7 @@ from speechlmm_train.trainer.stage_data import StageData, open_stages
 logger = logging.getLogger(__name__)
 
 
+@variables_kept()
 def run(
     config: RunConfig,
     *,
@@ -180,6 +181,7 @@ def _prepare(
     if checkpoint is None:
         folder.cut_metrics(-1)  # step 0 is evaluated again
         return
+    folder.set_aside_after(checkpoint)
     folder.cut_metrics(checkpoint.progress.total_step)
     folder.point_to_best(list(state.best.values())[-1].checkpoint if state.best else None)
 
@@ -196,8 +198,9 @@ def _reporter(
 ) -> Reporter:
     """Where figures go: on the first rank alone, into files and services."""
     done = checkpoint.progress.total_step if checkpoint else 0
+    first = done + 1 if checkpoint else 0  # before the first step of all, there may be an evaluation
     report_to = [str(name) for name in config.training.report_to]
-    sinks = open_sinks(report_to, folder.path, first_step=done, config=written) if is_main else []
+    sinks = open_sinks(report_to, folder.path, first_step=first, config=written) if is_main else []
     total = sum(stage.max_steps for stage in stages)
     opened = Reporter(sinks, total_steps=total, first_step=done, progress=progress and is_main)
     opened.warnings += folder.warnings() if is_main else []

@@ -168,7 +168,10 @@ def write_weights(
         gather: Makes a whole tensor of the part that this process has.
 
     Returns:
-        What went wrong, for the caller to raise when all processes have come so far; nothing is raised here.
+        What went wrong, for the caller to raise when all processes have come so far.
+
+    Raises:
+        OutOfStepError: A tensor cannot be gathered.
     """
     if (refused := _refuse_quantised(model, save)) is not None:
         return refused

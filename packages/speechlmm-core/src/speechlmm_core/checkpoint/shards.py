@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from speechlmm_core.errors import OutOfStepError
+
 Gather = Callable[[Tensor], Tensor]
 """Makes a whole tensor of the part that this process has. Every process calls it, for the same tensors in turn."""
 
@@ -122,10 +124,23 @@ def stream(
         tensors: The same names in the same order in every process.
         writer: Writes and closes; None in a process that only takes part.
         gather: Makes a whole tensor of this process's part.
+
+    Raises:
+        OutOfStepError: A tensor cannot be gathered. The other processes may be waiting for it, so that nothing can be
+            agreed on with them any more.
     """
     fault: Exception | None = None
-    for name, tensor in tensors:
-        whole = gather(tensor)
+    walk = iter(tensors)
+    last = ""
+    while True:
+        try:
+            if (following := next(walk, None)) is None:
+                break
+            name, whole = following[0], gather(following[1])
+        except Exception as exc:
+            which = f"the tensor after {last!r}" if last else "the first tensor"
+            raise OutOfStepError(f"cannot gather {which}: {' '.join(str(exc).split()) or type(exc).__name__}") from exc
+        last = name
         if writer is None or fault is not None:
             continue
         try:

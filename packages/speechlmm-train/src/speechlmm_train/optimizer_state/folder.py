@@ -58,6 +58,9 @@ def write_optimizer(
 
     Returns:
         What went wrong, for the caller to raise when all processes have come so far.
+
+    Raises:
+        OutOfStepError: A tensor cannot be gathered.
     """
     tensors = ((f"{name}{SEPARATOR}{key}", tensor) for name, key, tensor in states.tensors())
     if folder is None:

@@ -7,15 +7,13 @@ writing a checkpoint, where one process works and the others have to hear how it
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
-from speechlmm_core.errors import SpeechLMMError
+from speechlmm_core.errors import OutOfStepError, SpeechLMMError
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -71,10 +69,13 @@ class Ranks:
         on_gpu = torch.cuda.is_available() and not on_cpu
         if on_gpu:
             torch.cuda.set_device(found.local_rank)
+        started = "MASTER_ADDR" in os.environ
+        if not started:
+            os.environ.update(_OF_ONE)
         if not distributed.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
             try:
-                if "MASTER_ADDR" in os.environ:
+                if started:
                     distributed.init_process_group(backend, timeout=limit)
                 else:
                     _alone(backend, limit)
@@ -209,24 +210,39 @@ class Ranks:
 
 
 _VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+_OF_ONE = {**dict(_VARIABLES), "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}
+"""By which accelerate and DeepSpeed know of a group of one process."""
 
 
 def _attempt(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
     try:
         return work(), None
+    except OutOfStepError:  # the others hang where they are, and end with this process
+        raise
     except Exception as exc:
         return None, exc
 
 
 def _alone(backend: str, limit: timedelta) -> None:
-    """A process group of one, with the variables by which accelerate and DeepSpeed know of one."""
+    """A process group of one, which nobody has to be told of."""
     from torch import distributed
-    from torch._C._distributed_c10d import FileStore  # where it comes from: torch.distributed does not list it
+    from torch._C._distributed_c10d import HashStore  # where it comes from: torch.distributed does not list it
 
-    os.environ.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"})
-    os.environ.setdefault("MASTER_ADDR", "localhost")
-    store = FileStore(str(Path(tempfile.mkdtemp(prefix="speechlmm-"), "store")), 1)
-    distributed.init_process_group(backend, store=store, rank=0, world_size=1, timeout=limit)
+    distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=limit)
+
+
+@contextmanager
+def variables_kept() -> Iterator[None]:
+    """Leaves the variables by which processes know of each other as they were."""
+    before = {name: os.environ.get(name) for name in _OF_ONE}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 class _Named:
@@ -245,9 +261,10 @@ class _Named:
         pass
 
     def __exit__(self, kind: Any, value: BaseException | None, trace: Any) -> None:
-        if not isinstance(value, RuntimeError) or isinstance(value, SpeechLMMError):
+        fault = value.__cause__ if isinstance(value, OutOfStepError) else value
+        if not isinstance(fault, RuntimeError) or isinstance(fault, SpeechLMMError):
             return
-        told = str(value).lower()
+        told = str(fault).lower()
         late = any(words in told for words in _LATE)
         if not (self.alone or late or any(words in told for words in _GONE)):
             return

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from speechlmm_core.checkpoint.atomic import atomic_folder
 from speechlmm_core.checkpoint.save import save_model
-from speechlmm_core.errors import CheckpointError, ConfigError
+from speechlmm_core.errors import CheckpointError, ConfigError, OutOfStepError
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_train.batching.plan import BatchPlan
 from speechlmm_train.batching.sequence import changes, sequence_of
@@ -80,6 +80,8 @@ def _gather_and_write(trainer: SpeechLMMTrainer, folder: Path | None) -> None:
     fault: Exception | None = None
     try:
         save_model(model, trainer.processor, folder, save=trainer.stage.save, gather=gather)
+    except OutOfStepError:
+        raise
     except Exception as exc:
         fault = exc
     scale = _loss_scale(trainer)

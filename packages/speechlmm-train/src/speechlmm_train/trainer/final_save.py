@@ -7,6 +7,7 @@ from typing import Literal
 
 from speechlmm_core.checkpoint.atomic import atomic_folder
 from speechlmm_core.checkpoint.save import raise_if, save_model, write_weights
+from speechlmm_core.errors import CheckpointError
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.parallel.gather import gather
@@ -38,16 +39,24 @@ def save_final(
     """
 
     def write() -> None:
-        with guarded_save(folder), atomic_folder(folder) as temporary:
-            if not spread:
-                save_model(model, processor, temporary, save=save)
-                return
-            raise_if(write_weights(model, temporary, save=save, gather=gather))
-            processor.save_pretrained(temporary)
+        taken_part = not spread
+        try:
+            with guarded_save(folder), atomic_folder(folder) as temporary:
+                if not spread:
+                    save_model(model, processor, temporary, save=save)
+                    return
+                taken_part = True
+                raise_if(write_weights(model, temporary, save=save, gather=gather))
+                processor.save_pretrained(temporary)
+        except CheckpointError:
+            if not taken_part:  # the other processes would wait for this one
+                raise_if(write_weights(model, None, save=save, gather=gather))
+            raise
 
-    if not spread:
-        ranks.on_main(write)
-    elif ranks.is_main:
-        ranks.together(write)
-    else:
-        ranks.together(lambda: raise_if(write_weights(model, None, save=save, gather=gather)))
+    with ranks.named("saving the model"):
+        if not spread:
+            ranks.on_main(write)
+        elif ranks.is_main:
+            ranks.together(write)
+        else:
+            ranks.together(lambda: raise_if(write_weights(model, None, save=save, gather=gather)))

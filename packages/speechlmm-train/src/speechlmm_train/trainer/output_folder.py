@@ -39,6 +39,8 @@ CURVES, DIVERGED = "training.png", "diverged.json"
 LAUNCH = "launch"
 """What started the run keeps its job, its state and the logs of its processes there; it may be there before the run."""
 WANDB_ID = "wandb_id.txt"
+DAMAGED = ".damaged"
+"""Ends the names of checkpoints that a run which went on passed over."""
 _OURS = (
     CONFIG,
     METRICS,
@@ -113,7 +115,7 @@ class OutputFolder:
         """
         self.make()
         for entry in list(self.path.iterdir()):
-            ours = entry.name in _OURS or CHECKPOINT.fullmatch(entry.name)
+            ours = entry.name in _OURS or CHECKPOINT.fullmatch(entry.name.removesuffix(DAMAGED))
             if _LEFT_OVER.fullmatch(entry.name) or entry.name == DIVERGED or (overwrite and ours):
                 _remove(entry)
 
@@ -214,6 +216,19 @@ class OutputFolder:
     def rotate(self, limit: int | None, *, keep: Collection[str] = ()) -> None:
         """Removes the oldest checkpoints beyond ``limit``, but for those to ``keep``; damaged ones do not count."""
         rotate(self.path, limit, keep=keep)
+
+    def set_aside_after(self, checkpoint: Checkpoint) -> None:
+        """Takes what is newer than the checkpoint that a run goes on from out of the way, under another name.
+
+        It was found to be damaged, which a look at sizes alone may not show; so it must never count as a checkpoint
+        for whose sake an older one is removed.
+        """
+        for path in numbered(self.path):
+            if int(path.name.rpartition("-")[2]) > checkpoint.progress.total_step:
+                aside = path.with_name(f"{path.name}{DAMAGED}")
+                _remove(aside)
+                os.replace(path, aside)
+                logger.warning("%s is kept as %s; nothing needs it any more", path.name, aside.name)
 
     def point_to_best(self, name: str | None) -> None:
         """Makes `best` a link to a checkpoint, in one step; None for no best."""
