@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,12 +21,14 @@ from speechlmm_core.errors import ConfigError, MissingDependencyError, SpeechLMM
 from speechlmm_train.compose import validate
 from speechlmm_train.parallel.ranks import Ranks
 from speechlmm_train.plan_table import mixture_lines
+from speechlmm_train.preempted import PreemptedError
 from speechlmm_train.run import run
 from speechlmm_train.trainer import evaluation
 from speechlmm_train.trainer.best import Rule, RunState, worsening
 from speechlmm_train.trainer.open_sets import open_sets
 from speechlmm_train.trainer.sample import even, sample_of
 from speechlmm_train.trainer.summary import evaluation_lines, scores
+from speechlmm_train.trainer.trainer import SpeechLMMTrainer
 
 pytestmark = pytest.mark.usefixtures("one_thread", "little_garbage")
 
@@ -317,6 +320,31 @@ def test_the_reported_guard_is_that_of_the_weights(corpus, tmp_path, scripted):
         **{"first": 0.5, "last": 0.52, "step": 1},
         "worsened": pytest.approx(0.04),
     }
+
+
+def test_a_stop_at_an_evaluation_saves_first(corpus, tmp_path, scripted, monkeypatch):
+    """Whoever asks for it does not wait for answers; the run that goes on evaluates what was put off."""
+    scripted["eval"] += [0.9, 0.5, 0.7]
+    fetch, out = SpeechLMMTrainer.get_batch_samples, tmp_path / "out"
+
+    def asked(self, *args, **kwargs):
+        if self.total_step == 1 and not scripted.get("asked"):
+            scripted["asked"] = [os.kill(os.getpid(), signal.SIGTERM)]
+        return fetch(self, *args, **kwargs)
+
+    monkeypatch.setattr(SpeechLMMTrainer, "get_batch_samples", asked)
+    with pytest.raises(PreemptedError, match="stopped after step 2"):
+        go(corpus, out, max_steps=3, save_steps=1, **BEST)
+    assert scripted["eval"] == [0.5, 0.7]
+    assert sorted(path.name for path in out.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+    assert os.readlink(out / "best") == "checkpoint-1"
+    go(corpus, out, max_steps=3, save_steps=1, resume=True, **BEST)
+    found = {row["step"]: row["eval/asr_wer"] for row in rows(out) if "eval/asr_wer" in row}
+    assert found == {1: 0.9, 2: 0.5, 3: 0.7}
+    assert os.readlink(out / "best") == "checkpoint-2"
+    states = [json.loads((out / f"checkpoint-{step}" / "evaluation_state.json").read_text()) for step in (2, 3)]
+    assert [state["owed"] for state in states] == [{"train": 2}, {}]
+    assert states[1]["best"]["train"]["checkpoint"] == "checkpoint-2"
 
 
 def test_resuming_by_another_figure_seeks_the_best_anew(corpus, tmp_path, scripted, caplog):

@@ -71,6 +71,8 @@ class RunState:
     """Examples, positions and seconds that were trained on, by stage and group."""
     loss_histories: dict[str, dict[str, LossHistory]] = field(default_factory=dict[str, dict[str, LossHistory]])
     """What is usual of the losses, by stage and objective."""
+    owed: dict[str, int] = field(default_factory=dict[str, int])
+    """The step of a stage whose evaluation was put off, as the training was asked to stop there."""
 
     @classmethod
     def read(cls, checkpoint: Path) -> RunState:

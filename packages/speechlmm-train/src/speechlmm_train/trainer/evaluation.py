@@ -47,8 +47,18 @@ class EvaluationCallback(TrainerCallback):
         """What the run remembers."""
         return self.trainer.run_state
 
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Evaluates what later evaluations of the guard set are compared with."""
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Evaluates what later evaluations of the guard set are compared with, and what was put off."""
+        self._guard_first()
+        trainer = self.trainer
+        if self.state.owed.pop(trainer.stage.name, None) != state.global_step or not state.global_step:
+            return
+        best, ends = self._evaluated()
+        if best and trainer.ranks.is_main:  # it was saved before the stop
+            trainer.folder.point_to_best(self.state.best[trainer.stage.name].checkpoint)
+        control.should_training_stop = control.should_training_stop or ends
+
+    def _guard_first(self) -> None:
         if GUARD not in self.plan.samples or self.state.guarded == self.plan.guarded:
             return
         began = bool(self.trainer.state.global_step)
@@ -61,12 +71,19 @@ class EvaluationCallback(TrainerCallback):
         every = self.training.eval_steps
         if every is None or state.global_step % every:
             return
-        answers = self._answers(tuple(self.plan.samples))
-        best, ends = self._together(lambda: self._judged(answers))
+        if self.trainer.stopped:  # whoever asked for it may not wait for answers: the checkpoint comes first
+            self.state.owed[self.trainer.stage.name] = state.global_step
+            return
+        best, ends = self._evaluated()
         if best or ends:
             control.should_save = True
         if ends:
             control.should_training_stop = control.should_log = True
+
+    def _evaluated(self) -> tuple[bool, bool]:
+        """Evaluates; whether it is the best so far, and whether the stage should end."""
+        answers = self._answers(tuple(self.plan.samples))
+        return self._together(lambda: self._judged(answers))
 
     def _guard_anew(self, answers: Mapping[str, list[Prediction]], *, began: bool) -> None:
         if began and self.state.guarded:
