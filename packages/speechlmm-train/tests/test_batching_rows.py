@@ -17,7 +17,7 @@ ROWS = [{"audio": f"{name}.wav", "text": "ab", "task": "asr", "duration": 1.0} f
 def opened(folder, rows=ROWS):
     folder.mkdir()
     for row in rows:
-        (folder / row["audio"]).touch()
+        (folder / row["audio"]).write_bytes(b"listed only")
     (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return JsonlDatasetConfig(path="a.jsonl").open(folder)
 
