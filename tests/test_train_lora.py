@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from speechlmm_core.errors import CheckpointError, ConfigError
 from speechlmm_core.lora.parameters import matrices
@@ -369,6 +369,29 @@ def test_quantised_weights_of_a_fine_tuned_checkpoint_are_refused(tuned, root, t
     options = {"load_in_4bit": True, "save": "trainable", "lora_adapters": LORA[:1]}
     with pytest.raises(ConfigError, match="pretrained_checkpoint holds the language model's own"):
         build_model(validate(plain(root, tmp_path / "out", pretrained_checkpoint=str(tuned), **options)), None)
+
+
+def test_a_quantised_run_that_trains_biases_goes_on(root, tmp_path):
+    """Only weights are quantised: biases, in and beside layers with adapters, are saved and come back."""
+    numbers = {key: value for key, value in DECODER.items() if key != "model_type"}
+    torch.manual_seed(3)
+    base = Qwen2ForCausalLM(Qwen2Config(**{**numbers, "hidden_size": 64}, vocab_size=VOCABULARY))
+    base.save_pretrained(tmp_path / "qwen")
+    for targets in (["o_proj"], ["q_proj"]):
+        out = tmp_path / targets[0]
+        lora = [{"name": "d", "target_module": "text_decoder.model", "r": 2, "bias": "all", "target_modules": targets}]
+        config = plain(root, out, lora_adapters=lora, load_in_4bit=True, save="trainable", preflight=False)
+        config["training"]["lr_scheduler_type"] = "constant"
+        config["model"]["text_decoder"]["pretrained"] = str(tmp_path / "qwen")
+        go({**config, "training": {**config["training"], "save_steps": 2}})
+        layer = "text_decoder.model.model.layers.0.self_attn"
+        held = load_file(out / "checkpoint-2" / "model.safetensors")
+        assert held[f"{layer}.q_proj.bias"].any()
+        assert f"{layer}.o_proj.weight" not in held
+        config["training"] |= {"max_steps": 3, "save_steps": 2, "resume_changed": True}
+        assert go(config, resume=True).steps == 3
+        resumed = load_file(out / "model" / "model.safetensors")
+        assert not torch.equal(resumed[f"{layer}.q_proj.bias"], held[f"{layer}.q_proj.bias"])
 
 
 def test_a_missing_component_is_told_unless_it_is_named(tuned, root, tmp_path):

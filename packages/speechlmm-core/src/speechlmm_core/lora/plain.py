@@ -23,6 +23,11 @@ def is_adapted(module: nn.Module) -> bool:
     return hasattr(module, BASE) and hasattr(module, MATRICES[0])
 
 
+def is_quantised(module: nn.Module) -> bool:
+    """Whether a module is a linear layer of bitsandbytes'; PEFT's layers around them have the same class names."""
+    return type(module).__name__ in QUANTISED and not is_adapted(module)
+
+
 def adapted_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The layers with adapters, by name."""
     for name, module in model.named_modules():
@@ -58,6 +63,6 @@ def plain_state(model: nn.Module) -> dict[str, Tensor]:
     Those of adapters are left out, and weights in 4 or 8 bits, which are no longer what they were.
     """
     state = model.state_dict(keep_vars=True)
-    layers = [f"{name}." for name, module in model.named_modules() if type(module).__name__ in QUANTISED]
+    layers = [f"{name}." for name, module in model.named_modules() if is_quantised(module)]
     lost = {key for start in layers for key in state if key.startswith(start) and key != f"{start}bias"}
     return {name: state[key] for key, name in plain_names(model).items() if key not in lost}

@@ -56,6 +56,16 @@ def quantise_decoder(
     model.quantised_modules = ("text_decoder.model",)
 
 
+def quantised_weights(model: SpeechLMM) -> set[str]:
+    """Names of the weights that `quantise_decoder` would quantise."""
+    return {f"text_decoder.model.{name}.weight" for name, _ in _linear_layers(model.text_decoder.model)}
+
+
+def _linear_layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return [(name, one) for name, one in model.named_modules() if isinstance(one, nn.Linear) and one is not head]
+
+
 def quantise(model: nn.Module, *, bits: Literal[4, 8], compute_dtype: torch.dtype) -> None:
     """Replaces every linear layer but the head; the weights are quantised when they move to their device.
 
@@ -66,10 +76,7 @@ def quantise(model: nn.Module, *, bits: Literal[4, 8], compute_dtype: torch.dtyp
     """
     import bitsandbytes as bnb
 
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    for name, layer in list(model.named_modules()):
-        if not isinstance(layer, nn.Linear) or layer is head:
-            continue
+    for name, layer in _linear_layers(model):
         bias = layer.bias is not None
         new: Any
         if bits == 4:

@@ -14,7 +14,7 @@ from speechlmm_core.errors import ConfigError
 from speechlmm_core.lora.config import LoraAdapterConfig
 from speechlmm_core.lora.inject import inject
 from speechlmm_core.model.describe import meta_model
-from speechlmm_core.model.quantise import quantise_decoder, require_bitsandbytes
+from speechlmm_core.model.quantise import quantise_decoder, quantised_weights, require_bitsandbytes
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_train.config import RunConfig
 from speechlmm_train.parallel.arguments import use_bf16
@@ -40,7 +40,10 @@ def build_model(config: RunConfig, checkpoint: Checkpoint | None) -> SpeechLMM:
     """
     training = config.training
     seed_step(training.seed, WEIGHTS_STAGE, 0, 0)
-    quantise = _quantisation(config)
+    quantise = _quantisation(
+        config,
+        "training.pretrained_checkpoint" if checkpoint is None else f"the checkpoint to go on from ({checkpoint.path})",
+    )
     pretrained = training.pretrained_checkpoint if checkpoint is None else None
     model = SpeechLMM.from_model_config(
         config.model,
@@ -136,8 +139,12 @@ def planned_model(config: RunConfig, *, flash_attention: bool | None = None) -> 
     return model
 
 
-def _quantisation(config: RunConfig) -> Callable[[SpeechLMM], None] | None:
+def _quantisation(config: RunConfig, source: str) -> Callable[[SpeechLMM], None] | None:
     """What quantises the language model; None where nothing does.
+
+    Args:
+        config: The run.
+        source: Where the model's weights come from, for a message.
 
     Raises:
         MissingDependencyError: bitsandbytes is not installed.
@@ -148,11 +155,11 @@ def _quantisation(config: RunConfig) -> Callable[[SpeechLMM], None] | None:
     require_bitsandbytes()
 
     def quantise(model: SpeechLMM) -> None:
-        own = [name for name in model.ever_trainable if name.startswith("text_decoder.")]
+        own = model.ever_trainable & quantised_weights(model)
         if "text_decoder" not in model.base_sources or own:
             raise ConfigError(
                 "training.load_in_4bit and load_in_8bit quantise weights of a base checkpoint only, but "
-                "training.pretrained_checkpoint holds the language model's own; train without them"
+                f"{source} holds the language model's own; train without them"
             )
         on_gpu = torch.cuda.is_available() and not training.extras.get("use_cpu")
         quantise_decoder(
