@@ -5,14 +5,20 @@ from __future__ import annotations
 import ctypes
 import os
 
+from speechlmm_train.parallel.quiet import quiet_imports
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEEP_BYTES = 1 << 30
 SPIN_COUNT = "1000"
 
 
 def prepare_process() -> None:
-    """Keeps freed memory, and lets waiting threads sleep soon; what the user set in the environment stays."""
+    """Keeps freed memory, lets waiting threads sleep soon, and has libraries that are not used say nothing.
+
+    What the user set in the environment stays.
+    """
     keep_freed_memory()
+    quiet_imports()
     # A thread that is done early spins by default, and takes the core from whoever it waits for: the data worker, or
     # its own team. With as many threads as cores that slows a step several times over.
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)

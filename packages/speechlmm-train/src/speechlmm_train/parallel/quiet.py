@@ -28,5 +28,15 @@ def quiet() -> Iterator[None]:
             logger.removeFilter(_wanted)
 
 
+def quiet_imports() -> None:
+    """Leaves out what libraries tell that others import wherever they are installed, whether or not they are used."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # of a kernel for inference on CPUs
+    logging.getLogger("DeepSpeed").addFilter(_of_use)
+
+
+def _of_use(record: logging.LogRecord) -> bool:
+    return "Setting accelerator to CPU" not in record.getMessage()
+
+
 def _wanted(record: logging.LogRecord) -> bool:
     return not any(words in record.getMessage() for words in _IDLE)
