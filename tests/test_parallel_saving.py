@@ -64,6 +64,7 @@ def plain(noise, out, **training):
         save_steps=2,
         adam_epsilon=1e-4,  # so that rounding is not blown up to whole steps where gradients are tiny
         weight_decay=0.01,
+        lr_scheduler_type="constant",  # the first two steps of four are those of two
         preflight=False,
         **training,
     )
@@ -100,11 +101,11 @@ def tensors(folder):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_fresh_run_saves_and_goes_on(two, one, root, mode):
-    for name in ("checkpoint-2/optimizer", "checkpoint-4/optimizer", "model"):
+    for name, atol in (("checkpoint-2/optimizer", 1e-8), ("checkpoint-4/optimizer", 1e-8), ("model", 1e-6)):
         ours, theirs = tensors(root / mode / name), tensors(one / name)
         assert ours.keys() == theirs.keys()
         for key, value in theirs.items():
-            torch.testing.assert_close(ours[key], value, atol=1e-4, rtol=1e-2, msg=f"{name} {key}")
+            torch.testing.assert_close(ours[key], value, atol=atol, rtol=1e-3, msg=f"{name} {key}")
 
 
 @pytest.mark.parametrize("mode", ["fsdp2", "zero3"])
