@@ -113,8 +113,10 @@ def test_schema(capsys, tmp_path):
     code, _, _ = call(capsys, "schema", "--output", str(file))
     schema = json.loads(file.read_text())
     assert code == 0
-    assert set(schema["properties"]) == {"model", "data", "training", "stages"}
-    assert schema["$defs"]["TrainingConfig"]["properties"]["max_steps"]["description"] == "Optimiser steps."
+    # What a run consists of, and what a file of the configuration tree says beside that.
+    assert set(schema["properties"]) == {"model", "data", "training", "stages", "defaults", "adjustments"}
+    assert schema["$defs"]["TrainingSection"]["properties"]["max_steps"]["description"] == "Optimiser steps."
+    assert not schema.get("required")
 
 
 def test_schema_of_a_model_alone_and_a_file_that_cannot_be_written(capsys, tmp_path):
