@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -17,7 +17,32 @@ from speechlmm_core.data.example import Example
 from speechlmm_core.data.spec.file import read_spec
 from speechlmm_core.data.spec.open import open_spec
 from speechlmm_core.data.spec.opened import OpenedDataset
+from speechlmm_core.interfaces.decoder import DecoderConfig, decoders
 from speechlmm_core.media.audio import audio_item_length, load_audio_item
+
+
+class NarrowDecoderConfig(DecoderConfig):
+    """The smallest model there can be, for configurations that are composed and never built."""
+
+    type: Literal["test.narrow"] = "test.narrow"
+    width: int = 8
+
+    @property
+    def hidden_size(self):
+        return self.width
+
+    @property
+    def vocab_size(self):
+        return 16
+
+    def build_tokenizer(self, path=None):
+        raise RuntimeError("a configuration is checked without building anything")
+
+    def build(self, ctx):
+        raise RuntimeError("a configuration is checked without building anything")
+
+
+decoders.register(NarrowDecoderConfig)
 
 
 class MadeCorpus:

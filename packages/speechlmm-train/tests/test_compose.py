@@ -5,35 +5,11 @@ Components and presets are made by the tests: this package's tests run without t
 
 import sys
 import textwrap
-from typing import Literal
 
 import pytest
 
 from speechlmm_core.errors import ConfigError
-from speechlmm_core.interfaces.decoder import DecoderConfig, decoders
 from speechlmm_train.compose import compose_config, compose_plain, import_file
-
-
-class ComposedDecoderConfig(DecoderConfig):
-    type: Literal["test.composed"] = "test.composed"
-    width: int = 8
-
-    @property
-    def hidden_size(self):
-        return self.width
-
-    @property
-    def vocab_size(self):
-        return 16
-
-    def build_tokenizer(self, path=None):
-        raise RuntimeError("a configuration is checked without building anything")
-
-    def build(self, ctx):
-        raise RuntimeError("a configuration is checked without building anything")
-
-
-decoders.register(ComposedDecoderConfig)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +17,7 @@ def folder(tmp_path_factory):
     """A user's folder of configurations, with a preset in a group that no package ships."""
     root = tmp_path_factory.mktemp("conf")
     files = {
-        "model/text_decoder/wide.yaml": "type: test.composed\nwidth: 32\n",
+        "model/text_decoder/wide.yaml": "type: test.narrow\nwidth: 32\n",
         "model/sounds_encoder/nobody.yaml": "type: nobody\n",
         "training_setting/slow.yaml": "# @package _global_\ntraining:\n  learning_rate: 1.0e-6\n",
         "mine.yaml": """
@@ -139,7 +115,7 @@ def test_every_missing_value_and_every_wrong_key_at_once(folder):
         ("model/text_decodr=wide", "unknown group 'model/text_decodr'; did you mean 'model/text_decoder'?"),
         ("model.text_decoder.widht=3", "model.text_decoder.widht: unknown key 'widht'; did you mean 'width'?"),
         ("model.text_decoder.width=wide", "model.text_decoder.width: got 'wide'; input should be a valid integer"),
-        ("model.text_decoder.type=test.composd", "unknown decoder 'test.composd'; did you mean 'test.composed'?"),
+        ("model.text_decoder.type=test.narow", "unknown decoder 'test.narow'; did you mean 'test.narrow'?"),
         ("model.audio_encodr={type: x}", "unknown key 'audio_encodr'; did you mean 'audio_encoder'?"),
         ("training.max_step=3", "unknown key 'max_step'; did you mean 'max_steps'?"),
         ("training.lr_scheduler_kwarg={}", "did you mean 'lr_scheduler_kwargs'?"),

@@ -1,40 +1,16 @@
 """Adjustments: rules that change a composed configuration where a condition holds."""
 
 import textwrap
-from typing import Literal
 
 import pytest
 
 from speechlmm_core.errors import ConfigError
-from speechlmm_core.interfaces.decoder import DecoderConfig, decoders
 from speechlmm_train.compose import compose_config, trace
 from speechlmm_train.composing.changes import ABSENT, Change, change_lines, differences
 
-
-class AdjustedDecoderConfig(DecoderConfig):
-    type: Literal["test.adjusted"] = "test.adjusted"
-    width: int = 8
-
-    @property
-    def hidden_size(self):
-        return self.width
-
-    @property
-    def vocab_size(self):
-        return 16
-
-    def build_tokenizer(self, path=None):
-        raise RuntimeError("a configuration is checked without building anything")
-
-    def build(self, ctx):
-        raise RuntimeError("a configuration is checked without building anything")
-
-
-decoders.register(AdjustedDecoderConfig)
-
 FILES = {
-    "model/text_decoder/narrow.yaml": "type: test.adjusted\n",
-    "model/text_decoder/wide.yaml": "type: test.adjusted\nwidth: 32\n",
+    "model/text_decoder/narrow.yaml": "type: test.narrow\n",
+    "model/text_decoder/wide.yaml": "type: test.narrow\nwidth: 32\n",
     "training_setting/base.yaml": """
         # @package _global_
         training: {parallel: zero3, token_budget: 512}
@@ -176,7 +152,7 @@ def test_what_each_override_changed_is_told_in_the_order_of_composition(folder):
     lines = list(change_lines(changes))
     assert lines == [
         "model/text_decoder=wide",
-        "  model.text_decoder: ??? -> {type: test.adjusted, width: 32}",
+        "  model.text_decoder: ??? -> {type: test.narrow, width: 32}",
         "training_setting=base",
         "  training.parallel: (none) -> zero3",
         "  training.token_budget: (none) -> 512",

@@ -1,42 +1,18 @@
 """What users' files and overrides may leave out or write in their own way: packages, times, nodes, mappings."""
 
 import textwrap
-from typing import Literal
 
 import pytest
 
 from speechlmm_core.errors import ConfigError
-from speechlmm_core.interfaces.decoder import DecoderConfig, decoders
 from speechlmm_train.compose import compose_config
 from speechlmm_train.slurm_config import slurm_config
 from speechlmm_train.sweep import expand_sweep
 
-
-class FiledDecoderConfig(DecoderConfig):
-    type: Literal["test.filed"] = "test.filed"
-    width: int = 8
-
-    @property
-    def hidden_size(self):
-        return self.width
-
-    @property
-    def vocab_size(self):
-        return 16
-
-    def build_tokenizer(self, path=None):
-        raise RuntimeError("a configuration is checked without building anything")
-
-    def build(self, ctx):
-        raise RuntimeError("a configuration is checked without building anything")
-
-
-decoders.register(FiledDecoderConfig)
-
 FILES = {
-    "model/text_decoder/_filed.yaml": "type: test.filed\nwidth: 32\n",
+    "model/text_decoder/_filed.yaml": "type: test.narrow\nwidth: 32\n",
     "model/text_decoder/mine/based.yaml": "defaults: [/model/text_decoder/_filed]\n",
-    "model/text_decoder/plain.yaml": "type: test.filed\n",
+    "model/text_decoder/plain.yaml": "type: test.narrow\n",
     "training_setting/plain.yaml": """
         defaults:
           - _common

@@ -2,35 +2,12 @@
 
 import shutil
 from pathlib import Path
-from typing import Literal
 
 import pytest
 import yaml
 
-from speechlmm_core.interfaces.decoder import DecoderConfig, decoders
 from speechlmm_train.launch.record import SweepRecord
 from speechlmm_train.sweep import expand_sweep
-
-
-class SiblingDecoderConfig(DecoderConfig):
-    type: Literal["test.sibling"] = "test.sibling"
-
-    @property
-    def hidden_size(self):
-        return 8
-
-    @property
-    def vocab_size(self):
-        return 16
-
-    def build_tokenizer(self, path=None):
-        raise RuntimeError("a configuration is checked without building anything")
-
-    def build(self, ctx):
-        raise RuntimeError("a configuration is checked without building anything")
-
-
-decoders.register(SiblingDecoderConfig)
 
 SETTINGS = ("first", "second", "third")
 
@@ -41,7 +18,7 @@ def conf(tmp_path_factory):
     for name in ("model/text_decoder", "training_setting"):
         (root / name).mkdir(parents=True)
     for name in ("one", "two"):
-        (root / f"model/text_decoder/{name}.yaml").write_text("type: test.sibling\n")
+        (root / f"model/text_decoder/{name}.yaml").write_text("type: test.narrow\n")
     for name in SETTINGS:
         (root / f"training_setting/{name}.yaml").write_text(f"data: {{data_config_path: {name}}}\n")
     return root

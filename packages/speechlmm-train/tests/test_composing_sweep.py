@@ -2,43 +2,19 @@
 
 import itertools
 import textwrap
-from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from speechlmm_core.errors import ConfigError
-from speechlmm_core.interfaces.decoder import DecoderConfig, decoders
 from speechlmm_train.compose import compose_config
 from speechlmm_train.composing.overrides import products
 from speechlmm_train.sweep import expand_sweep
 
-
-class SweptDecoderConfig(DecoderConfig):
-    type: Literal["test.swept"] = "test.swept"
-    width: int = 8
-
-    @property
-    def hidden_size(self):
-        return self.width
-
-    @property
-    def vocab_size(self):
-        return 16
-
-    def build_tokenizer(self, path=None):
-        raise RuntimeError("a configuration is checked without building anything")
-
-    def build(self, ctx):
-        raise RuntimeError("a configuration is checked without building anything")
-
-
-decoders.register(SweptDecoderConfig)
-
 FILES = {
-    "model/text_decoder/small.yaml": "type: test.swept\n",
-    "model/text_decoder/large.yaml": "type: test.swept\nwidth: 32\n",
+    "model/text_decoder/small.yaml": "type: test.narrow\n",
+    "model/text_decoder/large.yaml": "type: test.narrow\nwidth: 32\n",
     "training_setting/finetune_it.yaml": "# @package _global_\ntraining: {weight_decay: 0.1, learning_rate: 7.0e-5}\n",
     "training_setting/deep/a.yaml": "# @package _global_\ntraining: {weight_decay: 0.2}\n",
     "training_setting/from_checkpoint.yaml": """

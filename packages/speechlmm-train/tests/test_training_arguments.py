@@ -2,42 +2,18 @@
 
 import dataclasses
 import typing
-from typing import Literal
 
 import pytest
 
 from speechlmm_core.errors import ConfigError
-from speechlmm_core.interfaces.decoder import DecoderConfig, decoders
 from speechlmm_train.compose import validate
 from speechlmm_train.training_arguments import DECIDED_ELSEWHERE, training_argument_types, type_fault
-
-
-class ArgumentsDecoderConfig(DecoderConfig):
-    type: Literal["test.arguments"] = "test.arguments"
-    width: int = 8
-
-    @property
-    def hidden_size(self):
-        return self.width
-
-    @property
-    def vocab_size(self):
-        return 16
-
-    def build_tokenizer(self, path=None):
-        raise RuntimeError("a configuration is checked without building anything")
-
-    def build(self, ctx):
-        raise RuntimeError("a configuration is checked without building anything")
-
-
-decoders.register(ArgumentsDecoderConfig)
 
 
 def config(width=8, stages=(), data=None, **training):
     return validate(
         {
-            "model": {"text_decoder": {"type": "test.arguments", "width": width}},
+            "model": {"text_decoder": {"type": "test.narrow", "width": width}},
             "data": data or {"train": ["a.jsonl"]},
             "training": {"output_dir": "out", **({} if stages else {"max_steps": 5}), **training},
             "stages": list(stages),
