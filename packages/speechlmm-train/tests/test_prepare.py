@@ -327,10 +327,26 @@ def many(tmp_path: Path, made: Path) -> Path:
     return spec_of(tmp_path, "type: jsonl, path: m.jsonl, name: m")
 
 
+UNHURRIED = """
+import time
+from speechlmm_train.cli.main import main
+from speechlmm_train.prepare.known import Journal
+
+append = Journal.append
+
+def append_and_wait(self, records):  # so that what ends the process finds it at work, however late it comes
+    append(self, records)
+    time.sleep(0.5)
+
+Journal.append = append_and_wait
+if __name__ == "__main__":
+    main()
+"""
+
+
 def start(spec: Path, *options: str) -> subprocess.Popen[bytes]:
-    code = "from speechlmm_train.cli.main import main\nif __name__ == '__main__': main()"
     script = spec.parent / "start.py"
-    script.write_text(code)
+    script.write_text(UNHURRIED)
     command = [sys.executable, str(script), "prepare", str(spec), "--jobs", "1", "--no-progress", *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
