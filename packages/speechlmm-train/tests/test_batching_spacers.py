@@ -3,10 +3,13 @@
 from types import SimpleNamespace
 
 import numpy as np
+import torch
+from torch import nn
 
 from speechlmm_core.data.example import Example
 from speechlmm_core.data.examples import ListExamples
 from speechlmm_train.batching.spacers import Spacers
+from speechlmm_train.parallel.touch import statistics_kept
 
 PROCESSOR = SimpleNamespace(inputs={"audio": None, "video": None})
 COMMON = {"task": "asr", "source_language": "en", "text": "a"}
@@ -40,3 +43,17 @@ def test_the_shortest_of_each_group_comes_first(monkeypatch):
 def test_an_input_that_never_comes():
     assert spacers(["audio"] * 5, [5, 4, 3, 2, 0]).numbers == {"audio": 3}
     assert spacers(["audio"] * 5, [0] * 5).numbers == {}
+
+
+def test_what_fills_up_changes_no_running_statistics():
+    torch.manual_seed(0)
+    towers = {name: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)) for name in ("audio", "video")}
+    model = SimpleNamespace(encoder=towers.get, adapter=lambda name: nn.Identity())
+    before = {name: {key: value.clone() for key, value in tower.state_dict().items()} for name, tower in towers.items()}
+    with statistics_kept(model, ["video"]):
+        outputs = {name: tower(torch.ones(2, 3).cumsum(0)) for name, tower in towers.items()}
+    assert torch.allclose(outputs["video"].mean(0), torch.zeros(4), atol=1e-6)  # by the batch's own, as in training
+    assert all(torch.equal(value, before["video"][key]) for key, value in towers["video"].state_dict().items())
+    assert not torch.equal(towers["audio"][1].running_mean, before["audio"]["1.running_mean"])
+    towers["video"](torch.ones(2, 3).cumsum(0))
+    assert int(towers["video"][1].num_batches_tracked) == 1

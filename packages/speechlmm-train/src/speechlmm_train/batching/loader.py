@@ -212,9 +212,11 @@ class _MicroBatches(Dataset[Any]):
             samples = [self._sample(*one) for one in zip(batch.rounds, batch.indices, strict=True)]
             if self.spacers is not None:
                 samples = self.spacers.fill(samples)
+            filled = tuple(dict.fromkeys(name for sample in samples[len(batch.indices) :] for name, _ in sample.media))
             tasks = np.zeros(len(samples), np.int64)  # spacers have a task as well, and no loss
             tasks[: len(batch.indices)] = self.tasks[batch.indices]
             origin = {"examples": np.asarray(batch.indices), "host_tasks": tasks, "tasks": torch.as_tensor(tasks)}
+            origin["spacers"] = filled
             return {**self.processor.collate(samples, packed=self.packed), ORIGIN: origin}
         except SpeechLMMError as exc:
             return exc

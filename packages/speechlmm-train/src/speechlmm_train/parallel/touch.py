@@ -6,7 +6,8 @@ depend on how many processes share a step. So each that the stage's data can rea
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,3 +70,27 @@ def touched(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
     """The same loss, which now depends on the parameters: their gradients are zero."""
     nothing = [parameter.flatten()[:0].sum() for parameter in parameters]
     return loss + torch.stack(nothing).sum().to(loss.dtype) if nothing else loss
+
+
+@contextmanager
+def statistics_kept(model: SpeechLMM, inputs: Collection[str]) -> Iterator[None]:
+    """Keeps what the towers of some inputs count of what they see: a spacer is not part of the data.
+
+    Args:
+        model: The model.
+        inputs: Inputs of which a micro-batch holds spacers alone.
+    """
+    towers = [tower for name in inputs for tower in (model.encoder(name), model.adapter(name))]
+    norms = [
+        module
+        for tower in towers
+        for module in tower.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and module.track_running_stats
+    ]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

@@ -27,7 +27,7 @@ from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.batching.loader import ORIGIN
 from speechlmm_train.parallel.ranks import Ranks
-from speechlmm_train.parallel.touch import give_gradients, reached, still, touched, unreached
+from speechlmm_train.parallel.touch import give_gradients, reached, statistics_kept, still, touched, unreached
 from speechlmm_train.parallel.wrap import gather_at_start, hidden, leave_whole, shard
 from speechlmm_train.parallel_names import Mode
 from speechlmm_train.trainer.best import RunState
@@ -196,7 +196,9 @@ class SpeechLMMTrainer(WatchedTrainer):
         progress = self.state.global_step / max(self.state.max_steps, 1)
         weights = {name: weight_at(weight, progress) for name, weight in self.stage.weights.items()}
         batch = {name: value for name, value in inputs.items() if name not in (ORIGIN, ITEMS)}
-        outputs = model(objective_weights=weights, loss_counts=self._counts, **batch)
+        assert isinstance(self.model, SpeechLMM)
+        with statistics_kept(self.model, inputs.get(ORIGIN, {}).get("spacers", ())):
+            outputs = model(objective_weights=weights, loss_counts=self._counts, **batch)
         self.watch.begin_batch(inputs)
         for name, loss in outputs.losses.items():
             mean = loss.sum.detach() / max(self._counts.get(loss.unit, 0), 1)
