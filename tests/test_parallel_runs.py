@@ -155,8 +155,11 @@ def test_every_encoder_under_zero_3(two, data, encoder):
         assert [r[key] for r in rows(ours)] == pytest.approx([r[key] for r in rows(theirs)], rel=1e-4), key
     found, expected = (load_file(out / "model" / "model.safetensors") for out in (ours, theirs))
     assert found.keys() == expected.keys()
-    for name, value in found.items():
-        assert torch.allclose(value, expected[name], atol=5e-4, rtol=1e-3), name
+    # Running statistics are those of the micro-batches that the first process saw: here one of the two.
+    counted = {name for name in found if name.endswith(("running_mean", "running_var", "num_batches_tracked"))}
+    assert all(int(found[name]) == 1 for name in counted if name.endswith("num_batches_tracked"))
+    for name in found.keys() - counted:
+        assert torch.allclose(found[name], expected[name], atol=5e-4, rtol=1e-3), name
     assert "spread before it is loaded: True" in two.out
     assert "spread before it is loaded: False" not in two.out
 
