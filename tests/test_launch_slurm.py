@@ -181,7 +181,8 @@ def test_the_exit_code_and_the_log_of_a_job_that_fails_reach_the_user(start, fai
 def test_a_node_that_never_comes_up_ends_the_job_with_its_name(start, place):
     # What runs on the second node is kept from starting, as by a node that hangs.
     one = 'hydra.launcher.srun_args=["--nodes=1","--ntasks=1"]'
-    code, _, err = end(start(*run("missing", "hydra.launcher.nodes=2", one, "hydra.launcher.node_timeout_s=2")))
+    shared = ("hydra.launcher.nodes=2", "training.micro_batches_per_step=2")
+    code, _, err = end(start(*run("missing", *shared, one, "hydra.launcher.node_timeout_s=2")))
     assert code == 1
     assert "1 of 2 nodes did not come up within 2 s: n1" in err
 
