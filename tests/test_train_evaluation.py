@@ -542,7 +542,7 @@ def second_rank():
     """A callback on the second rank, to which the first sends what it is told to."""
 
     def of(sent):
-        trainer = SimpleNamespace(run_state=RunState(), ranks=SecondOfTwo(1, 2, 1, sent))
+        trainer = SimpleNamespace(run_state=RunState(), ranks=SecondOfTwo(1, 2, 1, sent), stopped=False)
         training = validate(
             {"model": model(), "data": {"train": ["a"], "eval": ["a"]}, "training": BEST_OF_ONE}
         ).training
