@@ -130,11 +130,11 @@ def test_a_process_that_cannot_gather_ends_all(two, root):
 ALONE = """
 import os
 from torch import distributed
-from speechlmm_train.parallel.ranks import Ranks, variables_kept
+from speechlmm_train.parallel.ranks import Ranks, own_variables_kept
 
 before = dict(os.environ)
 for _ in range(2):
-    with variables_kept():
+    with own_variables_kept():
         Ranks.start(on_cpu=True, alone=True)
         assert os.environ["WORLD_SIZE"] == "1"
         distributed.barrier()

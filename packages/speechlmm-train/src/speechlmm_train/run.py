@@ -22,7 +22,7 @@ from speechlmm_train.config import RunConfig
 from speechlmm_train.parallel.arguments import parallel_arguments
 from speechlmm_train.parallel.kernels import use_kernels
 from speechlmm_train.parallel.loading import spread_while_loading
-from speechlmm_train.parallel.ranks import Ranks, variables_kept
+from speechlmm_train.parallel.ranks import Ranks, own_variables_kept
 from speechlmm_train.parallel.wrap import untrained
 from speechlmm_train.parallel_names import mode_of
 from speechlmm_train.preflight.budget import settle_budgets
@@ -45,7 +45,7 @@ from speechlmm_train.trainer.stage_data import StageData, open_stages
 logger = logging.getLogger(__name__)
 
 
-@variables_kept()
+@own_variables_kept()
 def run(
     config: RunConfig,
     *,

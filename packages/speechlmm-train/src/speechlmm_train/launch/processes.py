@@ -14,7 +14,8 @@ from pathlib import Path
 
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.wording import FAULT, INTERRUPTED
-from speechlmm_train.launch.surroundings import StoppingError, alarm, environment, following, passing_on
+from speechlmm_train.environment import environment
+from speechlmm_train.launch.surroundings import StoppingError, alarm, following, passing_on
 from speechlmm_train.launch.tail import Follower, tail
 
 TERMINATED = 143

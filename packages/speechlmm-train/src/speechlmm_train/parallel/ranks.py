@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from speechlmm_core.errors import OutOfStepError, SpeechLMMError
+from speechlmm_train.environment import variables_kept
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -232,17 +233,10 @@ def _alone(backend: str, limit: timedelta) -> None:
 
 
 @contextmanager
-def variables_kept() -> Iterator[None]:
+def own_variables_kept() -> Iterator[None]:
     """Leaves the variables by which processes know of each other as they were."""
-    before = {name: os.environ.get(name) for name in _OF_ONE}
-    try:
+    with variables_kept(_OF_ONE):
         yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 class _Named:
