@@ -135,7 +135,8 @@ class _Files:
         self._files: dict[str, Any] = {}
         for path in sorted(folder.glob(f"{STEM}*.safetensors")):
             file = safe_open(path, framework="pt")
-            for key in file.keys():  # noqa: SIM118 : a file, and no mapping
+            keys: list[str] = list(file.keys())
+            for key in keys:
                 name, _, part = key.rpartition(SEPARATOR)
                 self.held.setdefault(name, []).append(part)
                 self._files[key] = file
