@@ -147,12 +147,17 @@ def test_the_readmes_commands_work_after_the_demo(finished, monkeypatch, tmp_pat
     monkeypatch.setattr(
         "speechlmm_train.download.download.download", lambda wanted, *_, **__: fetched.append(wanted.name)
     )
+    imported: list[str] = []  # its own tests take over checkpoints of the first version's layout
+    importing = "speechlmm_train.import_checkpoint.importing"
+    monkeypatch.setattr(f"{importing}.plan_import", lambda first, *_, **__: imported.append(str(first)))
+    monkeypatch.setattr(f"{importing}.import_checkpoint", lambda first, *_, **__: imported.append(str(first)))
     shorter = {"run": ["training.max_steps=1", "--no-progress"], "infer": ["--max-new-tokens", "2"]}
     shorter |= {"evaluate": ["--max-new-tokens", "2"], "chat": ["--max-new-tokens", "2"]}
     for program, name, *argv in commands:
         with pytest.raises(SystemExit) as caught:
             (serve if program == "speechlmm-serve" else main)([name, *argv, *shorter.get(name, [])])
         assert caught.value.code == 0, (name, capsys.readouterr().err)
+    assert imported == ["checkpoints/speechlmm-pretrain-audio-paper_1a"] * 2
     assert fetched == ["openai/whisper-large-v3", "meta-llama/Llama-3.2-1B-Instruct"]
     exec(compile(load, "README.md", "exec"), {})
     assert capsys.readouterr().out
