@@ -94,21 +94,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         list(sys.argv[1:] if argv is None else argv), prog_name="speechlmm_train.launch.worker", standalone_mode=False
     )
     code = code if isinstance(code, int) else 0
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        _leave(code)
-    sys.exit(code)
-
-
-def _leave(code: int) -> None:
-    """Ends a rank: the group is taken down in order after success; after a fault, others may never come to that."""
-    import torch
-
-    if code == 0 and torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    elif code:
+    if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # The others may never come to where the group is taken down in order.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

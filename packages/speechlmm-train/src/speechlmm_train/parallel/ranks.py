@@ -6,7 +6,9 @@ writing a checkpoint, where one process works and the others have to hear how it
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -87,6 +89,7 @@ class Ranks:
                     f"{timeout_s:.0f} s ({' '.join(str(exc).split())[:200]}); see whether each of them, and each node, "
                     "has started, and that the port is free"
                 ) from exc
+            atexit.register(_leave)
         group = distributed.new_group(backend="gloo", timeout=limit)
         return cls(found.rank, found.world_size, found.local_rank, group, timeout_s)
 
@@ -230,6 +233,17 @@ def _alone(backend: str, limit: timedelta) -> None:
     from torch._C._distributed_c10d import HashStore  # where it comes from: torch.distributed does not list it
 
     distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=limit)
+
+
+def _leave() -> None:
+    """Takes the group down in order: what it left running could abort a process that had ended well.
+
+    After a fault the others may never come to this, and the group ends with the process.
+    """
+    from torch import distributed
+
+    if distributed.is_initialized() and getattr(sys, "last_value", None) is None:
+        distributed.destroy_process_group()
 
 
 @contextmanager
