@@ -27,6 +27,21 @@ def samples(tiny_processor, conversation):
     return [tiny_processor.sample(chat, with_answer=True) for chat in chats]
 
 
+def test_what_surrounds_the_decoder_begins_from_the_same_weights_however_that_is_built(tiny_config):
+    """Loaded in parts by ZeRO, a decoder draws no random numbers; here one draws more."""
+    found = []
+    for width in (1, 2):
+        plain = tiny_config.model_dump(mode="json")
+        plain["text_decoder"]["model"]["intermediate_size"] *= width
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = SpeechLMM.from_model_config(ModelConfig.model_validate(plain))
+        found.append({name: p for name, p in model.named_parameters() if not name.startswith("text_decoder.")})
+    one, other = found
+    assert {name.split(".")[0] for name in one} >= {"audio_encoder", "audio_adapter", "objectives"}
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def gradients(model: SpeechLMM) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 

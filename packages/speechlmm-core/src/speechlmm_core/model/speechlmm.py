@@ -59,14 +59,17 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
         for name, towers in self.model_config.inputs.items():
             self.add_module(f"{name}_encoder", towers.encoder.build(contexts[f"{name}_encoder"]))
             self.add_module(f"{name}_adapter", towers.adapter.build(contexts[f"{name}_adapter"]))
-        self.text_decoder = self.model_config.text_decoder.build(contexts["text_decoder"])
-        self.objectives = nn.ModuleDict()
+        objectives = nn.ModuleDict()
         for name, objective in self.model_config.all_objectives.items():
             module = objective.build(contexts[f"objectives.{name}"])
             module.name = name
-            if hasattr(self.objectives, name):
+            if hasattr(objectives, name):
                 raise ConfigError(f"an objective may not be called {name!r}, as torch uses that name; choose another")
-            self.objectives[name] = module
+            objectives[name] = module
+        # Built last: a decoder that ZeRO spreads as it is loaded draws no random numbers, and all else has to begin
+        # from the same weights nevertheless.
+        self.text_decoder = self.model_config.text_decoder.build(contexts["text_decoder"])
+        self.objectives = objectives
         self.frozen_modules: tuple[str, ...] = ()
         self.modes: Modes | None = None
         self.base_sources: dict[str, dict[str, Any]] = {}
