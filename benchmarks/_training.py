@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import statistics
@@ -40,6 +41,24 @@ def medium_model() -> dict[str, Any]:
 
 
 MODELS = {"demo": demo_model, "medium": medium_model}
+
+
+def cpu_run(manifest: Path, out: Path, options: argparse.Namespace, **training: Any) -> dict[str, Any]:
+    """A run on the CPU at a constant rate, which keeps nothing.
+
+    Args:
+        manifest: What it trains on.
+        out: Its folder.
+        options: `model`, one of `MODELS`; `dtype`, ``bfloat16`` or another.
+        **training: Further settings.
+    """
+    own = {"use_cpu": True, "lr_scheduler_type": "constant", "save_steps": None, "report_to": []}
+    own |= {"output_dir": str(out), "bf16": options.dtype == "bfloat16"}
+    return {
+        "model": MODELS[options.model](),
+        "data": {"train": [str(manifest)]},
+        "training": own | training,
+    }
 
 
 def make_corpus(folder: Path, seconds: NDArray[np.float64], seed: int = 0) -> Path:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from _bench import check_equal, report
-from _training import LORA, MODELS, Steps, clocked, make_corpus, medians, quiet
+from _training import LORA, MODELS, Steps, clocked, cpu_run, make_corpus, medians, quiet
 from batch_plan import LAWS
 from transformers import Trainer
 
@@ -42,24 +42,11 @@ GRAD_NORM = 1.0
 
 def config(manifest: Path, out: Path, options: argparse.Namespace) -> dict[str, Any]:
     """The run."""
-    return {
-        "model": MODELS[options.model](),
-        "data": {"train": [str(manifest)]},
-        "training": {
-            "output_dir": str(out),
-            "max_steps": options.steps,
-            "token_budget": options.budget,
-            "lora_adapters": LORA if options.lora else [],
-            "num_workers": 1,
-            "bf16": options.dtype == "bfloat16",
-            "use_cpu": True,
-            "lr_scheduler_type": "constant",
-            "max_grad_norm": GRAD_NORM,
-            "logging_steps": LOGGING,
-            "save_steps": None,
-            "report_to": [],
-        },
-    }
+    lengths = {"max_steps": options.steps, "token_budget": options.budget, "num_workers": 1}
+    adapters = LORA if options.lora else []
+    return cpu_run(
+        manifest, out, options, **lengths, lora_adapters=adapters, max_grad_norm=GRAD_NORM, logging_steps=LOGGING
+    )
 
 
 def bare(checked: Any, batches: list[dict[str, Any]], examples: list[Any], options: argparse.Namespace) -> Any:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from _bench import check_equal, report
-from _training import LORA, MODELS, Steps, clocked, make_corpus, medians, quiet
+from _training import LORA, MODELS, Steps, clocked, cpu_run, make_corpus, medians, quiet
 from batch_plan import LAWS
 from torch import nn
 from torch.utils.data import Dataset
@@ -45,22 +45,8 @@ WARMUP = 2
 
 def config(manifest: Path, out: Path, options: argparse.Namespace, *, budget: int, steps: int) -> dict[str, Any]:
     """The run."""
-    return {
-        "model": MODELS[options.model](),
-        "data": {"train": [str(manifest)]},
-        "training": {
-            "output_dir": str(out),
-            "max_steps": steps,
-            "token_budget": budget,
-            "lora_adapters": LORA,
-            "num_workers": 1,
-            "bf16": options.dtype == "bfloat16",
-            "use_cpu": True,
-            "lr_scheduler_type": "constant",
-            "save_steps": None,
-            "report_to": [],
-        },
-    }
+    lengths = {"max_steps": steps, "token_budget": budget, "num_workers": 1}
+    return cpu_run(manifest, out, options, **lengths, lora_adapters=LORA)
 
 
 class Clips(Dataset[Any]):

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from _bench import check_equal, report
-from _training import MODELS, make_corpus
+from _training import MODELS, cpu_run, make_corpus
 from batch_plan import LAWS
 
 CLIPS = 64
@@ -27,22 +27,8 @@ CLIPS = 64
 
 def config(manifest: Path, out: Path, options: argparse.Namespace) -> dict[str, Any]:
     """The run."""
-    return {
-        "model": MODELS[options.model](),
-        "data": {"train": [str(manifest)]},
-        "training": {
-            "output_dir": str(out),
-            "max_steps": options.steps,
-            "token_budget": options.budget,
-            "micro_batches_per_step": 2,
-            "bf16": options.dtype == "bfloat16",
-            "use_cpu": True,
-            "lr_scheduler_type": "constant",
-            "logging_steps": options.steps // 3,
-            "save_steps": None,
-            "report_to": [],
-        },
-    }
+    steps = {"max_steps": options.steps, "micro_batches_per_step": 2, "logging_steps": options.steps // 3}
+    return cpu_run(manifest, out, options, token_budget=options.budget, **steps)
 
 
 def train(manifest: Path, out: Path, options: argparse.Namespace, processes: int) -> tuple[float, float]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from tiny_runs import tiny_decoder, tiny_encoder, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -82,37 +83,7 @@ def run_script(tmp_path_factory):
 
 
 NOISE_RATE = 16_000
-NOISE_MODEL = {
-    "audio_encoder": {
-        "type": "whisper_unrestricted",
-        "model": {
-            "num_mel_bins": 16,
-            "d_model": 32,
-            "encoder_layers": 1,
-            "encoder_attention_heads": 2,
-            "encoder_ffn_dim": 64,
-            "max_source_positions": 200,
-            "dropout": 0.0,
-        },
-    },
-    "audio_adapter": {"type": "mlp", "stack": 2, "num_layers": 1},
-    "text_decoder": {
-        "type": "causal_lm",
-        "tokenizer": "bytes",
-        "chat_template": "chatml",
-        "model": {
-            "model_type": "llama",
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "max_position_embeddings": 512,
-            "tie_word_embeddings": False,
-        },
-    },
-    "objectives": {"ctc": {"type": "ctc", "weight": 0.5}},
-}
+NOISE_MODEL = tiny_model(tiny_encoder(), tiny_decoder(tie_word_embeddings=False), ctc=0.5)
 
 
 def _make_noise(root):

@@ -7,6 +7,7 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file
+from tiny_runs import rows, run_jobs
 
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.compose import compose_plain, validate
@@ -96,17 +97,8 @@ def jobs(data):
 @pytest.fixture(scope="module")
 def two(data, jobs, run_script):
     """The output folders of what two processes did."""
-    files = []
-    for name, plain in jobs.items():
-        (data / f"{name}.json").write_text(json.dumps(plain))
-        files.append(data / f"{name}.json")
-    done = run_script(ALL, *files, timeout=500)
-    assert done.code == 0, done.err[-6000:]
+    run_jobs(run_script, ALL, data, jobs)
     return data
-
-
-def rows(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def figures(out, key):

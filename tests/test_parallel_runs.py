@@ -9,6 +9,7 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file
+from tiny_runs import rows, run_jobs
 
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_train.compose import compose_plain, validate
@@ -130,17 +131,7 @@ def two(data, run_script):
         jobs[f"half-{mode}"] = evaluated(data, f"half-{mode}", *half)
     jobs["broken"] = plain_of(data, "broken", "whisper_unrestricted", "training.max_steps=1", manifest="broken")
     jobs["again"] = plain_of(data, "eval-ddp", "whisper_unrestricted", "training.max_steps=1")
-    files = []
-    for name, plain in jobs.items():
-        (data / f"{name}.json").write_text(json.dumps(plain))
-        files.append(data / f"{name}.json")
-    done = run_script(ALL, *files, timeout=500)
-    assert done.code == 0, done.err[-6000:]
-    return done
-
-
-def rows(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return run_jobs(run_script, ALL, data, jobs)
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)

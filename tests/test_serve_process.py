@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from tiny_runs import tiny_encoder
 
 from speechlmm_core.checkpoint.save import save_model
 from speechlmm_core.config import ModelConfig
@@ -23,17 +24,7 @@ from speechlmm_core.processor.processor import SpeechLMMProcessor
 
 SERVE = str(Path(sys.executable).with_name("speechlmm-serve"))
 MODEL = {
-    "audio_encoder": {
-        "type": "whisper_unrestricted",
-        "model": {
-            "num_mel_bins": 16,
-            "d_model": 32,
-            "encoder_layers": 1,
-            "encoder_attention_heads": 2,
-            "encoder_ffn_dim": 64,
-            "max_source_positions": 750,
-        },
-    },
+    "audio_encoder": tiny_encoder(frames=750),
     "audio_adapter": {"type": "mlp", "stack": 2, "num_layers": 1},
     "text_decoder": {"type": "causal_lm"},
 }

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+from tiny_runs import rows
 from transformers import TrainerControl
 
 from speechlmm_core.data.example import Example
@@ -103,10 +104,6 @@ def plain(corpus, out, *, data=None, stages=None, **training):
 def go(*args, resume=False, **kwargs):
     config = plain(*args, **kwargs)
     return run(validate(config), plain=config, resume=resume, progress=False)
-
-
-def rows(out):
-    return [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture

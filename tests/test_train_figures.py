@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from types import ModuleType
 
 import pytest
 import torch
+from tiny_runs import rows
 
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
@@ -59,10 +59,6 @@ def trained(noise, tmp_path_factory):
         patch.setitem(sys.modules, "wandb", wandb)
         report = run(validate(config), plain=config, progress=False)
     return out, config, wandb, report
-
-
-def rows(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")

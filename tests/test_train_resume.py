@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file
+from tiny_runs import tiny_decoder, tiny_encoder, tiny_model
 
 from speechlmm_core.errors import ConfigError
 from speechlmm_train.compose import validate
@@ -148,21 +149,8 @@ def corpus(tmp_path_factory):
 
 
 def model(dropout=0.2):
-    sizes = {"num_mel_bins": 16, "d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2}
-    encoder = {**sizes, "encoder_ffn_dim": 30, "max_source_positions": 200, "dropout": dropout}
-    decoder = {"model_type": "llama", "hidden_size": 24, "intermediate_size": 50, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512}
-    return {
-        "audio_encoder": {"type": "whisper_unrestricted", "model": encoder},
-        "audio_adapter": {"type": "mlp", "stack": 2, "num_layers": 1},
-        "text_decoder": {
-            "type": "causal_lm",
-            "tokenizer": "bytes",
-            "chat_template": "chatml",
-            "model": {**decoder, **heads, "attention_dropout": dropout},
-        },
-        "objectives": {"ctc": {"type": "ctc", "weight": 0.3}},
-    }
+    decoder = tiny_decoder(width=24, layers=2, attention_dropout=dropout)
+    return tiny_model(tiny_encoder(width=16, dropout=dropout), decoder, ctc=0.3)
 
 
 def plain(corpus, out, *, stages=STAGES, **training):

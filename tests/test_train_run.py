@@ -13,6 +13,8 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file
+from tiny_runs import rows as metrics
+from tiny_runs import tiny_decoder, tiny_encoder, tiny_model
 
 from speechlmm_core.errors import CheckpointError, ConfigError, DataError
 from speechlmm_train.compose import validate
@@ -47,21 +49,7 @@ def corpus(tmp_path_factory):
 
 
 def model(dropout=0.0):
-    sizes = {"num_mel_bins": 16, "d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2}
-    encoder = {**sizes, "encoder_ffn_dim": 64, "max_source_positions": 200, "dropout": dropout}
-    decoder = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512}
-    return {
-        "audio_encoder": {"type": "whisper_unrestricted", "model": encoder},
-        "audio_adapter": {"type": "mlp", "stack": 2, "num_layers": 1},
-        "text_decoder": {
-            "type": "causal_lm",
-            "tokenizer": "bytes",
-            "chat_template": "chatml",
-            "model": {**decoder, **heads, "attention_dropout": dropout},
-        },
-        "objectives": {"ctc": {"type": "ctc", "weight": [[0, 1], [1, 0.5]]}},
-    }
+    return tiny_model(tiny_encoder(dropout=dropout), tiny_decoder(attention_dropout=dropout), ctc=[[0, 1], [1, 0.5]])
 
 
 def plain(corpus, out, *, stages=None, dropout=0.0, manifest="speech.jsonl", **training):
@@ -84,10 +72,6 @@ def plain(corpus, out, *, stages=None, dropout=0.0, manifest="speech.jsonl", **t
 def go(*args, resume=False, overwrite=False, **kwargs):
     config = plain(*args, **kwargs)
     return run(validate(config), plain=config, resume=resume, overwrite=overwrite, progress=False)
-
-
-def metrics(out):
-    return [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
 
 
 def weights(out):

@@ -7,6 +7,7 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file
+from tiny_runs import rows
 
 from speechlmm_core.errors import CheckpointError, ConfigError
 from speechlmm_core.model.describe import meta_model
@@ -63,10 +64,6 @@ def go(data, out, *overrides, manifest="speech", resume=False, groups=None, last
 
 def weights(out):
     return load_file(out / "model" / "model.safetensors")
-
-
-def rows(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_text_and_speech_mixed_while_the_language_models_loss_has_no_weight(data, tmp_path):

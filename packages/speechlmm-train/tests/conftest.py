@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import textwrap
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -103,6 +105,20 @@ def write_aac(path: Path, samples: np.ndarray, rate: int) -> None:
             frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
+
+
+@pytest.fixture(scope="session")
+def preset_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Mapping[str, str]], Path]:
+    """Writes a user's folder of presets: texts by path, which may be indented."""
+
+    def write(files: Mapping[str, str]) -> Path:
+        root = tmp_path_factory.mktemp("conf")
+        for name, text in files.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(textwrap.dedent(text).lstrip("\n"))
+        return root
+
+    return write
 
 
 @pytest.fixture

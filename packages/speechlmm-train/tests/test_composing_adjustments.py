@@ -1,7 +1,5 @@
 """Adjustments: rules that change a composed configuration where a condition holds."""
 
-import textwrap
-
 import pytest
 
 from speechlmm_core.errors import ConfigError
@@ -60,12 +58,8 @@ FILES = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("conf")
-    for name, text in FILES.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(textwrap.dedent(text))
-    return root
+def folder(preset_folder):
+    return preset_folder(FILES)
 
 
 NEEDED = ["data.train=[a.jsonl]", "training.max_steps=5", "model/text_decoder=wide"]

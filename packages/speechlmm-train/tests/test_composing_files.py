@@ -1,7 +1,5 @@
 """What users' files and overrides may leave out or write in their own way: packages, times, nodes, mappings."""
 
-import textwrap
-
 import pytest
 
 from speechlmm_core.errors import ConfigError
@@ -45,12 +43,8 @@ FILES = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("conf")
-    for name, text in FILES.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(textwrap.dedent(text).lstrip("\n"))
-    return root
+def folder(preset_folder):
+    return preset_folder(FILES)
 
 
 DATA = ["data.train=[a.jsonl]", "training.max_steps=5"]

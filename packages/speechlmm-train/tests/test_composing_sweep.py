@@ -1,7 +1,6 @@
 """Sweeps, the names of runs and their folders, launchers, and what a fine-tuning starts from."""
 
 import itertools
-import textwrap
 
 import pytest
 from hypothesis import given
@@ -31,12 +30,8 @@ FILES = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("conf")
-    for name, text in FILES.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(textwrap.dedent(text))
-    return root
+def folder(preset_folder):
+    return preset_folder(FILES)
 
 
 @pytest.fixture(autouse=True)
