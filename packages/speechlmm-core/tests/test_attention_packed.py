@@ -17,6 +17,7 @@ from transformers import (
     SmolLM3Config,
 )
 
+from speechlmm_core.attention import varlen
 from speechlmm_core.attention.packed import NAME, check_family, packed_attention, packed_attention_forward, register
 from speechlmm_core.attention.segments import MIN_BLOCK, attend_segments
 from speechlmm_core.errors import ConfigError
@@ -252,6 +253,52 @@ def test_segments_equal_one_dense_matrix(window, sinks, softcap):
     options = {"window": window, "softcap": softcap, "sinks": torch.randn(4) if sinks else None, "scale": 0.3}
     got = attend_segments(query, key, value, lengths, **options)
     torch.testing.assert_close(got, naive(query, key, value, lengths, **options), rtol=0, atol=1e-5)
+
+
+def kernel_for_half_precision(given):
+    """Stands for flash-attn's kernel on the CPU; notes what it is given."""
+
+    def attend(query, key, value, cu_seqlens, *_, softmax_scale, window_size, softcap, **options):
+        given.append([query.dtype, key.dtype, value.dtype])
+        assert options["causal"]
+        lengths = cu_seqlens.diff().tolist()
+        window = None if window_size[0] < 0 else window_size[0] + 1
+        rows = (tensor.float().transpose(0, 1)[None] for tensor in (query, key, value))
+        return naive(*rows, lengths, window, softcap or None, None, softmax_scale)[0].to(query.dtype)
+
+    return attend
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "gemma3", "gemma2", "gpt_neox", "smollm3"])
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_under_autocast_kernels_get_half_precision(family, recomputed, monkeypatch):
+    """Rotary embeddings in fp32 must not keep queries and keys from kernels that take half precision alone."""
+    given = []
+    kernel = kernel_for_half_precision(given)
+    monkeypatch.setattr(varlen, "_flash_attn", lambda device, dtype: kernel if dtype == torch.bfloat16 else None)
+    model = tiny(FAMILIES[family], "eager")
+    embeds = torch.randn(1, sum(LENGTHS), 32)
+    exact = loss_and_gradients(padded_logits, model, embeds)
+    with torch.autocast("cpu", torch.bfloat16):
+        padded = loss_and_gradients(padded_logits, model, embeds)
+        if recomputed:
+            model.train().activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        packed = loss_and_gradients(packed_logits, model, embeds)
+    assert given == [[torch.bfloat16] * 3] * 2 * (2 if recomputed else 1)
+    assert packed[2].keys() == exact[2].keys()
+    flat = [
+        torch.cat([found[0].flatten(), *(g.flatten() for g in found[2].values())]) for found in (exact, padded, packed)
+    ]
+    rounding = (flat[1] - flat[0]).norm()
+    assert 0 < (flat[2] - flat[0]).norm() < 1.5 * rounding  # no further from fp32 than the padded way is
+    torch.testing.assert_close(packed[1], padded[1], rtol=2e-3, atol=0)
+
+
+def test_under_autocast_segments_equal_padded():
+    model = tiny(FAMILIES["llama"], "sdpa")
+    embeds = torch.randn(1, sum(LENGTHS), 32)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        torch.testing.assert_close(packed_logits(model, embeds), padded_logits(model, embeds), rtol=2e-2, atol=1e-2)
 
 
 def test_dropout_is_applied():

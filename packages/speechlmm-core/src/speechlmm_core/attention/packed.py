@@ -239,7 +239,8 @@ def packed_attention_forward(
     longest = max(segment_lengths, default=0)
     window = sliding_window if sliding_window is not None and sliding_window < longest else None
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    if query.is_cuda and s_aux is None:
+    query, key, value = _as_multiplied(query, key, value)
+    if s_aux is None:
         out = attend_varlen(
             query,
             key,
@@ -265,3 +266,16 @@ def packed_attention_forward(
         sinks=s_aux,
     )
     return out, None
+
+
+def _as_multiplied(*tensors: Tensor) -> list[Tensor]:
+    """Queries, keys and values in the type in which autocast multiplies, as it would hand them to a product itself.
+
+    Rotary embeddings are fp32 under autocast and make queries and keys so, while values come from a projection in half
+    precision; kernels for variable lengths are no operators that autocast knows, and take half precision alone.
+    """
+    device = tensors[0].device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors]

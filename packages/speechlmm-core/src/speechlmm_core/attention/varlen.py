@@ -30,8 +30,10 @@ def _flash_attn(device: torch.device, dtype: torch.dtype) -> Callable[..., Tenso
 
 @cache
 def _torch_varlen(device: torch.device) -> Callable[..., Any] | None:
-    """Torch's kernel, if this release's takes a scale, a window and grouped heads, and the GPU can run it."""
-    if find_spec("torch.nn.attention.varlen") is None or torch.cuda.get_device_capability(device) < FLASH_CAPABILITY:
+    """Torch's kernel, if this release's takes a scale, a window and grouped heads, and the device can run it."""
+    if device.type != "cuda" or find_spec("torch.nn.attention.varlen") is None:
+        return None
+    if torch.cuda.get_device_capability(device) < FLASH_CAPABILITY:
         return None
     from torch.nn.attention.varlen import varlen_attn
 
@@ -71,10 +73,14 @@ def attend_varlen(
         return None
     if query.shape[-1] != value.shape[-1] or query.shape[-1] % 8 != 0:
         return None
+    flash = _flash_attn(query.device, query.dtype)
+    varlen = None if flash is not None else _torch_varlen(query.device)
+    # Windows shorter than a segment go segment by segment in torch's: releases differ in what they count.
+    if flash is None and (varlen is None or dropout or softcap is not None or window is not None):
+        return None
     flat = [tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value)]  # (N, H, D), (N, K, D) twice
     # The kernels count the positions to the left of a query, without itself.
     left = -1 if window is None else window - 1
-    flash = _flash_attn(query.device, query.dtype)
     if flash is not None:
         out = flash(
             *flat,
@@ -89,10 +95,7 @@ def attend_varlen(
             softcap=softcap or 0.0,
         )
         return out[None]  # (1, N, H, D)
-    varlen = _torch_varlen(query.device)
-    # Windows shorter than a segment go segment by segment here: releases differ in what they count.
-    if varlen is None or dropout or softcap is not None or window is not None:
-        return None
+    assert varlen is not None
     out = varlen(
         *flat,
         cu_seqlens,
