@@ -222,6 +222,39 @@ def test_a_picture_of_the_run(trained, tmp_path, caplog):
     assert not caplog.records
 
 
+class Clock:
+    """What the meter takes for the time."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr("speechlmm_train.trainer.meter.time.perf_counter", lambda: self.now)
+
+
+def test_time_is_counted_from_the_first_step_on(trained, monkeypatch):
+    """Not from when the trainer was made: until the first step, models are spread and optimisers read."""
+    processor = SpeechLMMProcessor.from_config(validate(trained[1]).model)
+    clock = Clock(monkeypatch)
+    meter = Meter(processor, "train", None, RunState())
+    clock.now = 100.0
+    with meter.paused():
+        clock.now = 130.0
+    for step in range(2):
+        meter.begin(step)
+        clock.now += 1.5
+        meter.measure([], {})
+    clock.now += 1.0
+    first = meter.figures({"learning_rate": 0.1}, 2, device=torch.device("cpu"), ranks=Ranks())
+    assert first["train/step_seconds"] == pytest.approx(2.0)
+    clock.now += 0.5  # from one line to the next, everything counts
+    meter.begin(2)
+    with meter.paused():
+        clock.now += 9.0
+    clock.now += 0.25
+    meter.measure([], {})
+    second = meter.figures({"learning_rate": 0.1}, 3, device=torch.device("cpu"), ranks=Ranks())
+    assert second["train/step_seconds"] == pytest.approx(0.75)
+
+
 class Together(Ranks):
     """One of two processes whose sums are added up."""
 
@@ -239,13 +272,14 @@ def test_figures_of_several_ranks_are_those_of_one(trained, monkeypatch):
     model = build_model(config, None)
     batches = [next(iterator) for iterator in [iter(stage.batches(0, rank=0))] for _ in range(4)]
     use = Utilisation(lambda sums: 1e9 * sums["positions"], 1e12)
-    monkeypatch.setattr("speechlmm_train.trainer.meter.time.perf_counter", lambda: 5.0)
+    clock = Clock(monkeypatch)
 
     def meter_of(own):
         meter = Meter(processor, "train", stage.mixture, RunState(), objectives=list(WEIGHTS), utilisation=use)
-        meter._since = 3.0  # two seconds ago
+        clock.now = 3.0
         meter.begin(0)
-        meter.measure(own)
+        clock.now = 5.0
+        meter.measure(own, {unit: sum(one["num_items"][unit] for one in batches) for unit in UNITS.values()})
         for batch in own:
             for name, loss in model(
                 **{k: v for k, v in batch.items() if k not in ("origin", "items_by_sample")}

@@ -63,6 +63,7 @@ class Meter:
         self.grad_norms: dict[str, Tensor] = {}
         """Norms of the parts' gradients of the step that will be logged."""
         self._counted = -1
+        self._since: float | None = None
         self._anew()
 
     def _anew(self) -> None:
@@ -70,12 +71,13 @@ class Meter:
         self._total: Tensor | None = None
         self._steps, self._waited = 0, 0.0
         self.grad_norms = {}
-        self._since = time.perf_counter()
 
     def begin(self, step: int) -> None:
-        """A step begins; what was drawn is counted from the first one on."""
+        """A step begins; time, and what was drawn, are counted from the first one on."""
         if self._counted < 0:
             self._counted = step
+        if self._since is None:
+            self._since = time.perf_counter()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -84,10 +86,16 @@ class Meter:
         yield
         self._waited += time.perf_counter() - began
 
-    def measure(self, batches: Sequence[Mapping[str, Any]]) -> None:
-        """Takes the micro-batches of a step, while they are on the host."""
+    def measure(self, batches: Sequence[Mapping[str, Any]], counts: Mapping[str, int]) -> None:
+        """Takes the micro-batches of a step, while they are on the host.
+
+        Args:
+            batches: This rank's.
+            counts: How often each unit of a loss comes in the step, over all ranks.
+        """
         for batch in batches:
             self._work.add(batch)
+        self._losses.begin_step(counts)
         self._steps += 1
 
     def add_loss(self, name: str, loss: Loss, mean: Tensor, batch: Mapping[str, Any]) -> None:
@@ -121,7 +129,8 @@ class Meter:
         own = [*work.values(), self._waited, *read([total, *self._losses.tensors(device)], device)]
         heard = ranks.gather((own, _peak_memory(device)))
         # From here on: on a GPU, what was read above has been computed by now, and not only asked for.
-        seconds = max(time.perf_counter() - self._since, 1e-9)
+        now = time.perf_counter()
+        seconds = max(now - (now if self._since is None else self._since), 1e-9)
         values = [sum(column) for column in zip(*(one for one, _ in heard), strict=True)]
         sums = dict(zip(work, values, strict=False))
         waited, loss = values[len(work) : len(work) + 2]
@@ -144,6 +153,7 @@ class Meter:
             figures |= {f"train/grad_norm/{part}": norm for part, norm in zip(self.grad_norms, norms, strict=True)}
         self.count_drawn(step)
         self._anew()
+        self._since = time.perf_counter()
         return figures
 
     def _speed(self, sums: Mapping[str, float], seconds: float, steps: int, world_size: int) -> dict[str, float]:
@@ -183,7 +193,8 @@ class Meter:
         try:
             yield
         finally:
-            self._since += time.perf_counter() - began
+            if self._since is not None:
+                self._since += time.perf_counter() - began
 
 
 def _peak_memory(device: torch.device) -> int:

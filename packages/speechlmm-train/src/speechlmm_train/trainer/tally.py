@@ -5,6 +5,7 @@ Shapes: S samples, T tasks, B media.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -89,6 +90,12 @@ class Losses:
         self._sums: dict[str, Tensor] = {}
         self._counts = {name: np.zeros(len(self.tasks)) for name in self.objectives}
         self._unknown = dict.fromkeys(self.objectives, 0.0)
+        self._units: dict[str, str] = {}
+        self._steps_with: Counter[str] = Counter()
+
+    def begin_step(self, counts: Mapping[str, int]) -> None:
+        """Takes how often each unit comes in a step, over all ranks and micro-batches."""
+        self._steps_with.update(unit for unit, count in counts.items() if count)
 
     def add(self, name: str, loss: Loss, mean: Tensor, batch: Mapping[str, Any]) -> None:
         """Takes an objective's loss of a micro-batch.
@@ -100,6 +107,7 @@ class Losses:
             batch: The micro-batch; what the loader says of its samples may be missing.
         """
         mean = mean.detach()
+        self._units[name] = loss.unit
         self._means[name] = self._means[name] + mean if name in self._means else mean
         origin, items = batch.get(ORIGIN), batch.get(ITEMS)
         if origin is None or items is None or loss.unit not in items or not self.tasks:
@@ -119,7 +127,10 @@ class Losses:
         nothing = torch.zeros(len(self.tasks), device=device)
         means = [self._means.get(name, torch.zeros((), device=device)).reshape(1) for name in self.objectives]
         sums = [self._sums.get(name, nothing) for name in self.objectives]
-        host = np.concatenate([*self._counts.values(), list(self._unknown.values())])
+        # Every rank counts the same steps, but only one that has met an objective knows its unit.
+        met = [float(name in self._units) for name in self.objectives]
+        steps = [float(self._steps_with[self._units[name]] if name in self._units else 0) for name in self.objectives]
+        host = np.concatenate([*self._counts.values(), list(self._unknown.values()), met, steps])
         return [*means, *sums, torch.as_tensor(host, device=device)]
 
     def figures(self, values: Sequence[float], steps: int) -> dict[str, float]:
@@ -130,17 +141,20 @@ class Losses:
             steps: Steps that they are of.
 
         Returns:
-            Each objective's mean over the steps, by its name; and `<task>/<objective>`, over all units of the task. An
-            objective of which not every loss could be told apart has none of the latter.
+            Each objective's mean over the steps that have something for it to learn from, by its name; and
+            `<task>/<objective>`, over all units of the task. An objective of which not every loss could be told apart
+            has none of the latter.
         """
         found: dict[str, float] = {}
         count, tasks = len(self.objectives), len(self.tasks)
         means, rest = values[:count], list(values[count:])
-        sums, counts, unknown = rest[: count * tasks], rest[count * tasks : -count], rest[-count:]
+        sums, rest = rest[: count * tasks], rest[count * tasks :]
+        counts, rest = rest[: count * tasks], rest[count * tasks :]
+        unknown, met, steps_with = (rest[at * count : (at + 1) * count] for at in range(3))
         for place, name in enumerate(self.objectives):
-            computed = any(counts[place * tasks : (place + 1) * tasks]) or unknown[place]
-            if computed or means[place]:
-                found[name] = means[place] / steps
+            own = steps_with[place] / max(met[place], 1)
+            if own or means[place]:
+                found[name] = means[place] / (own or steps)
             for number, task in enumerate(self.tasks):
                 at = place * tasks + number
                 if task and counts[at] and not unknown[place]:

@@ -161,7 +161,7 @@ class SpeechLMMTrainer(WatchedTrainer):
         batches, counts = fetched
         self._counts = {unit: sum(one.get(unit, 0) for one in counts) for one in counts for unit in one}
         self.stop_agreed = self._counts.pop(STOP) > 0
-        self.meter.measure(batches)
+        self.meter.measure(batches, self._counts)
         self.watch.begin()
         self._number = self.args.process_index
         return batches, None
