@@ -51,6 +51,36 @@ def test_inputs_follow_to_where_a_part_lies(saved):
     assert model.device.type == "cpu"
 
 
+def test_no_part_passes_through_the_device_of_what_is_around_it(saved):
+    """What has been on the meta device has no values any more."""
+    model, block = SpeechLMM.from_pretrained(saved), "text_decoder.model.model.layers.1"
+    before = {name: value.clone() for name, value in model.get_submodule(block).state_dict().items()}
+    place(model, {"": "meta", block: "cpu"})
+    after = model.get_submodule(block).state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    rest = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    assert {value.device.type for name, value in rest.items() if not name.startswith(f"{block}.")} == {"meta"}
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_weights_that_parts_share_stay_one(saved, device):
+    model = SpeechLMM.from_pretrained(saved)
+    body = model.text_decoder.model
+    body.lm_head.weight = body.model.embed_tokens.weight
+    place(model, {"": device, "text_decoder.model.model.layers.1": "cpu"})
+    assert body.lm_head.weight is body.model.embed_tokens.weight
+    assert body.lm_head.weight.device.type == device
+
+
+def test_parts_that_share_a_weight_cannot_lie_apart(saved):
+    model = SpeechLMM.from_pretrained(saved)
+    body = model.text_decoder.model
+    body.lm_head.weight = body.model.embed_tokens.weight
+    with pytest.raises(ConfigError, match="embed_tokens' and .*lm_head' share one weight"):
+        place(model, {"": "cpu", "text_decoder.model.lm_head": "meta"})
+    assert not body.model.embed_tokens.weight.is_meta
+
+
 def test_everything_that_holds_tensors_is_moved():
     features = Features(torch.zeros(1, 2, 3), torch.tensor([2]), {"weights": torch.ones(1, 2)})
     there = moved({"one": (features, 3), "two": [torch.zeros(1)]}, torch.device("meta"))
@@ -101,6 +131,17 @@ def test_blocks_go_to_the_next_gpu_when_one_is_full(saved, monkeypatch, free, ex
 def test_the_name_for_all_gpus():
     assert device_arguments("all") == {"device_map": "auto"}
     assert device_arguments("cpu") == {"device": torch.device("cpu")}
+
+
+@pytest.mark.gpu
+def test_a_gpu_never_holds_what_lies_elsewhere(saved):
+    model = SpeechLMM.from_pretrained(saved)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    place(model, {"": "cuda:0", "text_decoder.model.model.layers.0": "cpu", "text_decoder.model.model.layers.1": "cpu"})
+    held = torch.cuda.memory_allocated() - before
+    assert held
+    assert torch.cuda.max_memory_allocated() - before == held
 
 
 @pytest.mark.gpu

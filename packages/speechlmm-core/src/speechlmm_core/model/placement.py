@@ -29,13 +29,12 @@ def place(model: SpeechLMM, device_map: DeviceMap) -> None:
         device_map: Where the parts go.
 
     Raises:
-        ConfigError: A name is of no part, a device does not exist, or the model is too large for all GPUs together.
+        ConfigError: A name is of no part, a device does not exist, parts on several devices share a weight, or the
+            model is too large for all GPUs together.
     """
     wanted = automatic(model) if device_map == "auto" else _checked(model, device_map)
     main = _device_of("text_decoder", wanted)
-    with_parts = {"", "text_decoder", *wanted}
-    for name in sorted(with_parts, key=lambda name: name.count(".") if name else -1):  # the outer ones first
-        model.get_submodule(name).to(_device_of(name, wanted))
+    _spread(model, wanted)
     for name in wanted:
         if name in ("", "text_decoder"):
             continue  # what is put into them is where they begin
@@ -121,6 +120,29 @@ def _checked(model: SpeechLMM, device_map: DeviceMap) -> dict[str, torch.device]
         except (RuntimeError, AssertionError) as exc:
             raise ConfigError(f"device_map: {name!r}: there is no device {device!r} here") from exc
     return found
+
+
+def _spread(model: nn.Module, wanted: Mapping[str, torch.device]) -> None:
+    """Moves each module's own tensors, and none of its parts': what does not fit on the outer device never comes there.
+
+    Raises:
+        ConfigError: Modules on several devices share a parameter.
+    """
+    holders: dict[int, list[tuple[str, nn.Module, str]]] = {}
+    for name, module in model.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            holders.setdefault(id(parameter), []).append((name, module, key))
+    shared = [found for found in holders.values() if len(found) > 1]
+    for found in shared:
+        if len({_device_of(name, wanted) for name, _, _ in found}) > 1:
+            names = " and ".join(repr(name) for name, _, _ in found)
+            raise ConfigError(f"device_map: {names} share one weight; name one device for them")
+    for name, module in model.named_modules():
+        device = _device_of(name, wanted)
+        module._apply(lambda tensor, device=device: tensor.to(device), recurse=False)
+    for (_, first, own), *others in shared:
+        for _, module, key in others:
+            module._parameters[key] = first._parameters[own]
 
 
 def _device_of(name: str, wanted: Mapping[str, torch.device]) -> torch.device:
