@@ -69,7 +69,7 @@ def test_root_readme_builds_a_model_loads_it_and_listens(
 def test_root_readme_names_the_two_commands_on_its_first_screen() -> None:
     first_screen = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:40]
     assert "pip install uv && uv run speechlmm-train demo" in first_screen
-    assert "uv run pytest" in first_screen
+    assert "uv run pytest -n 2" in first_screen
     assert "git restore uv.lock && git pull" in "\n".join(first_screen)
 
 
