@@ -36,6 +36,7 @@ FILES = {
     "hydra/launcher/quoted.yaml": "type: slurm\ntimeout_min: '1-00'\n",
     "adjustments/three_nodes.yaml": "rules:\n  - set: {hydra.launcher.nodes: 3, training.seed: 5}\n",
     "adjustments/minutes.yaml": "rules:\n  - set: {hydra.launcher.timeout_min: 90}\n",
+    "adjustments/hours.yaml": "rules:\n  - set: {hydra.launcher.time: '2:00:00'}\n",
     "adjustments/unknown.yaml": "rules:\n  - when: {training.seed: 7}\n    set: {hydra.launcher.nods: 3}\n",
     "adjustments/unknown_condition.yaml": "rules:\n  - when: {hydra.launcher.gress: x}\n    set: {training.seed: 3}\n",
     "adjustments/on_gpus.yaml": "rules:\n  - when: {hydra.launcher.nodes: 2}\n    set: {training.seed: 3}\n",
@@ -75,6 +76,26 @@ def test_nor_does_a_preset_of_a_model_s_part(folder):
 
 
 # ---- times
+
+
+@pytest.mark.parametrize("preset", ["athena", "helios", "timed", "quoted"])
+@pytest.mark.parametrize(
+    ("given", "minutes"),
+    [
+        ("hydra.launcher.time=10:00:00", 600),
+        ("hydra.launcher.timeout_min=90", 90),
+        ("adjustments=[hours]", 120),
+        ("adjustments=[minutes]", 90),
+    ],
+)
+def test_what_is_given_takes_the_place_of_a_preset_s_time_in_either_spelling(folder, preset, given, minutes):
+    assert slurm_config(composed(folder, f"hydra/launcher={preset}", given).launcher).time == minutes
+
+
+def test_both_spellings_on_one_command_line_are_refused(folder):
+    both = composed(folder, "hydra/launcher=helios", "hydra.launcher.time=5", "hydra.launcher.timeout_min=5")
+    with pytest.raises(ConfigError, match="either time or timeout_min"):
+        slurm_config(both.launcher)
 
 
 def test_a_time_in_a_file_is_what_slurm_means_by_it(folder):

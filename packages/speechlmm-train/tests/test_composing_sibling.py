@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from speechlmm_core.errors import ConfigError
+from speechlmm_train.compose import compose_config
+from speechlmm_train.composing.names import RunName
+from speechlmm_train.composing.sibling import sibling
 from speechlmm_train.launch.record import SweepRecord
 from speechlmm_train.sweep import expand_sweep
 
@@ -21,6 +25,7 @@ def conf(tmp_path_factory):
         (root / f"model/text_decoder/{name}.yaml").write_text("type: test.narrow\n")
     for name in SETTINGS:
         (root / f"training_setting/{name}.yaml").write_text(f"data: {{data_config_path: {name}}}\n")
+    (root / "mine.yaml").write_text("defaults: [finetune, _self_]\ntraining: {weight_decay: 0.1}\n")
     return root
 
 
@@ -108,6 +113,33 @@ def test_runs_with_a_name_of_the_user_s_own(conf, tmp_path, monkeypatch):
     trained(conf, "null", "training.run_name=pretrain-a", "training_setting=first,second")
     tuned = swept(conf, "finetune", "null", "training.run_name=finetune-a", "training_setting=second,third")
     assert starts(tuned) == [f"{tmp_path}/speechlmm/pretrain-a-1", None]
+
+
+@pytest.mark.parametrize("varied", ["training_setting=first", "training_setting=first,second"])
+def test_a_configuration_built_on_finetune_is_a_fine_tuning(conf, tmp_path, monkeypatch, varied):
+    """It was called `pretrain-...`, so that what lay beside it was its own folder, and that of the pre-training."""
+    monkeypatch.setenv("CHECKPOINTS_HOME", str(tmp_path))
+    before = trained(conf, "null", varied)
+    runs = swept(conf, "mine", "null", varied)
+    assert starts(runs) == before
+    for run in runs:
+        assert run.composed.config.training.weight_decay == 0.1
+        assert run.name.startswith("finetune-text-one-")
+        assert run.composed.config.training.output_dir == f"{tmp_path}/speechlmm/speechlmm-{run.name}"
+    (tuned,) = swept(conf, "mine", "null", "training_setting=third", "training.pretrained_checkpoint=x")
+    assert tuned.name == "finetune-text-one-third"
+    with pytest.raises(ConfigError, match=r"training\.pretrained_checkpoint: missing; give it as"):
+        compose_config("mine", [*COMMON, "model/text_decoder=one", "training_setting=first"], config_dir=conf)
+
+
+def test_the_run_s_own_folder_is_not_what_it_goes_on_with(tmp_path):
+    own = tmp_path / "finetune-it"
+    (own / "model").mkdir(parents=True)
+    (own / "model" / "config.json").write_text("{}")
+    (tmp_path / "pretrain-it").symlink_to(own)
+    name = RunName("finetune", "it", own="finetune-it")
+    with pytest.raises(ConfigError, match=r"is its own output folder, .*pretrain-it'; give training"):
+        sibling(str(own), name, choices={}, plain={})
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"runs": [{"output_dir": null, "overrides": []}]}'])

@@ -23,7 +23,7 @@ from speechlmm_core.data.spec.find import find_spec
 from speechlmm_core.errors import ConfigError, DataError
 from speechlmm_core.wiring import refuse_speech_output, wire
 from speechlmm_train.composing.changes import ABSENT, Change
-from speechlmm_train.composing.draft import Draft, compose_draft, refuse_missing
+from speechlmm_train.composing.draft import CHECKPOINT, Draft, compose_draft, refuse_missing
 from speechlmm_train.composing.names import RunName, numbered, output_dir, run_name
 from speechlmm_train.composing.sibling import sibling
 from speechlmm_train.composing.tasks import uncovered_tasks
@@ -211,15 +211,14 @@ def _name(draft: Draft, sweep: Sweep | None) -> RunName:
         training["output_dir"] = output_dir(name, project if isinstance(project, str) else None)
     elif isinstance(folder, str) and sweep is not None and sweep.varied and "training.output_dir" not in draft.missing:
         training["output_dir"] = numbered(folder, sweep.number)
-    key = "training.pretrained_checkpoint"
-    if sweep is not None and key in draft.missing and isinstance(training["output_dir"], str):
+    if sweep is not None and CHECKPOINT in draft.missing and isinstance(training["output_dir"], str):
         number = sweep.number if sweep.varied else None
         training["pretrained_checkpoint"] = sibling(
             training["output_dir"], name, choices=draft.choices, plain=draft.plain, number=number
         )
-        draft.missing.remove(key)
+        draft.missing.remove(CHECKPOINT)
         found = training["pretrained_checkpoint"]
-        draft.changes.append(Change(key, ABSENT, found, "the pre-training beside the run"))
+        draft.changes.append(Change(CHECKPOINT, ABSENT, found, "the pre-training beside the run"))
     return name
 
 

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.registry import nearest
+from speechlmm_train.composing.alternatives import one_spelling
 from speechlmm_train.composing.changes import ABSENT, Change
 from speechlmm_train.composing.known_keys import check_key, default_of, of_launcher
 from speechlmm_train.composing.tree import ADJUSTMENTS, LAUNCHER, SETTING, Tree
@@ -130,7 +131,8 @@ class _Rule:
             raise ConfigError(f"{self.place}: {key}: {' '.join(str(exc).split())}") from exc
         after = OmegaConf.to_container(after, resolve=True) if OmegaConf.is_config(after) else after
         same = before == after and type(before) is type(after)
-        return [] if same else [Change(key, before, after, f"adjustment {self.adjustment}")]
+        source = f"adjustment {self.adjustment}"
+        return [*([] if same else [Change(key, before, after, source)]), *one_spelling(config, key, source)]
 
 
 def _fits(value: Any, wanted: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from hydra import compose
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
@@ -25,6 +25,7 @@ from speechlmm_train.config import RunConfig
 from speechlmm_train.config_errors import explain
 
 PRETRAIN, FINETUNE = "pretrain", "finetune"
+CHECKPOINT = "training.pretrained_checkpoint"
 LOCAL = "basic"
 """Hydra's own launcher, which is there where none is chosen."""
 
@@ -59,7 +60,7 @@ def compose_draft(tree: Tree, config_name: str, overrides: Sequence[str], model:
     given = ready(list(overrides), tree)
     try:
         config = compose(config_name, given.texts, return_hydra_config=True)
-        finetune = bool(OmegaConf.select(config, "training.pretrained_checkpoint", throw_on_missing=False))
+        finetune = config_name == FINETUNE or _names_checkpoint(config)
         if finetune and config_name == PRETRAIN:
             config = compose(FINETUNE, given.texts, return_hydra_config=True)
         chosen = OmegaConf.to_container(config.hydra.runtime.choices)
@@ -91,14 +92,19 @@ def compose_draft(tree: Tree, config_name: str, overrides: Sequence[str], model:
     named = {str(key): value for key, value in plain.items()}
     training = named.get("training")
     if config_name == FINETUNE and isinstance(training, dict) and training.get("pretrained_checkpoint") is None:
-        missing = sorted({*missing, "training.pretrained_checkpoint"})  # `???` does not show through a null
+        missing = sorted({*missing, CHECKPOINT})  # `???` does not show through a null
     launcher = named.pop("hydra")["launcher"]
     if model is not None:
         named["model"] = dict(model)
         missing = [key for key in missing if not key.startswith("model.")]
-    return Draft(
-        named, missing, choices, launcher if LAUNCHER in choices else None, changes, finetune or config_name == FINETUNE
-    )
+    return Draft(named, missing, choices, launcher if LAUNCHER in choices else None, changes, finetune)
+
+
+def _names_checkpoint(config: DictConfig) -> bool:
+    """Whether a checkpoint is named, or has yet to be: a configuration of the user's may be built on `finetune`."""
+    parent, _, name = CHECKPOINT.partition(".")
+    section = OmegaConf.select(config, parent)
+    return isinstance(section, DictConfig) and (OmegaConf.is_missing(section, name) or bool(section.get(name)))
 
 
 def _refuse_launcher_keys(keys: Sequence[object]) -> None:

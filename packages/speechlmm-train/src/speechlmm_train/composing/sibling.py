@@ -36,7 +36,7 @@ def sibling(
         number: Its number in the sweep, if that stands behind the folder's name.
 
     Raises:
-        ConfigError: There is none, or those that are there are of other settings.
+        ConfigError: There is none, those that are there are of other settings, or it is the run's own folder.
     """
     path = Path(folder).expanduser()
     if path.name == name.folder and not name.own:
@@ -59,6 +59,11 @@ def sibling(
         unlike = {one: why for one, why in found.items() if why is not None}
     for one in tried:
         if _is_trained(one) and one not in unlike:
+            if one.resolve() == path.resolve():
+                raise ConfigError(
+                    f"{_KEY}: missing, and what lies beside the run is its own output folder, {str(one)!r}; give "
+                    f"{_KEY}=<path>, or another training.output_dir"
+                )
             return str(one)
     for one in tried:
         if _is_trained(one):
