@@ -76,7 +76,7 @@ def test_parts_that_share_a_weight_cannot_lie_apart(saved):
     model = SpeechLMM.from_pretrained(saved)
     body = model.text_decoder.model
     body.lm_head.weight = body.model.embed_tokens.weight
-    with pytest.raises(ConfigError, match="embed_tokens' and .*lm_head' share one weight"):
+    with pytest.raises(ConfigError, match=r"embed_tokens' and .*lm_head' share one weight"):
         place(model, {"": "cpu", "text_decoder.model.lm_head": "meta"})
     assert not body.model.embed_tokens.weight.is_meta
 

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from speechlmm_core.checkpoint.load import read_config
-from speechlmm_core.errors import ConfigError
+from speechlmm_core.checkpoint.source import pretrained_file, resolve_pretrained
+from speechlmm_core.errors import CheckpointError, ConfigError
 from speechlmm_train.trainer.guarded_save import guarded_save
 
 NOTE = "averaged.json"
@@ -30,27 +31,37 @@ def check_apart(output: Path, sources: Iterable[str | Path]) -> None:
 
     Args:
         output: The folder to write to.
-        sources: Checkpoints and base checkpoints; names that are no folders here are passed over.
+        sources: Checkpoints and base checkpoints, as a configuration names them (by path, or below
+            `$PRETRAINED_COMPONENTS`); names of what is not on this machine are passed over.
 
     Raises:
         ConfigError: The output is one of them, holds one or lies in one.
     """
     target = output.expanduser().resolve()
     for source in sources:
-        folder = Path(source).expanduser().resolve()
-        if not folder.is_dir():
+        found = _found(source)
+        if found is None:
             continue
-        if target == folder:
+        if target == found:
             place = "is"
-        elif target in folder.parents:
+        elif target in found.parents:
             place = "holds"
-        elif folder in target.parents:
+        elif found in target.parents:
             place = "lies in"
         else:
             continue
         raise ConfigError(
             f"the output {str(output)!r} {place} {str(source)!r}, which is read; choose a folder beside it"
         )
+
+
+def _found(source: str | Path) -> Path | None:
+    """The folder or file that is read; None where there is none here."""
+    try:
+        found = resolve_pretrained(str(source))
+    except CheckpointError:  # a file of weights, or nothing: whatever reads it says so
+        found = pretrained_file(str(source))
+    return found.resolve() if isinstance(found, Path) else None
 
 
 def bases_of(folder: Path) -> list[str]:
