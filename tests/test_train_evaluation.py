@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+import torch
+from safetensors.torch import load_file
 from tiny_runs import rows
 from transformers import TrainerControl
 
@@ -319,17 +321,41 @@ def test_the_reported_guard_is_that_of_the_weights(corpus, tmp_path, scripted):
     }
 
 
+def stop_in_step_2(monkeypatch):
+    """Asks a run to stop while it does its second step; the run that goes on is left alone."""
+    fetch, asked = SpeechLMMTrainer.get_batch_samples, []
+
+    def ask(self, *args, **kwargs):
+        if self.total_step == 1 and not asked:
+            asked.append(os.kill(os.getpid(), signal.SIGTERM))
+        return fetch(self, *args, **kwargs)
+
+    monkeypatch.setattr(SpeechLMMTrainer, "get_batch_samples", ask)
+
+
+def test_a_stop_at_the_evaluation_that_ends_a_stage_adds_no_step(corpus, tmp_path, scripted, monkeypatch):
+    """What was put off ends the stage before the next step, so that the weights are those of a run without a stop."""
+    settings = {"max_steps": 9, "save_steps": 1, "early_stopping_patience": 1, **BEST}
+    settings |= {"micro_batches_per_step": 1, "learning_rate": 0.01}
+    scripted["eval"] += [0.5, 0.9, 0.5, 0.9]
+    whole = go(corpus, tmp_path / "whole", **settings)
+    stop_in_step_2(monkeypatch)
+    with pytest.raises(PreemptedError, match="stopped after step 2"):
+        go(corpus, tmp_path / "out", **settings)
+    report = go(corpus, tmp_path / "out", resume=True, **settings)
+    assert scripted["eval"] == []
+    assert report.steps == whole.steps == 2
+    assert checkpoints(tmp_path / "out") == [1, 2]
+    weights, others = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "out"))
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+
+
 def test_a_stop_at_an_evaluation_saves_first(corpus, tmp_path, scripted, monkeypatch):
     """Whoever asks for it does not wait for answers; the run that goes on evaluates what was put off."""
     scripted["eval"] += [0.9, 0.5, 0.7]
-    fetch, out = SpeechLMMTrainer.get_batch_samples, tmp_path / "out"
-
-    def asked(self, *args, **kwargs):
-        if self.total_step == 1 and not scripted.get("asked"):
-            scripted["asked"] = [os.kill(os.getpid(), signal.SIGTERM)]
-        return fetch(self, *args, **kwargs)
-
-    monkeypatch.setattr(SpeechLMMTrainer, "get_batch_samples", asked)
+    out = tmp_path / "out"
+    stop_in_step_2(monkeypatch)
     with pytest.raises(PreemptedError, match="stopped after step 2"):
         go(corpus, out, max_steps=3, save_steps=1, **BEST)
     assert scripted["eval"] == [0.5, 0.7]

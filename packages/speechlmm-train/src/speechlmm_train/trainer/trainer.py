@@ -147,6 +147,11 @@ class SpeechLMMTrainer(WatchedTrainer):
         self._hidden = ExitStack()
         self._unreached: dict[tuple[str, ...], list[nn.Parameter]] = {}
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Trains until the stage ends; not a step where an evaluation that was put off has ended it."""
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
+
     def get_train_dataloader(self) -> Any:
         """This rank's micro-batches; not prepared by accelerate, which would shard them a second time."""
         return _Endless(self.batches)
