@@ -67,6 +67,55 @@ def test_every_fault_is_told_with_its_path():
     ]
 
 
+def test_what_is_wrong_in_all_parts_is_told_at_once():
+    """An unknown key of `training`, of an adapter or of the model hid until every value was of its type."""
+    plain = {
+        "model": {
+            "text_decoder": {"type": "test.narrow", "width": "x"},
+            "audio_encodr": {},
+            "set_encoder": {},
+            "audio_encoder": {"type": "test.none"},
+            "audio_adapter": {"type": "test.none"},
+        },
+        "data": {"trian": ["x"], "batch_window": 0},
+        "training": {
+            "lerning_rate": 1,
+            "max_steps": "abc",
+            "neftune_noise_alpha": "a",
+            "lora_adapters": [{"name": "a", "target_module": "b", "r": 0, "lora_alhpa": 1}],
+        },
+    }
+    with pytest.raises(ConfigError) as caught:
+        validate(plain)
+    lines = str(caught.value).splitlines()
+    starts = [
+        "model: unknown key 'audio_encodr'; did you mean 'audio_encoder'?",
+        "model: an input may not be called 'set'",
+        "model.audio_encoder: unknown encoder 'test.none'",
+        "model.audio_adapter: unknown adapter 'test.none'",
+        "model.text_decoder.width: got 'x'; input should be a valid integer",
+        "data.batch_window: got 0; input should be greater than 0",
+        "data.trian: unknown key 'trian'; did you mean 'train'?",
+        "training.output_dir: missing",
+        "training.max_steps: got 'abc'; input should be a valid integer",
+        "training.lora_adapters.0.r: got 0; input should be greater than 0",
+        "training.lora_adapters.0: unknown key 'lora_alhpa'; did you mean 'lora_alpha'?",
+        "training.lerning_rate: unknown key 'lerning_rate'; did you mean 'learning_rate'?",
+        "training.neftune_noise_alpha: got 'a'; expected float or null",
+    ]
+    for line, start in zip(lines, starts, strict=True):
+        assert line.startswith(start)
+
+
+def test_settings_that_exclude_each_other_are_told_at_once():
+    told = fault(num_epochs=2, load_best_model_at_end=True, new_components=["x"]).splitlines()
+    assert [line.partition(":")[0] for line in told] == [
+        "training.max_steps",
+        "training.metric_for_best_model",
+        "training.new_components",
+    ]
+
+
 def test_the_check_imports_no_torch(tmp_path):
     import subprocess
     import sys

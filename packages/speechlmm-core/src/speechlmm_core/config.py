@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from speechlmm_core.faults import fault, faults_of, refuse
 from speechlmm_core.interfaces.adapter import AdapterConfig, AnyAdapter
 from speechlmm_core.interfaces.codec import AnyCodec
 from speechlmm_core.interfaces.decoder import AnyDecoder
@@ -70,6 +71,7 @@ class ModelConfig(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _inputs(cls, data: Any, handler: Any) -> ModelConfig:
+        faults: list[InitErrorDetails] = []
         if isinstance(data, dict):
             given = cast("dict[str, Any]", data)
             data = {key: value for key, value in given.items() if value is not None or key in cls.model_fields}
@@ -78,24 +80,29 @@ class ModelConfig(BaseModel):
             for key in extras:
                 if key not in towers:
                     known = [*cls.model_fields, "audio_encoder", "audio_adapter", "video_encoder", "video_adapter"]
-                    raise PydanticCustomError(
-                        "unknown_key",
-                        "unknown key {key}{hint} (known: {known}, and <input>_encoder, <input>_adapter)",
-                        {
-                            "key": repr(key),
-                            "hint": nearest(key, known),
-                            "known": ", ".join(cls.model_fields),
-                        },
-                    )
-            for key in towers:
-                _check_name("an input", key.rpartition("_")[0], reserved=RESERVED_INPUTS)
+                    listed = f"(known: {', '.join(cls.model_fields)}, and <input>_encoder, <input>_adapter)"
+                    faults.append(fault(f"unknown key {key!r}{nearest(key, known)} {listed}", given))
+            for key in list(towers):
+                try:
+                    _check_name("an input", key.rpartition("_")[0], reserved=RESERVED_INPUTS)
+                except PydanticCustomError as exc:
+                    faults.append(fault(exc.message(), given))
+                    del towers[key]
             if towers:
                 kinds: dict[str, Any] = {
                     key: (AnyEncoder if key.endswith("_encoder") else AnyAdapter, ...) for key in towers
                 }
-                checked = create_model("Inputs", **kinds).model_validate(towers)
-                data = {**data, **{key: getattr(checked, key) for key in towers}}
-        config: ModelConfig = handler(data)
+                try:
+                    checked = create_model("Inputs", **kinds).model_validate(towers)
+                    data = {**data, **{key: getattr(checked, key) for key in towers}}
+                except ValidationError as exc:
+                    faults += faults_of(exc)
+        try:
+            config: ModelConfig = handler(data)
+        except ValidationError as exc:
+            refuse(cls.__name__, [*faults, *faults_of(exc)])
+            raise
+        refuse(cls.__name__, faults)
         config._check_pairs()
         return config
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from speechlmm_core.config import ModelConfig
+from speechlmm_core.faults import OWN
 from speechlmm_core.registry import Registry, nearest
 
 _SHOWN = 80
@@ -56,7 +57,7 @@ def _word(detail: ErrorDetails, root: type[BaseModel], data: Any) -> str:
     return f"{place}: got {shown}; {message[:1].lower()}{message[1:]}"
 
 
-_WITHOUT_VALUE = frozenset({"value_error", "unknown_component", "unknown_key"})
+_WITHOUT_VALUE = frozenset({"value_error", "unknown_component", OWN})
 
 
 def owner_of(root: type[BaseModel], data: Any, path: Sequence[str | int]) -> type[BaseModel] | None:

@@ -7,11 +7,19 @@ What is not listed here but is a field of transformers' `TrainingArguments` may 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from speechlmm_core.faults import fault, faults_of, refuse
 from speechlmm_core.lora.config import LoraAdapterConfig
 from speechlmm_core.registry import nearest
 from speechlmm_train.data_config import Positive, Rate
@@ -131,45 +139,47 @@ class TrainingConfig(Sizes, Restarts, Checks, Watching):
         return [value] if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _steps_or_epochs(self) -> TrainingConfig:
-        if self.max_steps and self.num_epochs:
-            raise PydanticCustomError("steps", "give either max_steps or num_epochs, not both", {})
-        return self
-
-    @model_validator(mode="after")
-    def _best_needs_evaluations(self) -> TrainingConfig:
-        if self.metric_for_best_model is not None and not self.eval_steps:
-            raise PydanticCustomError("best", "metric_for_best_model needs evaluations: set eval_steps", {})
-        for name in ("early_stopping_patience", "load_best_model_at_end"):
-            if getattr(self, name) and self.metric_for_best_model is None:
-                message = "{name} needs metric_for_best_model, such as eval/asr_wer"
-                raise PydanticCustomError("best", message, {"name": name})
-        return self
-
-    @model_validator(mode="after")
-    def _known_extras(self) -> TrainingConfig:
-        known = training_argument_names() - DECIDED_ELSEWHERE.keys()
-        faults: list[str] = []
-        for key, value in self.extras.items():
-            if key in DECIDED_ELSEWHERE:
-                faults.append(f"{key}: {key!r} cannot be set: {DECIDED_ELSEWHERE[key]}")
-            elif key not in known:
-                hint = nearest(key, [*type(self).model_fields, *sorted(known)])
-                faults.append(f"{key}: unknown key {key!r}{hint}")
-            elif (fault := type_fault(key, value)) is not None:
-                faults.append(f"{key}: {fault}")
-        if faults:
-            raise PydanticCustomError("training_argument", "{faults}", {"faults": "\n".join(faults)})
-        return self
-
-    @model_validator(mode="after")
     def _possible(self) -> TrainingConfig:
         if faults := list(self._contradictions()):
             raise PydanticCustomError("training_argument", "{faults}", {"faults": "\n".join(faults)})
         return self
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _known_extras(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        # Beside the fields, and not after them, so that what is wrong is told at once.
+        faults = list(cls._extra_faults(cast("dict[str, Any]", data))) if isinstance(data, dict) else []
+        try:
+            config = handler(data)
+        except ValidationError as exc:
+            refuse(cls.__name__, [*faults_of(exc), *faults])
+            raise
+        refuse(cls.__name__, faults)
+        return config
+
+    @classmethod
+    def _extra_faults(cls, given: dict[str, Any]) -> Iterator[InitErrorDetails]:
+        """What is wrong with the keys that are not ours."""
+        known = training_argument_names() - DECIDED_ELSEWHERE.keys()
+        for key, value in given.items():
+            if key in cls.model_fields:
+                continue
+            if key in DECIDED_ELSEWHERE:
+                yield fault(f"{key!r} cannot be set: {DECIDED_ELSEWHERE[key]}", value, key)
+            elif key not in known:
+                yield fault(f"unknown key {key!r}{nearest(key, [*cls.model_fields, *sorted(known)])}", value, key)
+            elif (told := type_fault(key, value)) is not None:
+                yield fault(told, value, key)
+
     def _contradictions(self) -> Iterator[str]:
         """Settings that cannot be together, each beginning with the key to change."""
+        if self.max_steps and self.num_epochs:
+            yield "max_steps: give either max_steps or num_epochs, not both"
+        if self.metric_for_best_model is not None and not self.eval_steps:
+            yield "eval_steps: metric_for_best_model needs evaluations: set eval_steps"
+        for name in ("early_stopping_patience", "load_best_model_at_end"):
+            if getattr(self, name) and self.metric_for_best_model is None:
+                yield f"metric_for_best_model: {name} needs metric_for_best_model, such as eval/asr_wer"
         if self.new_components and self.pretrained_checkpoint is None:
             yield f"new_components: got {self.new_components!r}; without a pretrained_checkpoint everything is new"
         if self.deepspeed_config is not None and stage_of(self.parallel) is None:

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
+from speechlmm_core.faults import fault, faults_of, refuse
 from speechlmm_core.lora.fields import field_faults
 
 
@@ -35,12 +35,21 @@ class LoraAdapterConfig(BaseModel):
     use_rslora: bool = False
     """Rank-stabilised scale (Kalajdzievski, 2023, arXiv 2312.03732)."""
 
-    @model_validator(mode="after")
-    def _known_extras(self) -> LoraAdapterConfig:
-        faults = field_faults(self.extras, list(type(self).model_fields))
-        if faults:
-            raise PydanticCustomError("lora_field", "{faults}", {"faults": "; ".join(faults)})
-        return self
+    @model_validator(mode="wrap")
+    @classmethod
+    def _known_extras(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        # Beside the fields, and not after them, so that what is wrong is told at once.
+        given = cast("dict[str, Any]", data) if isinstance(data, dict) else {}
+        extras = {key: value for key, value in given.items() if key not in cls.model_fields}
+        told = field_faults(extras, list(cls.model_fields))
+        faults = [fault("; ".join(told), given)] if told else []
+        try:
+            config = handler(data)
+        except ValidationError as exc:
+            refuse(cls.__name__, [*faults_of(exc), *faults])
+            raise
+        refuse(cls.__name__, faults)
+        return config
 
     @property
     def extras(self) -> dict[str, Any]:
