@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from speechlmm_core.checkpoint.shards import ShardWriter, stream
 from speechlmm_core.errors import CheckpointError
+from speechlmm_train.optimizer_state.loss_scale import take_up_scale
 from speechlmm_train.optimizer_state.named import PlainStates, States
 from speechlmm_train.optimizer_state.zero import ZeroStates, find_zero
 from speechlmm_train.parallel.gather import gather
@@ -94,7 +95,7 @@ def read_optimizer(folder: Path, states: States, *, scheduler: Any = None, scale
         folder: The checkpoint.
         states: The state.
         scheduler: The learning rate's schedule.
-        scaler: The loss scale of fp16; something with `load_state_dict`.
+        scaler: The loss scale of fp16, torch's or DeepSpeed's.
 
     Returns:
         The settings that were changed, in words.
@@ -123,7 +124,7 @@ def read_optimizer(folder: Path, states: States, *, scheduler: Any = None, scale
         own = {"base_lrs": inner.base_lrs} if hasattr(inner, "base_lrs") else {}
         inner.load_state_dict({**inner.state_dict(), **content["scheduler"], **own})
     if scaler is not None and content["scaler"] is not None:
-        scaler.load_state_dict(content["scaler"])
+        take_up_scale(scaler, content["scaler"])
     return changed
 
 

@@ -35,35 +35,6 @@ def find_zero(wrapped: Any) -> Any:
     return None
 
 
-class ZeroScale:
-    """DeepSpeed's loss scale of fp16, with what torch's has.
-
-    Args:
-        scaler: DeepSpeed's.
-    """
-
-    KEYS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-
-    def __init__(self, scaler: Any) -> None:
-        self._scaler = scaler
-
-    def state_dict(self) -> dict[str, float]:
-        """Its numbers."""
-        return {key: getattr(self._scaler, key) for key in self.KEYS if hasattr(self._scaler, key)}
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Takes over its numbers; torch's are others, and leave it as it is."""
-        for key in self.state_dict().keys() & state.keys():
-            setattr(self._scaler, key, state[key])
-
-
-def loss_scale_of(wrapped: Any) -> ZeroScale | None:
-    """The loss scale of DeepSpeed's optimiser; None where the loss is not scaled."""
-    zero = find_zero(wrapped)
-    scaler = getattr(zero, "loss_scaler", None)
-    return ZeroScale(scaler) if hasattr(scaler, "cur_scale") and getattr(zero, "dynamic_loss_scale", False) else None
-
-
 class ZeroStates:
     """The state of an optimiser under ZeRO.
 
@@ -152,10 +123,18 @@ class ZeroStates:
                     self._put(parameter, value.flatten().to(flat.device), target)
             steps = [scalars[name][STEP] for name, _ in members if STEP in scalars.get(name, {})]
             if steps:
-                state[STEP] = torch.tensor(float(steps[0])) if _steps_are_tensors(self.inner) else int(steps[0])
+                state[STEP] = self._step(steps[0], flat, self.settings[self._group_of(number)])
             if state:
                 self.inner.state[flat] = state
         self._link()
+
+    def _step(self, value: float, flat: Tensor, settings: Mapping[str, Any]) -> Tensor | int:
+        """A count of steps as the optimiser itself begins one."""
+        if not type(self.inner).__module__.startswith("torch.optim"):
+            return int(value)
+        # Fused kernels, and those that CUDA graphs take, read it where the parameter lies.
+        beside = settings.get("fused") or settings.get("capturable")
+        return torch.tensor(float(value), dtype=torch.float32, device=flat.device if beside else "cpu")
 
     def _link(self) -> None:
         """Has DeepSpeed note at each parameter where its state lies.
@@ -199,7 +178,3 @@ class ZeroStates:
 def _given(tensor: Tensor | None) -> Tensor:
     assert tensor is not None, "DeepSpeed gives none for what it does not train"
     return tensor
-
-
-def _steps_are_tensors(optimizer: torch.optim.Optimizer) -> bool:
-    return type(optimizer).__module__.startswith("torch.optim")

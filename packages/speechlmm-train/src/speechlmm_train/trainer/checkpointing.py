@@ -18,7 +18,7 @@ from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_train.batching.plan import BatchPlan
 from speechlmm_train.batching.sequence import changes, sequence_of
 from speechlmm_train.optimizer_state.folder import read_optimizer, states_of, write_optimizer
-from speechlmm_train.optimizer_state.zero import loss_scale_of
+from speechlmm_train.optimizer_state.loss_scale import loss_scale_of
 from speechlmm_train.parallel.gather import gather
 from speechlmm_train.trainer.checkpoints import Checkpoint, Progress
 from speechlmm_train.trainer.guarded_save import guarded_save
