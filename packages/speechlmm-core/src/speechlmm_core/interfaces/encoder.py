@@ -13,6 +13,7 @@ from speechlmm_core.lengths import Length
 from speechlmm_core.registry import ComponentConfig, Registry
 
 if TYPE_CHECKING:
+    from speechlmm_core.chunking import Chunker
     from speechlmm_core.interfaces.context import BuildContext
     from speechlmm_core.interfaces.modules import Encoder, Preprocessor
     from speechlmm_core.media.medium import Medium
@@ -64,6 +65,11 @@ class EncoderConfig(ComponentConfig, ABC):
     @property
     def fixed_frames(self) -> int | None:
         """Frames that are computed for every row, however short its medium; None where the batch's longest decides."""
+        return None
+
+    @property
+    def chunker(self) -> Chunker | None:
+        """How long media are cut into several rows; None where a medium is one."""
         return None
 
     @abstractmethod

@@ -90,12 +90,35 @@ def deepspeed_config(
     name = training.deepspeed_config
     if name is None:
         return _of_trainer(preset(training.parallel))
-    given = preset(name) if name in PRESETS else _read(name, base)
+    given = given_config(name, base)
     faults = list(contradictions(given, training, world_size=world_size, bf16=bf16))
     if faults:
         raise ConfigError("\n".join(f"training.deepspeed_config {name!r}: {fault}" for fault in faults))
-    merged = _over(preset(training.parallel), given)
-    return _of_trainer(merged)
+    return _of_trainer(_over(preset(training.parallel), given))
+
+
+def given_config(name: str, base: Path | None) -> dict[str, Any]:
+    """What a user gives as `deepspeed_config`: a preset's name, or a JSON file.
+
+    Raises:
+        ConfigError: The file is missing or is no JSON.
+    """
+    return preset(name) if name in PRESETS else _read(name, base)
+
+
+def zero_section(training: TrainingConfig, *, base: Path | None = None) -> dict[str, Any]:
+    """What a training says of ZeRO, the user's JSON included, whether or not DeepSpeed is installed.
+
+    Args:
+        training: Its settings, of which `parallel` is a ZeRO stage.
+        base: Folder where a relative path of `deepspeed_config` starts.
+
+    Raises:
+        ConfigError: The user's file is missing or is no JSON.
+    """
+    name, own = training.deepspeed_config, preset(training.parallel)
+    given = {} if name is None else given_config(name, base)
+    return _over(own, given)["zero_optimization"]
 
 
 def _of_trainer(config: dict[str, Any]) -> dict[str, Any]:

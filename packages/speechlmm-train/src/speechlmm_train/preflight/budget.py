@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 TOLERANCE = 0.03
 """By which share the budget that is found may fall short of the largest."""
 ROUND = 64
-"""Budgets are multiples of it."""
+"""Budgets are multiples of it, and small ones of a power of two below."""
 EXAMPLES = 4096
 """Examples of each kind (the longest by positions, by frames, and from all over) whose micro-batches are measured."""
 GIB = 2**30
@@ -72,13 +72,19 @@ def search(fits: Fits, *, low: int, high: int) -> int | None:
             good = candidate
         else:
             bad = candidate
-    while bad is not None and bad - good > max(TOLERANCE * good, ROUND):
+    # One half of the tolerance is for the search, the other for a round number.
+    while bad is not None and bad - good > max(TOLERANCE / 2 * good, 1):
         middle = (good + bad) // 2
         if fits(middle):
             good = middle
         else:
             bad = middle
-    return max(good - good % ROUND, low)
+    return max(good - good % _rounded_to(good), low)
+
+
+def _rounded_to(budget: int) -> int:
+    """The power of two, at most `ROUND`, that a budget can be a multiple of within half the tolerance."""
+    return min(1 << int(math.log2(max(TOLERANCE / 2 * budget, 1))), ROUND)
 
 
 class Probe(Protocol):
@@ -99,6 +105,7 @@ class Predicted:
     config: RunConfig
     limit: int
     world_size: int
+    base: Path | None = None
     _models: dict[str, StageModel] | None = None
 
     def peak(self, stage: StageData) -> int | None:
@@ -106,7 +113,7 @@ class Predicted:
         self._models = self._models or {}
         name = stage.settings.name
         if name not in self._models:
-            self._models[name] = StageModel(self.config, stage.settings)
+            self._models[name] = StageModel(self.config, stage.settings, base=self.base)
         loader = stage.batches(0, rank=0)
         batches = [loader.load(one) for one in worst_batches(stage.plan)]
         return self._models[name].estimate(batches, world_size=self.world_size).total
@@ -120,6 +127,7 @@ class Measured:
     limit: int
     device: torch.device
     world_size: int
+    base: Path | None = None
 
     def peak(self, stage: StageData) -> int | None:
         """Bytes that torch has allocated at most."""
@@ -132,7 +140,7 @@ class Measured:
             torch.cuda.reset_peak_memory_stats(self.device)
             try:
                 for batch in batches:  # gradients stay, as they do while micro-batches are accumulated
-                    run_batch(self.model, stage, batch, self.device, world_size=self.world_size)
+                    run_batch(self.model, stage, batch, self.device, world_size=self.world_size, base=self.base)
             except OutOfMemoryError:
                 return None
             return torch.cuda.max_memory_allocated(self.device)
@@ -194,7 +202,7 @@ def find_budgets(
         ConfigError: There is nothing to measure against, or not even the longest example fits.
         DataError: The data are wrong.
     """
-    probe = probe or _probe(config, world_size)
+    probe = probe or _probe(config, world_size, base)
     stages = _open(config, base, world_size) if stages is None else stages
     try:
         return {
@@ -230,17 +238,17 @@ def _limit(training: TrainingConfig) -> int:
     return limit
 
 
-def _probe(config: RunConfig, world_size: int) -> Probe:
+def _probe(config: RunConfig, world_size: int, base: Path) -> Probe:
     training = config.training
     limit, device = _limit(training), device_of(training)
     shared = mode_of(training.parallel, world_size) == "fsdp2" or stage_of(training.parallel) is not None
     if device.type == "cpu":
-        return Predicted(config, limit, world_size)
+        return Predicted(config, limit, world_size, base)
     if shared and world_size > 1:
-        return Predicted(config, round(USABLE * limit), world_size)
+        return Predicted(config, round(USABLE * limit), world_size, base)
     model = build_model(config, None)
     nn.Module.to(model, device)
-    return Measured(model, round(USABLE * limit), device, world_size)
+    return Measured(model, round(USABLE * limit), device, world_size, base)
 
 
 def _find(stage: StageData, probe: Probe) -> int:

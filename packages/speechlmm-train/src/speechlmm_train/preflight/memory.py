@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from speechlmm_train.preflight.fake import ShapeRules, fake_batch, make_fake
 from speechlmm_train.preflight.sharding import Split, quantised_bytes, split_of
 from speechlmm_train.preflight.step import checkpoint_activations, forward_backward, precision, stage_weights
 from speechlmm_train.preflight.tracker import StorageTracker
+from speechlmm_train.preflight.tryout import device_of
 from speechlmm_train.stage_config import ResolvedStage
 from speechlmm_train.trainer.checks import freeze_for
 from speechlmm_train.trainer.initial_model import planned_model
@@ -41,7 +43,7 @@ class MemoryEstimate:
     activations: int
     """What a micro-batch takes beyond the rest, at its worst moment."""
     buffers: int
-    """Tensors of the model that are no parameters, and the step's micro-batches before they are computed."""
+    """Tensors of the model that are no parameters, and micro-batches: on a GPU one, on a CPU all of a step."""
     workspace: int
     """Buckets and gathered weights of processes that share a training, and weights that are dequantised."""
     host: int = 0
@@ -59,13 +61,14 @@ class StageModel:
     Args:
         config: The run.
         stage: The stage.
+        base: Folder where a relative path of `deepspeed_config` starts.
 
     Raises:
         ConfigError: The components do not fit together, or a name matches no module.
     """
 
-    def __init__(self, config: RunConfig, stage: ResolvedStage) -> None:
-        self.stage = stage
+    def __init__(self, config: RunConfig, stage: ResolvedStage, *, base: Path | None = None) -> None:
+        self.stage, self.base = stage, base
         self.model: SpeechLMM = planned_model(config, flash_attention=False)
         freeze_for(self.model, stage)
         checkpoint_activations(self.model, on=stage.training.gradient_checkpointing)
@@ -77,19 +80,25 @@ class StageModel:
         make_fake(self.model, self.mode)
         self.model.train()
 
-    def estimate(self, batches: Sequence[Mapping[str, Any]], *, world_size: int) -> MemoryEstimate:
+    def estimate(
+        self, batches: Sequence[Mapping[str, Any]], *, world_size: int, on_gpu: bool | None = None
+    ) -> MemoryEstimate:
         """The memory of a step.
 
         Args:
             batches: The worst micro-batches; the tensors in them have content, but the model does not.
             world_size: Processes that share the training.
+            on_gpu: Whether it runs on GPUs; by default as it would on this machine.
         """
         training = self.stage.training
         accumulated = max(training.micro_batches_per_step // world_size, 1)
-        split = split_of(self.model, self.quantised, training, world_size)
+        split = split_of(self.model, self.quantised, training, world_size, base=self.base)
         gradient_bytes = sum(_bytes(p) for p in self.model.parameters() if p.requires_grad)
         activations = max((self._activations(one, accumulated) for one in batches), default=0) - gradient_bytes
-        held = max((_batch_bytes(one) for one in batches), default=0) * accumulated
+        if on_gpu is None:
+            on_gpu = device_of(training).type != "cpu"
+        # All micro-batches of a step are fetched at once; a GPU gets each when it is its turn.
+        held = max((_batch_bytes(one) for one in batches), default=0) * (1 if on_gpu else accumulated)
         buffers = sum(_bytes(buffer) for buffer in self.model.buffers()) + held
         return _estimate(split, max(activations, 0), buffers)
 
@@ -134,7 +143,7 @@ def changed(stage: ResolvedStage, **training: Any) -> ResolvedStage:
 def shared_otherwise(estimate: MemoryEstimate, model: StageModel, parallel: str, world_size: int) -> MemoryEstimate:
     """The estimate, were the processes to share the training another way."""
     training = model.stage.training.model_copy(update={"parallel": parallel})
-    split = split_of(model.model, model.quantised, training, world_size)
+    split = split_of(model.model, model.quantised, training, world_size, base=model.base)
     return _estimate(split, estimate.activations, estimate.buffers)
 
 

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_train.parallel.arguments import use_bf16
-from speechlmm_train.parallel.deepspeed_config import preset
+from speechlmm_train.parallel.deepspeed_config import preset, zero_section
 from speechlmm_train.parallel.wrap import blocks, untrained
 from speechlmm_train.parallel_names import mode_of, stage_of
 from speechlmm_train.training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
 STATES = {"sgd": 0.0, "adafactor": 0.05, "rmsprop": 4.0, "adagrad": 4.0, "lion": 4.0}
 """Bytes of optimiser states for a parameter in fp32, by the beginning of the optimiser's name; else AdamW's eight.
@@ -39,7 +40,14 @@ class Split:
     host: int
 
 
-def split_of(model: SpeechLMM, quantised: Mapping[str, int], training: TrainingConfig, world_size: int) -> Split:
+def split_of(
+    model: SpeechLMM,
+    quantised: Mapping[str, int],
+    training: TrainingConfig,
+    world_size: int,
+    *,
+    base: Path | None = None,
+) -> Split:
     """What one of the processes holds.
 
     Args:
@@ -47,6 +55,7 @@ def split_of(model: SpeechLMM, quantised: Mapping[str, int], training: TrainingC
         quantised: Bytes of the parameters that will be quantised, by name.
         training: The stage's `training`.
         world_size: Number of processes.
+        base: Folder where a relative path of `deepspeed_config` starts.
     """
     mode, stage = mode_of(training.parallel, world_size), stage_of(training.parallel) or 0
     half = use_bf16(training.bf16) or bool(training.extras.get("fp16"))
@@ -66,7 +75,7 @@ def split_of(model: SpeechLMM, quantised: Mapping[str, int], training: TrainingC
     if mode == "ddp":
         workspace += gradients  # the buckets in which they are sent
     if mode == "zero" and stage:
-        workspace += preset(training.parallel)["zero_optimization"]["reduce_bucket_size"] * width
+        workspace += _buckets(training, stage, base) * width
     if mode == "fsdp2" or stage == 3:
         units = [_numel(block.parameters()) for block in blocks(model)]
         gathered = spread - sum(units)  # all but the blocks, which are gathered one after the other
@@ -88,6 +97,15 @@ def split_of(model: SpeechLMM, quantised: Mapping[str, int], training: TrainingC
         host += spread * width // world_size
         weights -= spread * width // world_size
     return Split(weights, 0, 0, workspace, host)
+
+
+def _buckets(training: TrainingConfig, stage: int, base: Path | None) -> int:
+    """Numbers in DeepSpeed's buckets, which gradients are summed up in."""
+    zero, own = zero_section(training, base=base), preset(training.parallel)["zero_optimization"]
+    size = zero["reduce_bucket_size"]
+    size = int(own["reduce_bucket_size"] if isinstance(size, str) else size)
+    # Stages 1 and 2 fill one while they send the other.
+    return 2 * size if stage < 3 and zero.get("overlap_comm") is True else size
 
 
 def _members(model: SpeechLMM, names: Mapping[str, int]) -> list[nn.Parameter]:

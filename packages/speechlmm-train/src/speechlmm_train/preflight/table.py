@@ -12,9 +12,10 @@ from speechlmm_core.errors import SpeechLMMError
 from speechlmm_train.config import RunConfig
 from speechlmm_train.parallel_names import mode_of
 from speechlmm_train.preflight.memory import MemoryEstimate, StageModel, changed, shared_otherwise
+from speechlmm_train.preflight.padding import padding_share
 from speechlmm_train.preflight.synthetic import stand_in_processor, synthetic_batch
 from speechlmm_train.preflight.units import in_bytes
-from speechlmm_train.preflight.worst import padding_share, worst_batches
+from speechlmm_train.preflight.worst import worst_batches
 from speechlmm_train.stage_config import ResolvedStage
 from speechlmm_train.trainer.stage_data import StageData
 
@@ -50,7 +51,7 @@ def epoch_lines(stage: StageData) -> Iterator[str]:
     """What an epoch of a stage is: micro-batches, steps, hours, padding, and what is left out."""
     steps = stage.plan.epoch_steps()
     micro_batches = steps * stage.plan.micro_batches_per_step
-    positions, frames = padding_share(stage.plan)
+    positions, frames = padding_share(stage)
     hours = stage.mixture.seconds.sum() / 3600
     yield (
         f"an epoch of {stage.settings.name}: {micro_batches:,.0f} micro-batches, {steps:,.1f} steps, {hours:,.2f} h of "
@@ -66,7 +67,7 @@ def _stage_lines(
     try:
         batches = largest_batches(config, stage, data)
         model = StageModel(config, stage)
-        estimate = model.estimate(batches, world_size=world_size)
+        estimate = model.estimate(batches, world_size=world_size, on_gpu=_on_gpu(gpu_memory))
     except (DataDependentOutputException, DynamicOutputShapeException) as exc:
         yield f"the memory of {stage.name} is not predicted: a component decides by content ({exc.func})"
         return
@@ -83,6 +84,11 @@ def _stage_lines(
     yield from table(estimate)
     if gpu_memory is not None:
         yield from _Fit(config, model, batches, world_size, gpu_memory).lines(estimate)
+
+
+def _on_gpu(gpu_memory: float | None) -> bool | None:
+    """Whether a plan is for GPUs, which this machine need not have."""
+    return None if gpu_memory is None else True
 
 
 def largest_batches(config: RunConfig, stage: ResolvedStage, data: StageData | None) -> list[Mapping[str, Any]]:
@@ -131,7 +137,7 @@ class _Fit:
         if not stage.training.gradient_checkpointing:
             lean = StageModel(self.config, changed(stage, gradient_checkpointing=True))
             option = "training.gradient_checkpointing=true"
-            options[option] = (lean, lean.estimate(self.batches, world_size=self.world_size))
+            options[option] = (lean, lean.estimate(self.batches, world_size=self.world_size, on_gpu=True))
         for option, (model, own) in options.items():
             if own.total <= limit:
                 yield f"{option} ({in_bytes(own.total)})"

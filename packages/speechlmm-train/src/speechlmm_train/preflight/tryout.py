@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,13 +34,17 @@ logger = logging.getLogger(__name__)
 
 NAMED = 5
 """Parameters that a message names."""
+MISHAPS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
+"""What an operation that fails raises."""
 
 
 class OutOfMemoryError(Exception):
     """A micro-batch needs more memory than there is."""
 
 
-def try_out(model: SpeechLMM, stage: StageData, device: torch.device, deadline: Deadline) -> list[str]:
+def try_out(
+    model: SpeechLMM, stage: StageData, device: torch.device, deadline: Deadline, *, base: Path | None = None
+) -> list[str]:
     """Runs a stage's largest micro-batches; to be called within `restore.untouched`.
 
     Args:
@@ -47,6 +52,7 @@ def try_out(model: SpeechLMM, stage: StageData, device: torch.device, deadline: 
         stage: The stage.
         device: Where the model is.
         deadline: When no further micro-batch is begun.
+        base: Folder where a relative path of `deepspeed_config` starts.
 
     Returns:
         Warnings: trained parameters that get no gradient.
@@ -69,22 +75,25 @@ def try_out(model: SpeechLMM, stage: StageData, device: torch.device, deadline: 
         batch = loader.load(micro_batch)
         inputs |= batch["media"].keys()
         try:
-            run_batch(model, stage, batch, device, world_size=stage.world_size)
+            run_batch(model, stage, batch, device, world_size=stage.world_size, base=base)
         except OutOfMemoryError as exc:
-            raise ConfigError(_too_large(stage, batch, micro_batch, device)) from exc
+            raise ConfigError(too_large(stage, batch, micro_batch, device)) from exc
         except SpeechLMMError:
             raise
-        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as exc:
-            text = " ".join(str(exc).split()) or type(exc).__name__
-            raise ConfigError(
-                f"stage {settings.name!r}: the model cannot process {_named(stage, batch, micro_batch)}: {text[:300]}; "
-                "see the components' settings, or leave these examples out"
-            ) from exc
-    return _without_gradient(model, settings.name, inputs)
+        except MISHAPS as exc:
+            raise ConfigError(unusable(stage, batch, micro_batch, exc)) from exc
+    idle = [name for name, one in model.named_parameters() if one.requires_grad and one.grad is None]
+    return without(idle, model, settings.name, inputs)
 
 
 def run_batch(
-    model: SpeechLMM, stage: StageData, batch: Mapping[str, Any], device: torch.device, *, world_size: int
+    model: SpeechLMM,
+    stage: StageData,
+    batch: Mapping[str, Any],
+    device: torch.device,
+    *,
+    world_size: int,
+    base: Path | None = None,
 ) -> None:
     """Runs one micro-batch forward and backward beside as much memory as the optimiser and other processes will take.
 
@@ -94,6 +103,7 @@ def run_batch(
         batch: The micro-batch.
         device: Where the model is.
         world_size: Processes that share the training.
+        base: Folder where a relative path of `deepspeed_config` starts.
 
     Raises:
         OutOfMemoryError: There is too little memory.
@@ -101,16 +111,17 @@ def run_batch(
     """
     moved = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, dict(batch))
     weights = stage_weights(model, stage.settings)
-    with _memory():
+    with memory_named():
         # Stands for what comes with the first step; on a CPU it would only be asked for.
-        split = split_of(model, {}, stage.settings.training, world_size)
+        split = split_of(model, {}, stage.settings.training, world_size, base=base)
         size = split.optimiser + split.workspace if device.type != "cpu" else 0
         ballast = torch.empty(size, dtype=torch.uint8, device=device)
         means = forward_backward(model, moved, weights, precision(stage.settings, device.type))
         bad = [name for name, mean in means.items() if not bool(torch.isfinite(mean))]
         del ballast
     if bad:
-        raise ConfigError(_not_finite(model, stage.settings.name, bad))
+        weights = [name for name, one in model.named_parameters() if not bool(torch.isfinite(one).all())]
+        raise ConfigError(not_finite(stage.settings.name, ", ".join(bad), weights))
     for name, parameter in model.named_parameters():
         if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
             raise ConfigError(
@@ -127,7 +138,12 @@ def device_of(training: TrainingConfig) -> torch.device:
 
 
 @contextmanager
-def _memory() -> Iterator[None]:
+def memory_named() -> Iterator[None]:
+    """Calls it by one name where memory runs out.
+
+    Raises:
+        OutOfMemoryError: It did.
+    """
     try:
         yield
     except torch.OutOfMemoryError as exc:
@@ -149,7 +165,17 @@ def _named(stage: StageData, batch: Mapping[str, Any], micro_batch: MicroBatch) 
     )
 
 
-def _too_large(stage: StageData, batch: Mapping[str, Any], micro_batch: MicroBatch, device: torch.device) -> str:
+def unusable(stage: StageData, batch: Mapping[str, Any], micro_batch: MicroBatch, exc: Exception) -> str:
+    """Says that an operation failed."""
+    text = " ".join(str(exc).split()) or type(exc).__name__
+    return (
+        f"stage {stage.settings.name!r}: the model cannot process {_named(stage, batch, micro_batch)}: {text[:300]}; "
+        "see the components' settings, or leave these examples out"
+    )
+
+
+def too_large(stage: StageData, batch: Mapping[str, Any], micro_batch: MicroBatch, device: torch.device) -> str:
+    """Says that a micro-batch needs more memory than there is."""
     training = stage.settings.training
     limit = f" of {in_bytes(torch.cuda.get_device_properties(device).total_memory)}" if device.type == "cuda" else ""
     size = next(
@@ -164,23 +190,33 @@ def _too_large(stage: StageData, batch: Mapping[str, Any], micro_batch: MicroBat
     )
 
 
-def _not_finite(model: SpeechLMM, stage: str, losses: list[str]) -> str:
-    bad = [name for name, parameter in model.named_parameters() if not bool(torch.isfinite(parameter).all())]
-    what = f"stage {stage!r}: the loss of {', '.join(losses)} is not finite before the first step"
-    if bad:
-        more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
-        return f"{what}: {', '.join(bad[:NAMED])}{more} hold NaN or infinity; load undamaged weights"
+def not_finite(stage: str, losses: str | None, weights: list[str]) -> str:
+    """Says that a loss is no number before anything is trained.
+
+    Args:
+        stage: The stage.
+        losses: The objectives; None where it is the gradient.
+        weights: Parameters that hold what is no number.
+    """
+    told = "the gradient" if losses is None else f"the loss of {losses}"
+    what = f"stage {stage!r}: {told} is not finite before the first step"
+    if weights:
+        more = f" and {len(weights) - NAMED} more" if len(weights) > NAMED else ""
+        return f"{what}: {', '.join(weights[:NAMED])}{more} hold NaN or infinity; load undamaged weights"
     return f"{what}, and all weights are finite; see the data's scale, bf16/fp16, and the components' settings"
 
 
-def _without_gradient(model: SpeechLMM, stage: str, inputs: set[str]) -> list[str]:
-    """Trained parameters that no micro-batch gave a gradient, but for those of inputs that were in none."""
+def without(idle: list[str], model: SpeechLMM, stage: str, inputs: set[str]) -> list[str]:
+    """Warns of trained parameters that got no gradient, but for those of inputs that were in no micro-batch.
+
+    Args:
+        idle: Names of the parameters.
+        model: The model.
+        stage: The stage.
+        inputs: Inputs that were in some micro-batch.
+    """
     absent = tuple(f"{name}_{part}." for name in model.input_names if name not in inputs for part in _TOWERS)
-    idle = [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and parameter.grad is None and not name.startswith(absent)
-    ]
+    idle = [name for name in idle if not name.startswith(absent)]
     if not idle or not inputs:
         return []
     more = f" and {len(idle) - NAMED} more" if len(idle) > NAMED else ""

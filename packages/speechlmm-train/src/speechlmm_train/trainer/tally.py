@@ -1,6 +1,6 @@
 """Sums between two log lines: what each rank has computed, added up over all of them once a line.
 
-Shapes: S samples, T tasks, B media.
+Shapes: S samples, T tasks, B media, R rows of an encoder.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from speechlmm_core.features import Loss
+from speechlmm_core.interfaces.encoder import EncoderConfig
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.batching.loader import ORIGIN
 
@@ -56,12 +57,7 @@ class Work:
         rows = media["inputs"]["lengths"].numpy()  # those of chunks, where media are cut
         frames = held_frames[real]
         total = int(frames.sum())
-        if encoder.fixed_frames is not None:
-            held = len(rows) * encoder.fixed_frames
-        elif "merge_index" in media["inputs"]:
-            held = round(int(held_frames.sum()) * len(rows) * int(rows.max(initial=0)) / max(int(rows.sum()), 1))
-        else:
-            held = len(held_frames) * int(held_frames.max(initial=0))
+        held = computed_frames(encoder, held_frames, rows, cut="merge_index" in media["inputs"])
         self._sum(frames=total, held_frames=held, audio_seconds=total / float(encoder.frame_rate))
         self._sum(
             **{
@@ -74,6 +70,24 @@ class Work:
     def _sum(self, **values: Any) -> None:
         for name, value in values.items():
             self.sums[name] += float(value)
+
+
+def computed_frames(
+    encoder: EncoderConfig, lengths: NDArray[np.integer[Any]], rows: NDArray[np.integer[Any]], *, cut: bool
+) -> int:
+    """Frames that an encoder computes for the media of a micro-batch, padding included.
+
+    Args:
+        encoder: The encoder.
+        lengths: (B,) frames of each medium.
+        rows: (R,) sizes of the encoder's rows, in any unit: those of chunks, where media are cut.
+        cut: Whether any medium is.
+    """
+    if encoder.fixed_frames is not None:
+        return len(rows) * encoder.fixed_frames
+    if cut:
+        return round(int(lengths.sum()) * len(rows) * int(rows.max(initial=0)) / max(int(rows.sum()), 1))
+    return len(lengths) * int(lengths.max(initial=0))
 
 
 class Losses:
