@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -20,6 +21,12 @@ OF_SEVERAL_PROCESSES = (
     "test_train_settings",
 )
 """Files whose tests start processes that take both cores, or wait for them: never two at a time, and first."""
+
+
+def pytest_configure() -> None:
+    """Has processes that tests start hear Ctrl-C: a shell has what it starts in the background ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
