@@ -90,6 +90,29 @@ def test_buffers_that_are_not_saved_can_be_restored(name):
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("name", TINY)
+def test_weights_that_follow_are_not_drawn(name, tmp_path):
+    drawn = build(preset(name))
+    drawn.model.save_pretrained(tmp_path)
+    plain = preset(name).model_dump(mode="json") | {"pretrained": str(tmp_path)}
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    loaded = CausalLMConfig.model_validate(plain).build(BuildContext(weights_follow=True))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not any(tensor.is_meta for tensor in (*loaded.parameters(), *loaded.buffers()))
+    assert loaded.output_weight is loaded.embedding_weight
+    assert not torch.equal(loaded.embedding_weight, drawn.embedding_weight)
+    loaded.load_base_weights()
+    ids = torch.arange(1, 8)[None]
+    with torch.no_grad():
+        assert torch.equal(loaded.model(ids).logits, drawn.model(ids).logits)
+    for ours, theirs in zip(
+        (*loaded.parameters(), *loaded.buffers()), (*drawn.parameters(), *drawn.buffers()), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+        assert ours.requires_grad == theirs.requires_grad
+
+
 def test_the_preset_of_a_published_checkpoint_builds_without_weights():
     with torch.device("meta"):
         decoder = build(preset("llama_3_1b"))

@@ -32,6 +32,8 @@ class BuildContext:
     """`auto`, or one of the implementations of transformers (`eager`, `sdpa`, `flash_attention_2`)."""
     flash_attention: bool = False
     """Whether FlashAttention can run: in half precision, on a GPU that has it."""
+    weights_follow: bool = False
+    """Whether every weight is loaded afterwards, so that a component need not draw random ones."""
     stage_sizes: dict[str, int] = field(default_factory=dict)
     """Widths of the named stage outputs (`audio_encoder`, `audio_adapter`, `text_decoder`): objectives use them."""
     encode: Callable[[str], Sequence[int]] | None = None

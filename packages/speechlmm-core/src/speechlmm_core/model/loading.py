@@ -76,7 +76,8 @@ def load_model(
     with default_dtype(dtype):
         shell = SpeechLMMConfig(model=config.model_dump(mode="json"), dtype=dtype)
         shell.name_or_path = str(folder)
-        model = model_class(shell, flash_attention=device_map is None and flash_usable(device or "cpu", dtype))
+        flash_attention = device_map is None and flash_usable(device or "cpu", dtype)
+        model = model_class(shell, flash_attention=flash_attention, decoder_follows=True)
     bits = 4 if load_in_4bit else 8 if load_in_8bit else None
     # Before adapters are put on the layers: PEFT has layers of its own for quantised weights.
     quantise = partial(quantise_decoder, model, bits=bits, compute_dtype=dtype, device=device) if bits else None

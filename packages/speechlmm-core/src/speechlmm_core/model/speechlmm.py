@@ -6,6 +6,7 @@ Shapes: B media, R rows, N tokens, T frames, D hidden, M supervised positions.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -50,7 +51,9 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
 
     text_decoder: TextDecoder
 
-    def __init__(self, config: SpeechLMMConfig, *, flash_attention: bool = False) -> None:
+    def __init__(
+        self, config: SpeechLMMConfig, *, flash_attention: bool = False, decoder_follows: bool = False
+    ) -> None:
         super().__init__(config)
         self.model_config: ModelConfig = config.parse()
         refuse_speech_output(self.model_config)
@@ -68,7 +71,8 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
             objectives[name] = module
         # Built last: a decoder that ZeRO spreads as it is loaded draws no random numbers, and all else has to begin
         # from the same weights nevertheless.
-        self.text_decoder = self.model_config.text_decoder.build(contexts["text_decoder"])
+        decoder_context = replace(contexts["text_decoder"], weights_follow=decoder_follows)
+        self.text_decoder = self.model_config.text_decoder.build(decoder_context)
         self.objectives = objectives
         self.frozen_modules: tuple[str, ...] = ()
         self.modes: Modes | None = None
@@ -91,6 +95,7 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
         load_base_weights: bool = True,
         dtype: torch.dtype = torch.float32,
         flash_attention: bool = False,
+        decoder_follows: bool = False,
     ) -> SpeechLMM:
         """Builds a model from its typed configuration.
 
@@ -99,13 +104,16 @@ class SpeechLMM(PreTrainedModel, GenerationMixin):
             load_base_weights: Load the base checkpoints that components name; else all weights are random.
             dtype: Type of the parameters.
             flash_attention: Whether FlashAttention can run where the model will (see `flash_usable`).
+            decoder_follows: The caller loads all of the text decoder's weights afterwards: it gets memory without
+                content, and what a large model's random weights cost is saved. So it is for base checkpoints.
 
         Raises:
             CheckpointError: A base checkpoint is missing or does not fit.
         """
         with default_dtype(dtype):
             shell = SpeechLMMConfig(model=config.model_dump(mode="json"), dtype=dtype)
-            model = cls(shell, flash_attention=flash_attention)
+            follows = decoder_follows or (load_base_weights and config.text_decoder.pretrained is not None)
+            model = cls(shell, flash_attention=flash_attention, decoder_follows=follows)
         if load_base_weights:
             for name, component in model.components().items():
                 pretrained = getattr(getattr(component, "config", None), "pretrained", None)

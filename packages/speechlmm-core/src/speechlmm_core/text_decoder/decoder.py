@@ -6,13 +6,14 @@ Shapes: R rows, N positions, D hidden, V vocabulary, S segments.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -37,6 +38,8 @@ _LOGIT_KEYS = ("lm_head_multiplier",)
 
 # Fields of a configuration that change neither the weights nor what they compute.
 _NOT_SHAPE = ("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "use_cache")
+
+_DRAWN_ROWS = 997
 
 PROBE_LOGIT = 100.0
 """Largest logit of the probe."""
@@ -63,10 +66,14 @@ class CausalLMDecoder(TextDecoder):
         self.config = config
         hf_config = build_hf_config(config)
         attention = pick_attention(hf_config, ctx)
+        # Under ZeRO-3 transformers makes it in parts, each of which it initialises.
+        unfilled = ctx.weights_follow and not is_deepspeed_zero3_enabled()
+        device = torch.get_default_device()
         try:
-            self.model = AutoModelForCausalLM.from_config(
-                hf_config, attn_implementation=attention, dtype=torch.get_default_dtype()
-            )
+            with torch.device("meta") if unfilled else nullcontext():
+                self.model = AutoModelForCausalLM.from_config(
+                    hf_config, attn_implementation=attention, dtype=torch.get_default_dtype()
+                )
         except (ImportError, ValueError) as exc:
             raise ConfigError(f"cannot build the text decoder {config.model_type!r}: {exc}") from exc
         for module in self.model.modules():
@@ -75,6 +82,11 @@ class CausalLMDecoder(TextDecoder):
         head = self.model.get_output_embeddings()
         if head is None or getattr(head, "bias", None) is not None:
             raise ConfigError(f"text decoder {config.model_type!r} has no head that is a plain matrix; choose another")
+        if unfilled:
+            self.model.to_empty(device=device)
+            self.model.tie_weights()
+            self.reset_buffers()
+            _fill_cheaply(self.output_weight)
 
         for key in _LOGIT_KEYS:
             value = getattr(hf_config.get_text_config(), key, None)
@@ -178,6 +190,16 @@ class CausalLMDecoder(TextDecoder):
             finally:
                 for name, tensor in tensors:
                     setattr(tensor, _MARK, before[name])
+
+
+@torch.no_grad()
+def _fill_cheaply(weight: Tensor) -> None:
+    """Gives a head (V, D) that is loaded later some content to check the logits with: a few random rows, repeated."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(min(len(weight), _DRAWN_ROWS), weight.shape[1], generator=generator, device="cpu").to(weight)
+    for start in range(0, len(weight), len(rows)):
+        part = weight[start : start + len(rows)]
+        part.copy_(rows[: len(part)])
 
 
 def build_hf_config(config: CausalLMConfig) -> PreTrainedConfig:

@@ -49,6 +49,7 @@ def build_model(config: RunConfig, checkpoint: Checkpoint | None) -> SpeechLMM:
         config.model,
         load_base_weights=checkpoint is None and pretrained is None,
         flash_attention=can_flash(training),
+        decoder_follows=checkpoint is not None or (pretrained is not None and not training.new_components),
     )
     after = partial(quantise, model) if quantise is not None else None
     if checkpoint is not None:
