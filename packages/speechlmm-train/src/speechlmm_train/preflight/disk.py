@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
+
+from speechlmm_core.checkpoint.fill import full_shape
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_train.preflight.files import existing_parent
@@ -46,13 +50,18 @@ def check_disk(folder: Path, model: SpeechLMM, stages: Sequence[StageData], *, r
 
 def checkpoint_bytes(model: SpeechLMM, stages: Sequence[StageData]) -> tuple[int, int]:
     """Bytes of a checkpoint's weights, and of the optimiser's states beside them."""
-    trained = sum(p.numel() for name, p in model.named_parameters() if name in model.ever_trainable)
+    trained = sum(_numel(p) for name, p in model.named_parameters() if name in model.ever_trainable)
     training = stages[0].settings.training
     states = round(trained * state_bytes(training))
     if training.save == "trainable":
         return trained * FP32, states
-    unique = {id(p): p.numel() * p.element_size() for p in [*model.parameters(), *model.buffers()]}
+    unique = {id(p): _numel(p) * p.element_size() for p in [*model.parameters(), *model.buffers()]}
     return sum(unique.values()), states
+
+
+def _numel(tensor: Tensor) -> int:
+    """Of the whole tensor: a checkpoint has all of what processes share."""
+    return math.prod(full_shape(tensor))
 
 
 def num_checkpoints(stages: Sequence[StageData]) -> int:

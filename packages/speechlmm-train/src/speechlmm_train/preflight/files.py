@@ -1,4 +1,4 @@
-"""Looks for the media files of a run, all of them where there are not too many."""
+"""Looks for the media files of a run: all of them where there are not too many, else some from all over."""
 
 from __future__ import annotations
 
@@ -44,7 +44,10 @@ def check_files(stages: Sequence[StageData], deadline: Deadline) -> list[str]:
         weaknesses, rows, count = Weaknesses(), set[tuple[object, ...]](), 0
         for place in spread(len(indices)):
             if count % AT_ONCE == 0 and count and not own.left:
-                logger.info("of %d examples, the media files of %d were looked for", len(indices), count)
+                # A list of faults would otherwise be taken for all that there are.
+                level = logging.WARNING if faults.count else logging.INFO
+                told = "%s: of %s examples, the media files of %s were looked for"
+                logger.log(level, told, name, f"{len(indices):,}", f"{count:,}")
                 break
             count += 1
             index = int(indices[place])
@@ -88,7 +91,7 @@ def spread(count: int) -> Iterator[int]:
 
 def _sets(
     stages: Sequence[StageData],
-) -> Iterator[tuple[str, Examples, Sequence[int], NDArray[np.float64] | None]]:
+) -> Iterator[tuple[str, Examples, Sequence[int] | NDArray[np.int64], NDArray[np.float64] | None]]:
     """Sets of examples: a name, the examples, the numbers of those that take part, and the seconds of all, if known."""
     known: set[int] = set()
     for stage in stages:
@@ -97,7 +100,7 @@ def _sets(
             known.add(id(stage.examples))
             seconds = np.full(len(stage.examples), np.nan)
             seconds[stage.indices] = stage.mixture.seconds
-            yield name, as_examples(stage.examples), stage.indices.tolist(), seconds
+            yield name, as_examples(stage.examples), stage.indices, seconds
         for kind, sample in stage.evaluation.samples.items() if stage.evaluation else ():
             for _, examples in sample.parts:
                 yield f"{name}, {kind}", examples, range(len(examples)), None
