@@ -112,6 +112,18 @@ def test_a_conversation_reads_as_written_out_and_the_answers_are_learnt(template
 
 
 @pytest.mark.parametrize("template", WRITTEN)
+def test_counts_are_those_of_the_pieces(template):
+    chat = tokenizer(template)
+    hostile = "".join(BUILT_IN[template].all)
+    odd = [Message(role="user", content=f" {hostile} x\n"), Message(role="assistant", content=hostile)]
+    for messages, opened in ((CHAT, False), (CHAT[:2], True), (odd, False), (odd[:1], True)):
+        pieces = chat.encode_chat(messages, add_generation_prompt=opened)
+        tokens, items = chat.count_chat(messages, add_generation_prompt=opened)
+        assert tokens == sum(len(piece.ids) for piece in pieces if not isinstance(piece, MediaPiece))
+        assert items == [piece.item for piece in pieces if isinstance(piece, MediaPiece)]
+
+
+@pytest.mark.parametrize("template", WRITTEN)
 def test_a_prompt_opens_the_answer(template):
     chat = tokenizer(template)
     question = Message(role="user", content="Hi")

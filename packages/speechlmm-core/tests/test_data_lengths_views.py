@@ -14,7 +14,8 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from speechlmm_core.data.examples import ConcatExamples, Examples, SubsetExamples
+from speechlmm_core.data.example import Example
+from speechlmm_core.data.examples import ConcatExamples, Examples, ListExamples, SubsetExamples
 from speechlmm_core.data.faults import FaultyDataError
 from speechlmm_core.data.header_cache import HeaderCache
 from speechlmm_core.data.index.header import IndexHeader
@@ -198,6 +199,33 @@ def test_sizes_of_prepared_views_are_kept(corpus: Path, tmp_path: Path, monkeypa
     monkeypatch.undo()
     (whole.folder / f"sizes-{stored.digest}.npy").write_bytes(b"")
     assert stored.load() is None
+
+
+def test_each_example_is_made_once(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = prepare(corpus)
+    made: list[int] = []
+    before = PreparedExamples.example
+    monkeypatch.setattr(PreparedExamples, "example", lambda self, index: made.append(index) or before(self, index))
+    measure(TaskExamples(whole, range(8), task=get_task("asr")), Sizer(), cache=tmp_path)
+    assert set(made) == set(range(8))
+    assert len(made) == 8 + 3  # one of each kind, here of each language, is looked at again for its wordings
+
+
+def test_inputs_of_examples_are_counted_and_kept(corpus: Path, tmp_path: Path) -> None:
+    """Of rows with audio, of one of text alone, and of several datasets in a row."""
+    sizer = Sizer()
+    sizer.inputs = {"video": sizer.inputs["audio"], **sizer.inputs}
+    said = TaskExamples(prepare(corpus), [4, 1], task=get_task("asr"))
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    written = ListExamples([Example.model_validate({"id": "t", "task": "chat", "messages": messages})])
+    for _ in range(2):  # counted, then read
+        found = measure(ConcatExamples([written, said]), sizer, cache=tmp_path)
+        assert found.inputs.tolist() == [0, 2, 2]
+        assert {kind[:2]: index for kind, index in found.kinds.items()} == {
+            ("chat", None): 0,
+            ("asr", "it"): 1,
+            ("asr", "de"): 2,
+        }
 
 
 def test_what_augmentation_makes_too_long_is_named(corpus: Path, tmp_path: Path) -> None:

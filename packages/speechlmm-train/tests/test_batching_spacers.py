@@ -15,34 +15,60 @@ PROCESSOR = SimpleNamespace(inputs={"audio": None, "video": None})
 COMMON = {"task": "asr", "source_language": "en", "text": "a"}
 
 
-def example(kind, number):
-    return Example(media={kind: {"type": kind, "path": f"{kind}-{number}"}}, **COMMON)
+KINDS = list(PROCESSOR.inputs)
 
 
-def spacers(kinds, frames, **how):
-    examples = ListExamples([example(kind, number) for number, kind in enumerate(kinds)])
-    return Spacers.of(PROCESSOR, examples, np.arange(len(kinds)), np.array(frames), **how)
+def example(kinds, number):
+    media = {kind: {"type": kind, "path": f"{kind}-{number}"} for kind in kinds.split()}
+    return Example(media=media, **{**COMMON, "task": "asr" if len(media) == 1 else "chat"})
 
 
-def test_an_input_behind_many_shorter_examples_is_found():
-    found = spacers(["audio"] * 12_000 + ["video"] * 3, [20] * 12_000 + [61, 60, 62])
-    assert found.numbers == {"audio": 0, "video": 12_001}
-    assert found.media["video"]["path"] == "video-12001"
+class Looked(ListExamples):
+    """Notes which examples are made."""
+
+    def __init__(self, examples, shown=()):
+        super().__init__(examples)
+        self.shown, self.looked = list(shown), []
+
+    def example(self, index):
+        self.looked.append(index)
+        return super().example(index)
+
+    def shown_first(self):
+        return self.shown
 
 
-def test_the_shortest_of_each_group_comes_first(monkeypatch):
-    looked = []
-    before = ListExamples.example
-    monkeypatch.setattr(ListExamples, "example", lambda self, index: looked.append(index) or before(self, index))
-    kinds, frames = ["audio"] * 900 + ["video"] * 9, [*range(1000, 100, -1), *range(2009, 2000, -1)]
-    found = spacers(kinds, frames, members=np.array([0] * 900 + [1] * 9))
+def spacers(kinds, frames, *, shown=(), indices=None):
+    indices = np.arange(len(kinds)) if indices is None else np.array(indices)
+    examples = Looked([example(kind, number) for number, kind in enumerate(kinds)], shown)
+    bits = np.array([sum(1 << KINDS.index(one) for one in kind.split()) for kind in kinds], np.uint32)
+    found = Spacers.of(PROCESSOR, examples, indices, np.array(frames)[indices], bits[indices])
+    return found, examples.looked
+
+
+def test_the_shortest_of_each_input_is_all_that_is_looked_at():
+    kinds, frames = ["audio"] * 900 + ["video"] * 9 + [""], [*range(1000, 100, -1), *range(2009, 2000, -1), 0]
+    found, looked = spacers(kinds, frames)
     assert found.numbers == {"audio": 899, "video": 908}
+    assert found.media["video"]["path"] == "video-908"
     assert looked == [899, 908]
 
 
-def test_an_input_that_never_comes():
-    assert spacers(["audio"] * 5, [5, 4, 3, 2, 0]).numbers == {"audio": 3}
-    assert spacers(["audio"] * 5, [0] * 5).numbers == {}
+def test_examples_that_do_not_take_part_stand_in_for_nothing():
+    found, looked = spacers(["audio", "video", "audio", "video"], [5, 5, 4, 4], indices=[0, 2])
+    assert (found.numbers, looked) == ({"audio": 2}, [2])
+
+
+def test_an_input_that_never_comes_costs_no_look():
+    found, looked = spacers(["audio"] * 50_000, range(60_000, 10_000, -1))
+    assert (found.numbers, looked) == ({"audio": 49_999}, [49_999])
+    assert spacers([""] * 5, [0] * 5)[0].numbers == {}
+
+
+def test_an_input_that_is_only_shown_first():
+    found, _ = spacers(["audio"] * 3, [3, 2, 1], shown=[example("audio", 8), example("video", 9)])
+    assert found.numbers == {"audio": 2, "video": -1}
+    assert found.media["video"]["path"] == "video-9"
 
 
 def test_what_fills_up_changes_no_running_statistics():

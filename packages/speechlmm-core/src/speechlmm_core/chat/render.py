@@ -21,6 +21,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 # Jinja's `trim` removes it, and no template writes one.
 _PROBE_SPACE = "\x0b"
+SHAPES = 256
+"""Renderings that are kept: chats of the same roles and numbers of items have the same one."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class ChatRenderer:
         self.template = template
         self.name = name
         self.variables = dict(variables)
+        self._rendered: dict[Any, tuple[str, list[tuple[int, int]]]] = {}
         self._nonce = secrets.token_hex(8)
         self._sentinel = re.compile(f"item{self._nonce}n([0-9]+)e")
         # (role -> (strips before, strips after))
@@ -127,6 +130,18 @@ class ChatRenderer:
         return f"item{self._nonce}n{number}e"
 
     def _render(self, chat: list[dict[str, str]], add_generation_prompt: bool) -> tuple[str, list[tuple[int, int]]]:
+        """The rendering and its generation spans; chats of one shape are the same here, so they are kept."""
+        shape = (tuple((message["role"], message["content"]) for message in chat), add_generation_prompt)
+        found = self._rendered.get(shape)
+        if found is None:
+            if len(self._rendered) >= SHAPES:
+                self._rendered.clear()
+            found = self._rendered[shape] = self._render_anew(chat, add_generation_prompt)
+        return found
+
+    def _render_anew(
+        self, chat: list[dict[str, str]], add_generation_prompt: bool
+    ) -> tuple[str, list[tuple[int, int]]]:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         rendered, spans = render_jinja_template(

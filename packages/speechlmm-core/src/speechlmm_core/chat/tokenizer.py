@@ -28,7 +28,7 @@ from speechlmm_core.chat.template import BUILT_IN, PAD_TOKENS, STOP_TOKENS
 from speechlmm_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 
@@ -123,6 +123,23 @@ class ChatTokenizer:
                 pieces.append(MediaPiece(item))
         return pieces
 
+    def count_chat(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = False
+    ) -> tuple[int, list[dict[str, Any]]]:
+        """What `encode_chat` would give, counted: the number of tokens, and the items of the media.
+
+        Args:
+            messages: The conversation.
+            add_generation_prompt: Whether to end with the opening of an assistant's turn.
+
+        Raises:
+            DataError: The template does not support the conversation.
+        """
+        parts = self._renderer.parts(messages, add_generation_prompt=add_generation_prompt)
+        others = (self._medium_id, self._break_id)
+        tokens = sum(token not in others for token in self._encoding(parts)[0].ids)
+        return tokens, [part.item for part in parts if part.item is not None]
+
     def encode(self, text: str) -> list[int]:
         """Tokenises text without any template; the names of special tokens in it stay text."""
         return [token for token, _ in self._tokenise([Part(whole_characters(text), False, is_user=True)])]
@@ -149,22 +166,28 @@ class ChatTokenizer:
 
     def _tokenise(self, parts: Sequence[Part]) -> list[tuple[int, bool]]:
         """Ids with their mask; a medium is `_medium_id`."""
+        encoding, supervised = self._encoding(parts)
+        out: list[tuple[int, bool]] = []
+        for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if token != self._break_id:
+                out.append((self._true_ids.get(token, token), 1 in supervised[start : max(end, start + 1)]))
+        return out
+
+    def _encoding(self, parts: Sequence[Part]) -> tuple[Encoding, bytearray]:
+        """The encoding by the copy, in which the user's text holds no special token, and the mask of its characters."""
         breaks: set[int] = set()
         while True:
             text, supervised, users = self._compose(parts, breaks)
             encoding = self._copy.encode(text, add_special_tokens=False)
-            tokens = list(zip(encoding.ids, encoding.offsets, strict=True))
+            if self._control.isdisjoint(encoding.ids):
+                return encoding, supervised
+            tokens = zip(encoding.ids, encoding.offsets, strict=True)
             # Some vocabularies (unigram ones) hold the names of special tokens as ordinary pieces: split those.
             names = [users[start] for token, (start, end) in tokens if token in self._control and end - start > 1]
             fresh = {start + 1 for start in names if start >= 0} - breaks
             if not fresh:
-                break
+                return encoding, supervised
             breaks |= fresh
-        out: list[tuple[int, bool]] = []
-        for token, (start, end) in tokens:
-            if token != self._break_id:
-                out.append((self._true_ids.get(token, token), 1 in supervised[start : max(end, start + 1)]))
-        return out
 
     def _compose(self, parts: Sequence[Part], breaks: set[int]) -> tuple[str, bytearray, list[int]]:
         """The text for the copy with, per character, its mask and its place in the user's text (-1: not the user's).

@@ -15,20 +15,20 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from speechlmm_core.chat.messages import Message
-from speechlmm_core.data.chats import chat_of, draws_of, longest_of, task_for
+from speechlmm_core.data.chats import chat_of, draws_of, task_for
 from speechlmm_core.data.example import Example
 from speechlmm_core.data.examples import ConcatExamples, Examples, ListExamples, place_of
 from speechlmm_core.data.faults import Faults
 from speechlmm_core.data.header_cache import Header, HeaderCache, cache_folder
 from speechlmm_core.data.index.sizes import Kind, Lengths, Sizer, StoredSizes, kind_of, tokenizer_text
 from speechlmm_core.data.index.views import known_headers, shown_headers, unchecked, view_texts
+from speechlmm_core.data.longest import LongestWordings, media_chats, media_in
 from speechlmm_core.errors import DataError, MediaError, SpeechLMMError
 from speechlmm_core.interfaces.encoder import EncoderConfig
 from speechlmm_core.media.source import MediaSource, file_source, item_name
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 BLOCK = 4096
 THREADS = 8
-SIZES = 4
+SIZES = 5
 """How sizes are counted; another number leaves those aside that are stored."""
 
 
@@ -68,17 +68,26 @@ def measure(
         try:
             found = None if stored is None else stored.load()
             if found is None:
-                with unchecked(part):
-                    found = _Measurement(part, processor, cache or cache_folder(), max_length).run()
+                found = measure_anew(part, processor, cache=cache or cache_folder(), max_length=max_length)
                 if stored is not None:
                     stored.save(found)
             measured.append(found)
         except DataError as exc:
             faults.extend(exc)
     faults.raise_if_any()
-    return Lengths(
-        *(np.concatenate([getattr(one, name) for one in measured]) for name in ("positions", "frames", "seconds"))
-    )
+    return Lengths.joined(measured)
+
+
+def measure_anew(
+    examples: Sequence[Example], processor: Sizer, *, cache: Path, max_length: Callable[[str, int], int] | None = None
+) -> Lengths:
+    """Measures every example of one dataset, whatever is stored of a prepared part; as `measure`.
+
+    Raises:
+        DataError: As `measure` does.
+    """
+    with unchecked(examples):
+        return _Measurement(examples, processor, cache, max_length).run()
 
 
 class _Measurement:
@@ -98,32 +107,46 @@ class _Measurement:
         self.headers = HeaderCache.open(folder, "\0".join(map(str, self.sources)) or None)
         self.given: dict[MediaSource, Header] = {}
         self.faults = Faults()
-        self.longest: dict[Kind, int] = {}
+        self.counted = LongestWordings(processor)
+        self.kinds: dict[Kind, int] = {}
+        self.bits = {name: 1 << number for number, name in enumerate(processor.inputs)}
+        count = len(examples)
+        self.lengths = Lengths(
+            np.zeros(count, np.int64),
+            np.zeros(count, np.int64),
+            np.zeros(count),
+            np.zeros(count, np.uint32),
+            self.kinds,
+        )
 
     def run(self) -> Lengths:
-        count = len(self.examples)
-        lengths = Lengths(np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros(count))
-        num_samples = self.num_samples(lengths.seconds)
+        # Sizes that may be stored are looked for once all media are measured; others are counted in the same pass.
+        num_samples = self.measure_media(at_once=not self.sources)
         self.headers.save()
         self.faults.raise_if_any()
+        lengths = self.lengths
         stored = self.stored_sizes(num_samples)
         if stored is not None and stored.is_file():
             try:
                 sizes = np.load(stored, allow_pickle=False)
-                if sizes.shape == (2, count) and sizes.dtype == np.int64:
-                    return Lengths(sizes[0], sizes[1], lengths.seconds)
+                if sizes.shape == (2, len(lengths)) and sizes.dtype == np.int64:
+                    return replace(lengths, positions=sizes[0], frames=sizes[1])
             except (OSError, ValueError, EOFError) as exc:
                 logger.info("cannot read %s: %s", stored, exc)
-        for index in range(count):
-            try:
-                lengths.positions[index], lengths.frames[index] = self.size(self.examples[index], num_samples[index])
-            except DataError as exc:
-                self.faults.add(place_of(self.examples, index), str(exc), order=index)
-        self.faults.raise_if_any()
+        if self.sources:
+            for index, samples in enumerate(num_samples):
+                self.add_size(index, self.examples[index], samples)
+            self.faults.raise_if_any()
         self.add_shown_first(lengths)
         if stored is not None:
             HeaderCache.store(stored, np.stack([lengths.positions, lengths.frames]))
         return lengths
+
+    def add_size(self, index: int, example: Example, num_samples: tuple[int, ...]) -> None:
+        try:
+            self.lengths.positions[index], self.lengths.frames[index] = self.counted.size(example, num_samples)
+        except DataError as exc:
+            self.faults.add(place_of(self.examples, index), str(exc), order=index)
 
     def add_shown_first(self, lengths: Lengths) -> None:
         """Adds what the longest of the examples take that may be shown before each."""
@@ -137,45 +160,70 @@ class _Measurement:
         lengths.positions[:] += np.sort(found.positions)[-count:].sum()
         lengths.frames[:] += np.sort(found.frames)[-count:].sum()
 
-    def num_samples(self, seconds: NDArray[np.float64]) -> list[tuple[int, ...]]:
-        """Samples of each example's media at their encoders' rates."""
+    def measure_media(self, *, at_once: bool) -> list[tuple[int, ...]]:
+        """Samples of each example's media at their encoders' rates; with ``at_once``, sizes are counted, too."""
         found: list[tuple[int, ...]] = []
+        sound = True
         with ThreadPoolExecutor(THREADS) as pool:
             for start in range(0, len(self.examples), BLOCK):
                 indices = range(start, min(start + BLOCK, len(self.examples)))
-                chats = [self.media(index) for index in indices]
-                known = {**self.given, **known_headers(self.examples, indices)}
+                before = self.faults.count
+                examples = [self.example(index) for index in indices]
+                chats = [self.media(index, example) for index, example in zip(indices, examples, strict=True)]
+                known = {**self.given, **known_headers(self.examples, indices, examples)}
                 found_in = {file_source(item) for items, _ in chats for item in items if self.is_audio(item)}
                 self.headers.read(sorted((one for one in found_in if one and one not in known), key=str), pool)
                 self.headers.give(known)
                 others = [(self.encoder(i), i) for items, _ in chats for i in items if not self.is_audio(i)]
                 self.headers.count(others, pool)
-                for index, (items, num_own) in zip(indices, chats, strict=True):
-                    samples: list[int] = []
-                    for at, item in enumerate(items):
-                        try:
-                            count = self.length(item)
-                            seconds[index] += count / self.encoder(item).sampling_rate if at < num_own else 0.0
-                            samples.append(self.augmented(item, count))
-                        except SpeechLMMError as exc:
-                            self.faults.add(place_of(self.examples, index), str(exc), order=index)
-                    found.append(tuple(samples))
+                measured = [self.samples(index, *one) for index, one in zip(indices, chats, strict=True)]
+                sound = sound and self.faults.count == before
+                for index, example, samples in zip(indices, examples, measured, strict=True):
+                    if at_once and sound and example is not None:
+                        self.add_size(index, example, samples)
+                found += measured
         return found
 
-    def media(self, index: int) -> tuple[list[Mapping[str, Any]], int]:
-        """The media of an example's chats that the model takes, and how many of them are the first chat's."""
+    def samples(self, index: int, items: Sequence[Mapping[str, Any]], num_own: int) -> tuple[int, ...]:
+        """Samples of an example's media, whose seconds and inputs are noted."""
+        samples: list[int] = []
+        for at, item in enumerate(items):
+            try:
+                count = self.length(item)
+                self.lengths.seconds[index] += count / self.encoder(item).sampling_rate if at < num_own else 0.0
+                self.lengths.inputs[index] |= self.bits[item["type"]]
+                samples.append(self.augmented(item, count))
+            except SpeechLMMError as exc:
+                self.faults.add(place_of(self.examples, index), str(exc), order=index)
+        return tuple(samples)
+
+    def example(self, index: int) -> Example | None:
+        """An example, whose kind is noted; None where its record cannot be used."""
         try:
-            chats = media_chats(self.examples[index])
+            example = self.examples[index]
+            kind = kind_of(example)
+        except DataError as exc:
+            self.faults.add(place_of(self.examples, index), str(exc), order=index)
+            return None
+        self.kinds.setdefault(kind, index)
+        return example
+
+    def media(self, index: int, example: Example | None) -> tuple[list[Mapping[str, Any]], int]:
+        """The media of an example's chats that the model takes, and how many of them are the first chat's."""
+        if example is None:
+            return [], 0
+        try:
+            chats = media_chats(example)
         except DataError as exc:
             self.faults.add(place_of(self.examples, index), str(exc), order=index)
             return [], 0
-        items = [item for chat in chats for item in _media(chat)]
+        items = [item for chat in chats for item in media_in(chat)]
         known = ", ".join(self.processor.inputs) or "only text"
         for item in items:
             if item["type"] not in self.processor.inputs:
                 text = f"the example holds {item['type']!r}, but this model takes {known}"
                 self.faults.add(place_of(self.examples, index), text, order=index)
-        return [item for item in items if item["type"] in self.processor.inputs], len(_media(chats[0]))
+        return [item for item in items if item["type"] in self.processor.inputs], len(media_in(chats[0]))
 
     def is_audio(self, item: Mapping[str, Any]) -> bool:
         return self.encoder(item).reads_audio_files
@@ -219,35 +267,13 @@ class _Measurement:
                 raise MediaError(f"{item_name(item)}: as long as augmentation may make it: {exc}") from exc
         return max(most, num_samples)
 
-    def size(self, example: Example, num_samples: tuple[int, ...]) -> tuple[int, int]:
-        """Positions and frames with the longest wording of the example's prompt."""
-        numbers = draws_of(example)
-        if not numbers:
-            return self.size_of_longest(example, num_samples)
-        kind = kind_of(example)
-        if kind not in self.longest:
-            sizes = [self.processor.sizes(chat_of(example, draw=number), num_samples)[0] for number in numbers]
-            self.longest[kind] = numbers[int(np.argmax(sizes))]
-        positions, frames = self.processor.sizes(chat_of(example, draw=self.longest[kind]), num_samples)
-        return positions + (task_for(example).slack if len(numbers) > 1 else 0), frames
-
-    def size_of_longest(self, example: Example, num_samples: tuple[int, ...]) -> tuple[int, int]:
-        """Positions and frames of an example whose media differ from draw to draw, by the chats that bound it."""
-        sizes: list[tuple[int, int]] = []
-        start = 0
-        for chat in longest_of(example):
-            end = start + len(_media(chat))
-            sizes.append(self.processor.sizes(chat, num_samples[start:end]))
-            start = end
-        return max(positions for positions, _ in sizes), max(frames for _, frames in sizes)
-
     def stored_sizes(self, num_samples: list[tuple[int, ...]]) -> Path | None:
         """Where the sizes are kept: named after everything that they depend on."""
         if not self.sources:
             return None
         states = [(str(path), status.st_size, status.st_mtime_ns) for path in self.sources if (status := path.stat())]
         pool = self.examples.shown_first() if isinstance(self.examples, Examples) else []
-        kinds = {kind_of(example): example for example in self.examples}
+        kinds = {kind: self.examples[index] for kind, index in self.kinds.items()}
         digest = hashlib.blake2b(digest_size=16)
         for part in (
             f"{SIZES}\0{states}",
@@ -269,12 +295,3 @@ def _parts(examples: Sequence[Example]) -> list[Sequence[Example]]:
     if isinstance(examples, ConcatExamples):
         return [one for part in examples.parts for one in _parts(part)]
     return [examples]
-
-
-def media_chats(example: Example) -> list[list[Message]]:
-    """Chats that hold all media that an example may take."""
-    return [chat_of(example)] if draws_of(example) else longest_of(example)
-
-
-def _media(chat: Sequence[Message]) -> list[dict[str, Any]]:
-    return [item for message in chat for item in message.media]

@@ -131,11 +131,9 @@ class SpeechLMMProcessor:
             MediaError: A medium is longer than its encoder takes.
         """
         parsed = self._parse(messages, with_answer=with_answer)
-        pieces = self.tokenizer.encode_chat(parsed, add_generation_prompt=not with_answer)
-        items = [piece.item for piece in pieces if isinstance(piece, MediaPiece)]
+        positions, items = self.tokenizer.count_chat(parsed, add_generation_prompt=not with_answer)
         if len(items) != len(num_samples):
             raise DataError(f"got the lengths of {len(num_samples)} media for messages that hold {len(items)}")
-        positions = sum(len(piece.ids) for piece in pieces if not isinstance(piece, MediaPiece))
         frames = 0
         for item, samples in zip(items, num_samples, strict=True):
             towers = self.inputs[item["type"]]

@@ -7,7 +7,7 @@ along, alone and without its transcript: nothing of it is learnt, and no loss co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from speechlmm_core.chat.messages import Message
 from speechlmm_core.data.example import Example
 from speechlmm_core.data.examples import as_examples
-from speechlmm_core.data.lengths import media_chats
+from speechlmm_core.data.longest import media_chats
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_core.processor.sample import ProcessedSample
 
@@ -43,37 +43,34 @@ class Spacers:
         examples: Sequence[Example],
         indices: NDArray[np.int64],
         frames: NDArray[np.int64],
-        members: NDArray[np.int64] | None = None,
+        inputs: NDArray[np.uint32],
     ) -> Spacers:
-        """The spacers of a stage, one for each input that its examples have.
+        """The spacers of a stage, one for each input that its examples have, whose shortest stands in for it.
 
-        Examples are looked through until all inputs of the model are found: all of them, where an input never comes,
-        for what that input would reach is not trained. The shortest of each group come first, as the examples of a
-        group mostly have the same inputs.
+        What an input that never comes would reach is not trained, so it must be known of all examples; but only those
+        that stand in are looked at.
 
         Args:
             processor: Makes samples.
             examples: The stage's dataset.
             indices: (N,) examples that take part.
             frames: (N,) encoder frames of each.
-            members: (N,) the group of each; by default they are one.
+            inputs: (N,) the model's inputs that each has media of, as `Lengths` has them.
         """
         known = as_examples(examples)
         numbers: dict[str, int] = {}
         media: dict[str, dict[str, Any]] = {}
-
-        def take(index: int, chats: Iterable[Sequence[Message]]) -> bool:
-            for item in (item for chat in chats for message in chat for item in message.media):
-                if item["type"] in processor.inputs and item["type"] not in media:
-                    numbers[item["type"]], media[item["type"]] = index, item
-            return len(media) == len(processor.inputs)
-
-        for place in _shortest_first(frames, members):
-            index = int(indices[place])
-            if take(index, media_chats(known.example(index))):
-                return cls(processor, numbers, media)
-        for example in known.shown_first():
-            take(-1, media_chats(example))
+        for bit, name in enumerate(processor.inputs):
+            having = np.flatnonzero(inputs >> np.uint32(bit) & np.uint32(1))
+            if len(having):
+                index = int(indices[having[np.argmin(frames[having])]])
+                numbers[name], media[name] = index, next(_media(name, known.example(index)))
+        missing = [name for name in processor.inputs if name not in numbers]
+        for example in known.shown_first() if missing else ():
+            for name in missing:
+                for item in _media(name, example):
+                    numbers[name] = -1
+                    media.setdefault(name, item)
         return cls(processor, numbers, media)
 
     def fill(self, samples: list[ProcessedSample]) -> list[ProcessedSample]:
@@ -92,13 +89,6 @@ class Spacers:
         return self._made[name]
 
 
-def _shortest_first(frames: NDArray[np.int64], members: NDArray[np.int64] | None) -> list[int]:
-    """Examples with media: the shortest of every group, the second of every group, and so on."""
-    with_media = np.flatnonzero(frames)
-    order = with_media[np.argsort(frames[with_media], kind="stable")]
-    own = np.zeros(len(order), np.int64) if members is None else members[order]
-    by_group = np.argsort(own, kind="stable")
-    first = np.searchsorted(own[by_group], own[by_group])
-    turn = np.empty(len(order), np.int64)
-    turn[by_group] = np.arange(len(order)) - first
-    return order[np.argsort(turn, kind="stable")].tolist()
+def _media(name: str, example: Example) -> Iterator[dict[str, Any]]:
+    """An example's media of an input."""
+    return (item for chat in media_chats(example) for message in chat for item in message.media if item["type"] == name)

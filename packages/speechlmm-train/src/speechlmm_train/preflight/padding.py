@@ -9,7 +9,7 @@ import numpy as np
 
 from speechlmm_core.data.examples import as_examples
 from speechlmm_core.data.index.views import unchecked
-from speechlmm_core.data.lengths import media_chats
+from speechlmm_core.data.longest import media_chats
 from speechlmm_core.interfaces.encoder import EncoderConfig
 from speechlmm_train.preflight.files import spread
 from speechlmm_train.preflight.worst import sizes

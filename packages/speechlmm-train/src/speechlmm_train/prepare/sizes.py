@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from speechlmm_core.data.examples import Examples, SubsetExamples
 from speechlmm_core.data.faults import Faults
 from speechlmm_core.data.header_cache import cache_folder
 from speechlmm_core.data.index.sizes import Lengths, StoredSizes
-from speechlmm_core.data.lengths import measure
+from speechlmm_core.data.lengths import measure_anew
 from speechlmm_core.data.shipped import base_of
 from speechlmm_core.data.spec.file import read_spec
 from speechlmm_core.data.spec.open import open_spec
@@ -144,9 +142,7 @@ def _count(examples: Examples, target: ModelTarget, jobs: int, advance: Callable
                 found.append(one)
             advance(len(piece))
     faults.raise_if_any()
-    return Lengths(
-        *(np.concatenate([getattr(one, name) for one in found]) for name in ("positions", "frames", "seconds"))
-    )
+    return Lengths.joined(found)
 
 
 class _Worker:
@@ -157,7 +153,7 @@ class _Worker:
     def measure(self, piece: range) -> Lengths | DataError:
         try:
             part = SubsetExamples(self.examples, piece)
-            return measure(part, self.target.processor, cache=self.folder, max_length=self.max_length)
+            return measure_anew(part, self.target.processor, cache=self.folder, max_length=self.max_length)
         except DataError as exc:
             return exc
 

@@ -51,6 +51,8 @@ class StageData:
     """What the stage is evaluated on; None where it is not."""
     max_steps: int
     world_size: int
+    inputs: NDArray[np.uint32]
+    """(N,) the model's inputs that each example has media of, a bit each."""
     augment: Augmenter | None = None
     """What changes the media of training; evaluation never goes through it."""
     skipped: Sequence[int] = ()
@@ -59,7 +61,7 @@ class StageData:
     @cached_property
     def spacers(self) -> Spacers:
         """Media for micro-batches that have none of an input which others have."""
-        return Spacers.of(self.processor, self.examples, self.indices, self.plan.frames, self.plan.mix.members)
+        return Spacers.of(self.processor, self.examples, self.indices, self.plan.frames, self.inputs)
 
     def batches(self, start_step: int, *, rank: int) -> TrainingBatches:
         """A rank's micro-batches from a step on."""
@@ -185,8 +187,9 @@ def _plan(
     steps = stage.max_steps if stage.max_steps is not None else math.ceil((epochs or 1) * plan.epoch_steps(0))
     mixture = Mixture(plan, own.lengths.seconds[indices])
     evaluation = plan_evaluation(stage, own.sets)
+    inputs = own.lengths.inputs[indices]
     return StageData(
-        stage, processor, own.train, indices, plan, mixture, evaluation, steps, ranks, own.augment, skipped
+        stage, processor, own.train, indices, plan, mixture, evaluation, steps, ranks, inputs, own.augment, skipped
     )
 
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SIZES = 1
+SIZES = 2
 """How sizes are counted; another number leaves those aside that are stored."""
-COLUMNS = np.dtype([("positions", "<i8"), ("frames", "<i8"), ("seconds", "<f8")])
+COLUMNS = np.dtype([("positions", "<i8"), ("frames", "<i8"), ("seconds", "<f8"), ("inputs", "<u4")])
 LENGTHS = tuple(length + extra for length in (1 << power for power in range(1, 30)) for extra in (0, 1, length // 3))
 """Numbers of samples at which an augmentation's longest results are compared."""
 
@@ -70,6 +70,22 @@ class Lengths:
     """(N,) encoder output frames."""
     seconds: NDArray[np.float64]
     """(N,) seconds of media."""
+    inputs: NDArray[np.uint32]
+    """(N,) which of the model's inputs an example has media of: a bit for each, the first input's being the lowest."""
+    kinds: Mapping[Kind, int] = field(default_factory=dict[Kind, int])
+    """The first example of each kind."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[Lengths]) -> Lengths:
+        """Those of several datasets, one after the other."""
+        columns = {name: np.concatenate([getattr(one, name) for one in parts]) for name in COLUMNS.names or ()}
+        kinds: dict[Kind, int] = {}
+        offset = 0
+        for one in parts:
+            for kind, index in one.kinds.items():
+                kinds.setdefault(kind, offset + index)
+            offset += len(one)
+        return cls(**columns, kinds=kinds)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -119,9 +135,12 @@ class StoredSizes:
                 values = np.load(file, allow_pickle=False)
                 if values.dtype == COLUMNS and values.shape == (len(self.examples),):
                     with unchecked(self.examples):
-                        same = noted["chats"] == self._chats([int(index) for index in noted["examples"]])
+                        first = {int(index): self.examples[int(index)] for index in noted["examples"]}
+                        same = noted["chats"] == self._chats(list(first.values()))
                     if same:
-                        return Lengths(*(np.ascontiguousarray(values[name]) for name in COLUMNS.names or ()))
+                        kinds = {kind_of(example): index for index, example in first.items()}
+                        columns = {name: np.ascontiguousarray(values[name]) for name in COLUMNS.names or ()}
+                        return Lengths(**columns, kinds=kinds)
             except FileNotFoundError:
                 continue
             except (OSError, ValueError, TypeError, KeyError, IndexError, EOFError, DataError) as exc:
@@ -134,23 +153,21 @@ class StoredSizes:
         values = np.zeros(len(lengths), COLUMNS)
         for name in COLUMNS.names or ():
             values[name] = getattr(lengths, name)
-        first: dict[Kind, int] = {}
+        first = list(lengths.kinds.values())
         try:
             with unchecked(self.examples):
-                for index, example in enumerate(self.examples):
-                    first.setdefault(kind_of(example), index)
-                noted = {"examples": list(first.values()), "chats": self._chats(list(first.values()))}
+                noted = {"examples": first, "chats": self._chats([self.examples[index] for index in first])}
             with atomic_write(file) as temporary, temporary.open("wb") as handle:
                 np.save(handle, values, allow_pickle=False)
             write_text(file.with_suffix(".json"), json.dumps(noted))
         except OSError as exc:
             logger.warning("cannot keep lengths in %s (they will be computed again): %s", file, exc)
 
-    def _chats(self, indices: Sequence[int]) -> str:
+    def _chats(self, first: Sequence[Example]) -> str:
         """Digest of all chats of some examples, and of those that are shown first."""
         pool = self.examples.shown_first() if isinstance(self.examples, Examples) else []
         digest = hashlib.blake2b(digest_size=16)
-        for example in [*(self.examples[index] for index in indices), *pool]:
+        for example in [*first, *pool]:
             numbers = draws_of(example)
             chats = [chat_of(example, draw=number) for number in numbers] if numbers else longest_of(example)
             digest.update(repr(chats).encode("utf-8", "surrogatepass") + b"\0")

@@ -50,17 +50,26 @@ def locate(examples: Sequence[Example], index: int) -> tuple[PreparedExamples, i
     return locate(whole, int(indices[index])) if isinstance(whole, Examples) and indices is not None else None
 
 
-def known_headers(examples: Sequence[Example], indices: Sequence[int]) -> dict[MediaSource, tuple[int, int]]:
-    """Lengths and rates of the audio of some examples, as far as they are prepared: no file is looked at."""
+def known_headers(
+    examples: Sequence[Example], indices: Sequence[int], given: Sequence[Example | None] = ()
+) -> dict[MediaSource, tuple[int, int]]:
+    """Lengths and rates of the audio of some examples, as far as they are prepared: no file is looked at.
+
+    Args:
+        examples: The view.
+        indices: The examples' numbers.
+        given: The examples themselves, where they are at hand; of one that is None, nothing is known.
+    """
     found: dict[MediaSource, tuple[int, int]] = {}
     if not prepared_in(examples):
         return found
-    for index in indices:
+    for index, example in zip(indices, given or (examples[index] for index in indices), strict=True):
         place = locate(examples, index)
-        if place is None:
+        if place is None or example is None:
             continue
         part, number = place
-        for item, header in zip(media_of(part.example(number)), part.headers(number), strict=True):
+        # A view changes an example's task and languages, never its media.
+        for item, header in zip(media_of(example), part.headers(number), strict=True):
             source = file_source(item)
             if source is not None and 0 < header[1] < VIDEO_RATE:
                 found[source] = header
