@@ -59,17 +59,28 @@ def shard(model: SpeechLMM, *, whole: Collection[str], device: torch.device, bf1
     if isinstance(model, FSDPModule):
         _take_up_freezing(model)
         return
-    ignored: set[nn.Parameter] = set()
-    for name in whole:
-        component = model.get_submodule(name).to(device)
-        ignored |= set(component.parameters())
+    to_device(model, whole=whole, device=device)
+    ignored = {parameter for name in whole for parameter in model.get_submodule(name).parameters()}
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in blocks(model):
         fully_shard(block, mesh=mesh, mp_policy=half if bf16 else MixedPrecisionPolicy(), ignored_params=ignored)
     fully_shard(model, mesh=mesh, reshard_after_forward=False, ignored_params=ignored)
-    for buffer in model.buffers():
-        buffer.data = buffer.data.to(device)
+
+
+def to_device(model: SpeechLMM, *, whole: Collection[str], device: torch.device) -> None:
+    """Moves what is not spread: whatever spreads a model takes the other parameters along, and not always buffers.
+
+    Args:
+        model: The model.
+        whole: Components that stay whole in every process.
+        device: Where it is trained.
+    """
+    for name in whole:
+        model.get_submodule(name).to(device)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(device)
 
 
 def _take_up_freezing(model: Any) -> None:

@@ -28,7 +28,7 @@ from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.batching.loader import ORIGIN
 from speechlmm_train.parallel.ranks import Ranks
 from speechlmm_train.parallel.touch import give_gradients, reached, statistics_kept, still, touched, unreached
-from speechlmm_train.parallel.wrap import gather_at_start, hidden, leave_whole, shard
+from speechlmm_train.parallel.wrap import gather_at_start, hidden, leave_whole, shard, to_device
 from speechlmm_train.parallel_names import Mode
 from speechlmm_train.trainer.best import RunState
 from speechlmm_train.trainer.callbacks import Reporter
@@ -235,6 +235,7 @@ class SpeechLMMTrainer(WatchedTrainer):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         assert isinstance(self.model, SpeechLMM)
         if self.stage.mode == "zero":
+            to_device(self.model, whole=self.stage.whole, device=self.args.device)
             gather_at_start(self.model)
             leave_whole(self.model_wrapped, self.model, self.stage.whole)
             self._clip_before_step()
