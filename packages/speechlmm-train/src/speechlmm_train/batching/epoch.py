@@ -40,6 +40,35 @@ class Epoch:
         ends = np.cumsum([len(batch) for batch in batches], dtype=np.int64)
         return cls(examples[order], ends, rounds[order])
 
+    @classmethod
+    def joined(cls, tables: Sequence[Epoch]) -> Epoch:
+        """The micro-batches of several tables, one table after the other."""
+        nothing = [np.zeros(0, np.int64)]
+        order, sizes, rounds = (
+            np.concatenate(nothing + [getattr(table, name) for table in tables])
+            for name in ("order", "sizes", "rounds")
+        )
+        return cls(order, np.cumsum(sizes), rounds)
+
+    def part(self, first: int, last: int) -> Epoch:
+        """The micro-batches from ``first`` to before ``last``."""
+        begin, end = (int(self.ends[number - 1]) if number else 0 for number in (first, last))
+        return Epoch(self.order[begin:end], self.ends[first:last] - begin, self.rounds[begin:end])
+
+    def rearranged(self, numbers: NDArray[np.int64]) -> Epoch:
+        """The micro-batches of these numbers, in this order."""
+        sizes = self.sizes[numbers]
+        ends = np.cumsum(sizes)
+        # Where each example stands, less where it comes to stand.
+        moved = (self.ends[numbers] - ends).repeat(sizes)
+        places = np.arange(len(moved)) + moved
+        return Epoch(self.order[places], ends, self.rounds[places])
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Examples of each micro-batch."""
+        return np.diff(self.ends, prepend=0)
+
     def __len__(self) -> int:
         return len(self.ends)
 

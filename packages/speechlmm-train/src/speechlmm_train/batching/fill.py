@@ -63,16 +63,21 @@ class _Filler:
             if self.used[at]:
                 at += 1
                 continue
-            batch, total, at, ended = self.consecutive(at)
-            if ended:
+            batch, total, longest, at = self.consecutive(at)
+            if at == count:
                 return batches, batch
             if self.budget.packed:
-                at = min(at, self.top_up(batch, total, at))
+                at = min(at, self.top_up(batch, total, longest, at))
             batches.append(batch)
         return batches, []
 
-    def consecutive(self, at: int) -> tuple[list[int], int, int, bool]:
-        """Takes examples in their order until one does not fit; returns also where to go on, or that none is left."""
+    def consecutive(self, at: int) -> tuple[list[int], int, int, int]:
+        """Takes examples in their order until one does not fit.
+
+        Returns:
+            Those, what they take of the token budget, their most frames, and where to go on: at the end, none was
+            left that did not fit.
+        """
         tokens, frames, used, packed = self.tokens, self.frames, self.used, self.budget.packed
         max_tokens, max_frames = self.budget.tokens, self.budget.frames
         batch: list[int] = []
@@ -80,20 +85,22 @@ class _Filler:
         for place in range(at, len(tokens)):
             if used[place]:
                 continue
+            own, most = tokens[place], frames[place]
+            # Comparisons rather than `max`: this loop is most of what a plan costs.
+            most = most if most > longest else longest
+            widest = own if own > widest else widest
             size += 1
-            widest = max(widest, tokens[place])
-            longest = max(longest, frames[place])
-            needed = total + tokens[place] if packed else size * widest
-            if batch and (needed > max_tokens or size * longest > max_frames):
-                return batch, total, place, False
-            total = needed
+            needed = total + own if packed else size * widest
+            if (needed > max_tokens or size * most > max_frames) and batch:
+                return batch, total, longest, place
+            total, longest = needed, most
             used[place] = 1
             batch.append(place)
-        return batch, total, len(tokens), True
+        return batch, total, longest, len(tokens)
 
-    def top_up(self, batch: list[int], total: int, at: int) -> int:
+    def top_up(self, batch: list[int], total: int, longest: int, at: int) -> int:
         """Gives what is left of the token budget to shorter examples; returns where to go on."""
-        limit, longest = self.budget.tokens, max(self.frames[i] for i in batch)
+        limit = self.budget.tokens
         while limit - total > SLACK * limit and (len(batch) + 1) * longest <= self.budget.frames:
             found = self.best(limit - total, longest)
             if found is None:

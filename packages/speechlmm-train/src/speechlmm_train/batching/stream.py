@@ -82,12 +82,16 @@ class Stream:
 
     def examples(self, first: int, last: int) -> Iterator[NDArray[np.int64]]:
         """The examples of the micro-batches from ``first`` to before ``last``, in pieces."""
+        return (piece.order for piece in self.pieces(first, last))
+
+    def pieces(self, first: int, last: int) -> Iterator[Epoch]:
+        """The micro-batches from ``first`` to before ``last``, as a table for each epoch that they are of."""
         while first < last:
             epoch = self._epoch_of(first)
-            table, start = self._table(epoch), self.start(epoch)
-            until = min(last - start, len(table))
-            yield table.order[table.span(first - start).start : int(table.ends[until - 1])]
-            first = start + until
+            start = self.start(epoch)
+            table = self._table(epoch)
+            yield table.part(first - start, min(last - start, len(table)))
+            first = start + len(table)
 
     def mean_length(self) -> float:
         """Micro-batches of the first epoch's examples."""
@@ -156,24 +160,15 @@ class Alternation(Stream):
     def _make(self, epoch: int, start: int) -> Epoch:
         group = self.packer.micro_batches_per_step
         keys: list[NDArray[np.float64]] = []
-        steps: list[tuple[Stream, int]] = []
+        tables: list[Epoch] = []
         for number, stream in enumerate(self.streams):
             first, last = (stream.start(e) // group for e in (epoch, epoch + 1))
             chance = draws(self.seed, epoch, last - first, f"turns {number}") / 2.0**64
             keys.append((np.arange(last - first) + chance) / max(last - first, 1))
-            steps += [(stream, step) for step in range(first, last)]
-        places: list[int] = np.argsort(np.concatenate(keys), kind="stable").tolist()
-        items = [
-            stream.item(step * group + number)
-            for stream, step in (steps[place] for place in places)
-            for number in range(group)
-        ]
-        ends = np.cumsum([len(item.indices) for item in items], dtype=np.int64)
-        order, rounds = (
-            np.fromiter((one for item in items for one in getattr(item, name)), np.int64)
-            for name in ("indices", "rounds")
-        )
-        return Epoch(order, ends, rounds)
+            tables += stream.pieces(first * group, last * group)
+        every = Epoch.joined(tables)
+        steps = np.argsort(np.concatenate(keys), kind="stable")
+        return every.rearranged((steps[:, None] * group + np.arange(group)).reshape(-1))
 
 
 def _own_seed(seed: int, task: str) -> int:
