@@ -24,6 +24,8 @@ V = TypeVar("V")
 TIMEOUT_S = 1800.0
 """Seconds that processes wait for each other, unless `training.ddp_timeout` says otherwise."""
 _LATE = ("timed out waiting", "timed out after", "watchdog caught collective operation timeout", "wait timeout")
+ELSEWHERE = "its own message says why"
+"""Ends the message of a process that was left alone by another."""
 _GONE = ("connection closed by peer", "connection reset by peer", "broken pipe", "remote process exited")
 """What gloo and NCCL say of a process that does not answer, and of one that is no more."""
 
@@ -235,22 +237,34 @@ def _alone(backend: str, limit: timedelta) -> None:
     distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=limit)
 
 
+@dataclass
+class _Last:
+    """How the last run of this process ended."""
+
+    well: bool = True
+
+
+_last = _Last()
+
+
 def _leave() -> None:
     """Takes the group down in order: what it left running could abort a process that had ended well.
 
-    After a fault the others may never come to this, and the group ends with the process.
+    After a fault the others may never come to this, for which NCCL would wait, and the group ends with the process.
     """
     from torch import distributed
 
-    if distributed.is_initialized() and getattr(sys, "last_value", None) is None:
+    if distributed.is_initialized() and _last.well and getattr(sys, "last_value", None) is None:
         distributed.destroy_process_group()
 
 
 @contextmanager
 def own_variables_kept() -> Iterator[None]:
-    """Leaves the variables by which processes know of each other as they were."""
+    """Leaves the variables by which processes know of each other as they were, and notes whether the run ended well."""
+    _last.well = False
     with variables_kept(_OF_ONE):
         yield
+    _last.well = True
 
 
 class _Named:
@@ -282,4 +296,4 @@ class _Named:
                 f"rank {rank}: another process did not answer within {self.ranks.timeout_s:g} s ({what}); if one of "
                 "them says why, see there, and if it only needs longer, raise training.ddp_timeout"
             ) from value
-        raise SpeechLMMError(f"rank {rank}: another process ended ({what}); its own message says why") from value
+        raise SpeechLMMError(f"rank {rank}: another process ended ({what}); {ELSEWHERE}") from value
