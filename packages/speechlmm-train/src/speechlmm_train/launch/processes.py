@@ -17,6 +17,7 @@ from speechlmm_core.wording import FAULT, INTERRUPTED
 from speechlmm_train.environment import environment
 from speechlmm_train.launch.surroundings import StoppingError, alarm, following, passing_on
 from speechlmm_train.launch.tail import Follower, tail
+from speechlmm_train.parallel.ranks import ELSEWHERE
 
 TERMINATED = 143
 TIMED_OUT = 124
@@ -144,19 +145,21 @@ def _launch(arguments: Sequence[str], processes: int, logs: Path, group: Group) 
 
 
 def _tell(rank: int, code: int, logs: Path) -> int:
-    """Says which rank failed unless rank 0 has said why, and returns the exit code."""
-    said = tail(logs / "rank-0.err", 200)
+    """Says which rank failed unless rank 0 has said why, and not that another has; returns the exit code."""
+    said = [line for line in tail(logs / "rank-0.err", 200) if line.startswith("error: ")]
+    if said and all(line.endswith(ELSEWHERE) for line in said):
+        said = []
+        if code > 0:
+            rank = next((one for one in _ranks(logs) if _faults(logs, one)), rank)
     if code < 0:
         name = signal.Signals(-code).name
         lines = [f"rank {rank} was ended by {name}", *tail(logs / f"rank-{rank}.err", 10)]
     else:
-        log = logs / f"rank-{rank}.err"
-        faults = [line.removeprefix("error: ") for line in tail(log, 200) if line.startswith("error: ")]
-        lines = [f"rank {rank}: {line}" for line in faults] or [
+        lines = [f"rank {rank}: {line}" for line in _faults(logs, rank)] or [
             f"rank {rank} failed with exit code {code}:",
-            *tail(log, 20),
+            *tail(logs / f"rank-{rank}.err", 20),
         ]
-    if rank != 0 and any(line.startswith("error: ") for line in said):
+    if rank != 0 and said:
         lines = []
     if rank != 0 or code < 0:
         for line in lines:
@@ -164,6 +167,19 @@ def _tell(rank: int, code: int, logs: Path) -> int:
     if code:
         os.write(2, f"the logs of all ranks are in {logs}\n".encode())
     return 128 - code if code < 0 else code or FAULT
+
+
+def _faults(logs: Path, rank: int) -> list[str]:
+    """What a rank says is wrong, but for the end of another."""
+    found = [
+        line.removeprefix("error: ") for line in tail(logs / f"rank-{rank}.err", 200) if line.startswith("error: ")
+    ]
+    return [line for line in found if not line.endswith(ELSEWHERE)]
+
+
+def _ranks(logs: Path) -> list[int]:
+    """The ranks of this machine."""
+    return sorted(int(log.stem.removeprefix("rank-")) for log in logs.glob("rank-*.err"))
 
 
 def default_environment(processes: int) -> dict[str, str]:
