@@ -27,6 +27,7 @@ from speechlmm_train.parallel.wrap import untrained
 from speechlmm_train.parallel_names import mode_of
 from speechlmm_train.preflight.budget import settle_budgets
 from speechlmm_train.preflight.check import check_run
+from speechlmm_train.preflight.restore import forget_peak
 from speechlmm_train.run_report import RunReport, report_of
 from speechlmm_train.run_stages import RunStages
 from speechlmm_train.trainer.arguments import trains_on_cpu
@@ -93,14 +94,14 @@ def run(
     stages = ranks.main_first(lambda: open_stages(config, processor, base=base, world_size=ranks.world_size))
     checkpoint = None
     if resume:
-        if (done := _done(folder, stages, ranks)) is not None:
+        if (done := _done(folder, stages, ranks, written)) is not None:
             return done
         checkpoint = _last_checkpoint(config, folder, stages, ranks)
     model = _built(config, checkpoint, ranks)
     whole = ranks.together(lambda: _check_stages(model, stages, base=base))
     if config.training.preflight:
         going_on = checkpoint is not None
-        ranks.together(lambda: check_run(config, stages, model, folder=folder.path, resume=going_on, rank=ranks.rank))
+        check_run(config, stages, model, folder=folder.path, resume=going_on, ranks=ranks, whole=whole, base=base)
     state = _state(checkpoint, stages, ranks)
     ranks.on_main(lambda: _prepare(folder, written, checkpoint, state, overwrite=overwrite))
     reporter = ranks.together(
@@ -111,6 +112,7 @@ def run(
         all_stages = RunStages(
             config, stages, model, processor, folder, reporter, checkpoint, state, stop, ranks, mode, whole, base
         )
+        forget_peak()
         with stop, logging_redirect_tqdm():  # warnings stand on lines of their own, not behind the progress bar
             for index in range(len(stages)):
                 all_stages.train(index)
@@ -126,11 +128,16 @@ def run(
     return report
 
 
-def _done(folder: OutputFolder, stages: list[StageData], ranks: Ranks) -> RunReport | None:
-    """What the run did, if it has ended already."""
+def _done(folder: OutputFolder, stages: list[StageData], ranks: Ranks, written: dict[str, Any]) -> RunReport | None:
+    """What the run did, if it has ended already.
+
+    Raises:
+        ConfigError: It ended, and another one is asked for.
+    """
     done = ranks.on_main(folder.report)
     if done is None or done.get("planned_steps", done["steps"]) != sum(stage.max_steps for stage in stages):
         return None
+    ranks.on_main(lambda: folder.check_results(written))
     if ranks.is_main:
         logger.warning("the run in %s is complete; nothing is left to train", folder.path)
     return RunReport(**{**done, "model_path": folder.model_path})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from speechlmm_core.checkpoint.load import restore
@@ -24,8 +24,9 @@ from speechlmm_train.trainer.checks import freeze_for
 from speechlmm_train.trainer.evaluation import EvaluationCallback
 from speechlmm_train.trainer.output_folder import OutputFolder
 from speechlmm_train.trainer.preemption import StopRequest
+from speechlmm_train.trainer.stage_context import stage_context
 from speechlmm_train.trainer.stage_data import StageData
-from speechlmm_train.trainer.trainer import SpeechLMMTrainer, StageContext
+from speechlmm_train.trainer.trainer import SpeechLMMTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -103,37 +104,16 @@ class RunStages:
             world_size=stage.world_size,
             base=self.base,
         )
-        weights = {name: objective.weight for name, objective in self.config.model.all_objectives.items()}
-        context = StageContext(
-            index=index,
-            name=settings.name,
-            first_total_step=sum(earlier.max_steps for earlier in self.stages[:index]),
-            weights={**weights, **settings.objectives},
-            lr_groups=training.lr_groups,
-            own_lr_groups=settings.own_lr_groups,
-            save=training.save,
-            save_total_limit=training.save_total_limit,
-            seed=training.seed,
-            mixture=stage.mixture,
-            mode=self.mode,
-            whole=self.whole,
-            inputs=frozenset(stage.spacers.numbers),
-            max_grad_norm=training.max_grad_norm,
-            watching=training,
-            utilisation=utilisation_of(
-                self.config,
-                settings,
-                self.processor,
-                adapters=self.model.lora_adapters,
-                on_cpu=trains_on_cpu(training),
-            ),
+        utilisation = utilisation_of(
+            self.config, settings, self.processor, adapters=self.model.lora_adapters, on_cpu=trains_on_cpu(training)
         )
+        context = stage_context(self.config, self.stages, index, mode=self.mode, whole=self.whole)
         return SpeechLMMTrainer(
             model=self.model,
             args=args,
             processor=self.processor,
             batches=stage.batches(start_step, rank=self.ranks.rank),
-            stage=context,
+            stage=replace(context, utilisation=utilisation),
             folder=self.folder,
             reporter=self.reporter,
             run_state=self.state,

@@ -13,12 +13,14 @@ from speechlmm_core.checkpoint.fill import full_shape
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_train.config import RunConfig
 from speechlmm_train.parallel.gather import is_partitioned
+from speechlmm_train.parallel.ranks import Ranks
 from speechlmm_train.parallel_names import mode_of, stage_of
 from speechlmm_train.preflight.deadline import Deadline
 from speechlmm_train.preflight.disk import check_disk
 from speechlmm_train.preflight.examples import check_examples
 from speechlmm_train.preflight.files import check_files
 from speechlmm_train.preflight.restore import untouched
+from speechlmm_train.preflight.together import Together
 from speechlmm_train.preflight.tryout import device_of, try_out
 from speechlmm_train.trainer.stage_data import StageData
 
@@ -26,17 +28,22 @@ logger = logging.getLogger(__name__)
 
 SECONDS = 30.0
 """Time for all of it; what is under way then is finished."""
-FILES_S, EXAMPLES_S = 5.0, 5.0
-_UNTRIED = (
-    "no micro-batch was tried out, as weights are spread over processes: too little memory, or a loss that is not "
-    "finite, comes up in the first steps; `speechlmm-train plan --gpu-memory` predicts the memory"
-)
+FILES_S, EXAMPLES_S = 1.0, 5.0
+"""The first is what the start of a run takes longer however many examples there are."""
 
 
 def check_run(
-    config: RunConfig, stages: Sequence[StageData], model: SpeechLMM, *, folder: Path, resume: bool, rank: int = 0
+    config: RunConfig,
+    stages: Sequence[StageData],
+    model: SpeechLMM,
+    *,
+    folder: Path,
+    resume: bool,
+    ranks: Ranks | None = None,
+    whole: frozenset[str] = frozenset(),
+    base: Path | None = None,
 ) -> list[str]:
-    """Checks a run on this process: disk, files, examples, and the largest micro-batches on the model itself.
+    """Checks a run: disk, files, examples, and the largest micro-batches on the model itself.
 
     Nothing is written, and the model, its buffers and all random numbers are afterwards what they were.
 
@@ -46,7 +53,9 @@ def check_run(
         model: The model, which has been through `check_stage` for each of them.
         folder: The output folder.
         resume: Whether the run goes on.
-        rank: This process; the first looks at disk and files.
+        ranks: The processes, each of which has to call it; the first looks at disk and files.
+        whole: Components that no stage trains.
+        base: Folder where relative paths start.
 
     Returns:
         Warnings.
@@ -54,29 +63,45 @@ def check_run(
     Raises:
         ConfigError: The run would fail; says why and what to change.
         DataError: Its data would.
+        OutOfStepError: This process failed where the others may not have.
     """
+    ranks = ranks or Ranks()
     started = time.perf_counter()
     deadline = Deadline(SECONDS)
-    warnings: list[str] = []
-    if rank == 0:
-        check_disk(folder, model, stages, resume=resume)
-        warnings += check_files(stages, deadline.part(FILES_S))
-        rows = full_shape(model.text_decoder.embedding_weight)[0]
-        share = EXAMPLES_S / len(stages)
-        for stage in stages:
-            warnings += check_examples(stage, rows, deadline.part(share))
+    warnings = ranks.together(
+        lambda: _data_warnings(stages, model, deadline, folder=folder, resume=resume) if ranks.is_main else []
+    )
+    parallel = config.training.parallel
     if _spread(model) or _too_big_alone(config, stages):
-        warnings += [_UNTRIED] if rank == 0 else []
+        mode = mode_of(parallel, ranks.world_size)
+        warnings += Together(config, stages, model, ranks, mode, whole, base).try_out(deadline)
     else:
-        device = device_of(config.training)
-        nn.Module.to(model, device)
-        with untouched(model):
-            for stage in stages:
-                warnings += try_out(model, stage, device, deadline)
+        warnings += ranks.together(lambda: _try_alone(config, stages, model, deadline, base))
     logger.info("checked before training in %.1f s", time.perf_counter() - started)
     for warning in warnings:
         logger.warning("%s", warning)
     return warnings
+
+
+def _data_warnings(
+    stages: Sequence[StageData], model: SpeechLMM, deadline: Deadline, *, folder: Path, resume: bool
+) -> list[str]:
+    check_disk(folder, model, stages, resume=resume)
+    warnings = check_files(stages, deadline.part(FILES_S))
+    rows = full_shape(model.text_decoder.embedding_weight)[0]
+    share = EXAMPLES_S / len(stages)
+    for stage in stages:
+        warnings += check_examples(stage, rows, deadline.part(share))
+    return warnings
+
+
+def _try_alone(
+    config: RunConfig, stages: Sequence[StageData], model: SpeechLMM, deadline: Deadline, base: Path | None
+) -> list[str]:
+    device = device_of(config.training)
+    nn.Module.to(model, device)
+    with untouched(model):
+        return [warning for stage in stages for warning in try_out(model, stage, device, deadline, base=base)]
 
 
 def _spread(model: SpeechLMM) -> bool:

@@ -13,6 +13,12 @@ from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_train.preflight.step import checkpoint_activations
 
 
+def forget_peak() -> None:
+    """Has a GPU's peak of memory counted from now on, so that what was tried out is no part of a training's."""
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+
+
 @contextmanager
 def untouched(model: SpeechLMM) -> Iterator[None]:
     """Within it, a model may be frozen, run and given gradients; afterwards nothing of that is left.

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from speechlmm_core.interfaces.objective import can_weigh, weight_at
 from speechlmm_core.model.speechlmm import SpeechLMM
-from speechlmm_train.parallel.arguments import use_bf16
+from speechlmm_train.parallel.arguments import mixed_precision
 from speechlmm_train.stage_config import ResolvedStage
 
 
@@ -23,11 +22,7 @@ def stage_weights(model: SpeechLMM, stage: ResolvedStage) -> dict[str, float]:
 
 def precision(stage: ResolvedStage, device: str) -> AbstractContextManager[Any]:
     """Mixed precision as the stage trains in it."""
-    if use_bf16(stage.training.bf16):
-        return torch.autocast(device, torch.bfloat16)
-    if stage.training.extras.get("fp16"):
-        return torch.autocast(device, torch.float16)
-    return nullcontext()
+    return mixed_precision(stage.training, device)
 
 
 def checkpoint_activations(model: SpeechLMM, *, on: bool) -> None:
