@@ -145,6 +145,11 @@ def test_a_finished_run_goes_on_for_more_steps(data, tmp_path):
         assert torch.equal(tensor, weights(whole)[name]), name
     assert [row["step"] for row in rows(out)] == [1, 2, 3, 4]
     assert go(data, out, *constant, "training.max_steps=4", resume=True).steps == 4  # nothing left to do
+    assert go(data, out, *constant, "training.max_steps=4", "training.logging_steps=2", resume=True).steps == 4
+    kept = (out / "config.yaml").read_bytes()
+    with pytest.raises(ConfigError, match=r"is finished, .*begun with training.weight_decay .*, asked for 0.3; give"):
+        go(data, out, *constant, "training.max_steps=4", "training.weight_decay=0.3", resume=True)
+    assert (out / "config.yaml").read_bytes() == kept
     with pytest.raises(ConfigError, match="has done 4 steps, and 3 are asked for"):
         go(data, out, *constant, "training.max_steps=3", resume=True)
     with pytest.raises(ConfigError, match="begun with seed 0, and this one has seed 7"):

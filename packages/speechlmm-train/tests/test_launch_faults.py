@@ -1,5 +1,7 @@
 """Runs that cannot be done are told before they are queued, and take no others with them."""
 
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -7,9 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechlmm_core.errors import ConfigError
+from speechlmm_train import folders
+from speechlmm_train.cli.main import main
+from speechlmm_train.compose import compose_config
 from speechlmm_train.composing.names import run_name
 from speechlmm_train.launch import multirun, status
+from speechlmm_train.launch.job import Job
 from speechlmm_train.launch.multirun import Options, list_runs, run_sweep
+from speechlmm_train.launch.record import SweepRecord
 from speechlmm_train.launch.shares import check_shares
 from speechlmm_train.launch.state import State
 from speechlmm_train.sweep import SweepRun
@@ -26,8 +33,8 @@ def config(folder, *micro_batches):
     return SimpleNamespace(training=training, resolved_stages=lambda: stages)
 
 
-def composed(folder, *micro_batches, launcher=None):
-    plain = {"training": {"output_dir": str(folder)}}
+def composed(folder, *micro_batches, launcher=None, data=None, stages=(), **training):
+    plain = {"data": data or {}, "training": {"output_dir": str(folder), **training}, "stages": list(stages)}
     return SimpleNamespace(
         config=config(folder, *micro_batches), plain=plain, name=folder.name[:40], launcher=launcher, changes=()
     )
@@ -146,6 +153,149 @@ def test_a_fault_of_the_machine_is_that_runs_alone(tmp_path, monkeypatch, capsys
     lines, code = list_runs(runs, Options())
     assert code == 2
     assert any("File name too long" in line for line in lines)
+
+
+STAGES = [{"name": "a", "max_steps": 5}, {"name": "b", "max_steps": 5}]
+LONGER = [STAGES[0], {"name": "b", "max_steps": 6}]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told", "finished"),
+    [
+        ({"learning_rate": 1e-3}, {"learning_rate": 1e-2}, "training.learning_rate 0.001, asked for 0.01", None),
+        ({}, {"seed": 3}, "training.seed 0, asked for 3", None),
+        ({"max_steps": 5}, {"max_steps": 4}, "training.max_steps 5, asked for 4", None),
+        ({"max_steps": 5}, {"num_epochs": 9}, "training.max_steps 5, asked for (none)", None),
+        ({"eval_samples": 3}, {}, "training.eval_samples 3, asked for 32", None),
+        ({"data": {"train": ["a"]}}, {"data": {"train": ["b"]}}, r"data.train [a], asked for [b]", None),
+        ({"token_budget": 64}, {"token_budget": 65}, "training.token_budget 64, asked for 65", None),
+        ({"stages": STAGES}, {"stages": STAGES[:1]}, "stages [{max_steps: 5, name: a}, ", None),
+        ({"stages": LONGER}, {"stages": STAGES}, "stages.b.max_steps 6, asked for 5", None),
+        # What adds work goes on, and what has no part in the results is let be.
+        ({"max_steps": 5}, {"max_steps": 6}, None, "resume"),
+        ({"num_epochs": 1}, {"num_epochs": 1.5}, None, "resume"),
+        ({"stages": STAGES}, {"stages": LONGER}, None, "resume"),
+        ({"logging_steps": 5, "save_steps": 5}, {"num_workers": 2, "num_processes": 2}, None, "finished"),
+        ({}, {"parallel": "ddp", "report_to": [], "data": {"index_dir": "x"}}, None, "finished"),
+        ({}, {"seed": 0, "weight_decay": 0.0, "max_steps": None, "resume_changed": True}, None, "finished"),
+        ({"token_budget": 64}, {"token_budget": "auto"}, None, "finished"),
+        ({"stages": [{**STAGES[0], "token_budget": 64}]}, {"stages": STAGES[:1], "token_budget": "auto"}, None, None),
+    ],
+)
+def test_a_changed_run_is_not_taken_for_the_one_that_is_there(
+    tmp_path, monkeypatch, capsys, before, after, told, finished
+):
+    """A sweep that was done again with other values told the old results as those of the new ones."""
+    started = []
+    monkeypatch.setattr(multirun, "run_job", does(started))
+    if "stages" in before and "token_budget" in after:
+        before = {**before, "token_budget": 64}  # as the run writes what it found
+    for name in ("begun", "done"):
+        OutputFolder(tmp_path / name).make()
+        OutputFolder(tmp_path / name).write_config(composed(tmp_path / name, **before).plain)
+    finish(tmp_path / "done", composed(tmp_path / "done", **before).plain)
+    runs = sweep(*(composed(tmp_path / name, **after) for name in ("begun", "done")))
+    lines, code = list_runs(runs, Options())
+    todo = [row.split("|")[4].strip() for row in lines[2:4]]
+    result = run_sweep("pretrain", [], runs, Options())
+    out, err = capsys.readouterr()
+    if told is None:
+        assert (code, result) == (0, 0)
+        assert todo == ["resume", finished or "finished"]
+        assert started == [("begun", True, 1), *([("done", True, 1)] if finished == "resume" else [])]
+        return
+    assert (code, result) == (2, 1)
+    assert todo == ["cannot be run"] * 2
+    assert started == []
+    for name in ("begun", "done"):
+        (row,) = [line for line in out.splitlines() if line.startswith(f"{name}:") or f" {name}: " in line]
+        assert f"begun with {told}" in row
+        assert "; give another training.output_dir, " in row
+        assert f"error: {name}: begun with {told}" in err
+        assert any(f"{name}: begun with {told}" in line for line in lines)
+    assert all(row.count("failed") for row in out.splitlines()[2:4])
+    resumed, code = list_runs(runs, Options(resume=True))
+    assert code == 0
+    assert [row.split("|")[4].strip() for row in resumed[2:4]] == ["resume"] * 2
+    anew, code = list_runs(runs, Options(overwrite=True))
+    assert [row.split("|")[4].strip() for row in anew[2:4]] == ["start"] * 2
+
+
+def test_a_job_that_does_another_run_is_not_taken_for_this_one(tmp_path, monkeypatch, capsys):
+    launcher = {"type": "slurm"}
+    for name in "ab":
+        Job(composed(tmp_path / name, learning_rate=1e-3).plain, str(tmp_path)).write(
+            tmp_path / name / "launch/job.json"
+        )
+        State("queued", job_id="41", started=time.time()).write(tmp_path / name)
+    monkeypatch.setattr(multirun, "check_slurm", lambda: None)
+    monkeypatch.setattr(status, "ask_queue", lambda _jobs: {"41": ("PENDING", "Priority")})
+    asked = [composed(tmp_path / "a", launcher=launcher, learning_rate=1e-2)]
+    asked.append(composed(tmp_path / "b", launcher=launcher, learning_rate=1e-3))
+    assert run_sweep("pretrain", [], sweep(*asked), Options(wait=False)) == 1
+    out, err = capsys.readouterr()
+    assert "a: the job that is there was begun with training.learning_rate 0.001, asked for 0.01; give another" in out
+    assert "job 41 does this run already (queued)" in err
+    assert [state in row for state, row in zip(("failed", "queued"), out.splitlines()[2:4], strict=True)] == [True] * 2
+
+
+def test_a_record_lies_where_the_runs_do_or_where_one_works(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    runs = sweep(*(composed(Path(name)) for name in ("/aa/x-0", "/bb/y-1")))
+    folder = SweepRecord.of("pretrain", [], runs).folder()
+    assert folder.parent == tmp_path / "multirun"
+    runs = sweep(*(composed(tmp_path / "out" / name) for name in ("x-0", "y-1")))
+    assert SweepRecord.of("pretrain", [], runs).folder().parent == tmp_path / "out" / "multirun"
+    monkeypatch.setattr(folders.os, "access", lambda path, _mode: Path(path) != tmp_path)
+    assert SweepRecord.of("pretrain", [], runs).folder().parent == tmp_path / "multirun"
+    monkeypatch.undo()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "multirun").touch()  # no folder can be made there, and the runs are done all the same
+    started = []
+    monkeypatch.setattr(multirun, "run_job", does(started))
+    assert run_sweep("pretrain", [], runs, Options()) == 0
+    assert len(started) == 2
+    assert "2 runs; the record of the sweep cannot be written to " in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_started(tmp_path):
+    (tmp_path / "file").touch()
+    lines, code = list_runs(sweep(composed(tmp_path / "file" / "a")), Options())
+    assert code == 2
+    assert any("cannot be written to; choose another one" in line for line in lines)
+
+
+def test_a_dry_run_of_one_run_says_what_run_would_do_about_its_folder(tmp_path, monkeypatch, capsys, preset_folder):
+    """It said nothing of a folder that `run` refuses, and its exit code was 0."""
+    folder = preset_folder({"model/text_decoder/small.yaml": "type: test.narrow\n"})
+    out = tmp_path / "out"
+    common = ["--config-dir", str(folder), "model/text_decoder=small", "data.train=[a.jsonl]", "training.max_steps=5"]
+
+    def dry(*more):
+        with pytest.raises(SystemExit) as caught:
+            main(["run", "--dry-run", *common, f"training.output_dir={out}", *more])
+        said, err = capsys.readouterr()
+        return caught.value.code, said.splitlines()[-1], err
+
+    assert dry() == (0, "to do:  start", "")
+    assert not out.exists()
+    finish(out, compose_config("pretrain", [*common[2:], f"training.output_dir={out}"], config_dir=folder).plain)
+    code, last, err = dry()
+    assert (code, last) == (2, "where:  here, in 1 process(es)")
+    assert "is not empty; go on with --resume, or start anew with --overwrite" in err
+    assert dry("--overwrite") == (0, "to do:  start anew, in place of what is there", "")
+    assert dry("--resume") == (0, "to do:  nothing; it is finished", "")
+    code, last, err = dry("--resume", "training.max_steps=6")
+    assert (code, last) == (0, "to do:  resume")
+    code, _, err = dry("--resume", "training.weight_decay=0.5")
+    assert code == 2
+    assert "is finished, and nothing is left to train; it was begun with training.weight_decay 0" in err
+    State("running", job_id="41", started=time.time()).write(out)
+    monkeypatch.setattr(status, "ask_queue", lambda _jobs: {"41": ("RUNNING", "None")})
+    assert dry("--resume")[0] == 2
+    out = tmp_path / "file" / "out"
+    out.parent.touch()
+    assert "cannot be written to; choose another one" in dry()[2]
 
 
 def test_long_values_leave_names_that_file_systems_take(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -25,6 +26,12 @@ def make_folder(path: Path, what: str) -> None:
             pass
     except OSError as exc:
         raise ConfigError(f"{what} {str(path)!r} cannot be written to: {exc.strerror}") from exc
+
+
+def may_write(path: Path) -> bool:
+    """Whether something could be written to a folder, which may still have to be made; touches nothing."""
+    there = next(one for one in (path.absolute(), *path.absolute().parents) if os.path.exists(one))
+    return os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)
 
 
 def check_new_checkpoint(path: Path, what: str, *, overwrite: bool) -> None:

@@ -107,6 +107,7 @@ def _start(composed: Composed, overrides: tuple[str, ...], options: Options, *, 
 
 def _show(composed: Composed, options: Options, ranks: int) -> int:
     """What a single run would be."""
+    from speechlmm_train.launch.begun import to_do
     from speechlmm_train.launch.multirun import launcher_of
     from speechlmm_train.launch.slurm import script
 
@@ -118,6 +119,7 @@ def _show(composed: Composed, options: Options, ranks: int) -> int:
     click.echo(f"where:  {where}")
     if launcher is not None:
         click.echo(f"batch script:\n{script(options.job(composed, ()), launcher, composed.name)}")
+    click.echo(f"to do:  {to_do(composed, resume=options.resume, overwrite=options.overwrite)}")
     return 0
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
-import yaml
 
 from speechlmm_core.errors import ConfigError, SpeechLMMError
 from speechlmm_core.wording import FAULT, INTERRUPTED, OK, USAGE, word
 from speechlmm_train.compose import Composed
+from speechlmm_train.launch.begun import check_writable, folder_of, refuse_other_job, resumes
 from speechlmm_train.launch.gpus import num_processes
 from speechlmm_train.launch.job import Job
 from speechlmm_train.launch.local import run_job
@@ -26,7 +26,6 @@ from speechlmm_train.launch.wait import tell_end, wait_for
 from speechlmm_train.preempted import PREEMPTED
 from speechlmm_train.slurm_config import SlurmLauncherConfig, slurm_config
 from speechlmm_train.sweep import SweepRun
-from speechlmm_train.trainer.output_folder import CONFIG, OutputFolder
 
 _ASKED_TO_STOP = (INTERRUPTED, TERMINATED, PREEMPTED)
 
@@ -97,12 +96,13 @@ def list_runs(runs: Sequence[SweepRun], options: Options) -> tuple[list[str], in
         if launcher and not shown:
             name = run.composed.name
             shown = ["", f"batch script of {name}:", script(options.job(run.composed, run.overrides), launcher, name)]
-        folder = Path(run.composed.config.training.output_dir).expanduser()
+        folder = folder_of(run.composed)
         try:
-            resumes = _resumes(run.composed, options)
-            what = {None: "finished", True: "resume", False: "start"}[resumes]
-            if resumes is not None:
+            going_on = resumes(run.composed, resume=options.resume, overwrite=options.overwrite)
+            what = {None: "finished", True: "resume", False: "start"}[going_on]
+            if going_on is not None:
                 check(run.composed, launcher)
+                check_writable(run.composed)
         except (SpeechLMMError, OSError) as exc:
             what = "cannot be run"
             faults += [f"{run.composed.name}: {line}" for line in word(exc)[0]]
@@ -129,21 +129,18 @@ def run_sweep(config_name: str, overrides: Sequence[str], runs: Sequence[SweepRu
     launchers = {run.number: launcher_of(one) for run, one in composed}
     if any(launchers.values()):
         check_slurm()
-    record = SweepRecord.of(config_name, overrides, runs)
-    folder = record.folder()
-    record.write(folder)
-    click.echo(f"{len(runs)} runs; `speechlmm-train status {shorten(folder)}` shows their states", err=True)
+    _keep(SweepRecord.of(config_name, overrides, runs))
     for line in _faults(runs):
         click.echo(f"error: {line}" if line else "", err=True)
     reasons: dict[Path, str] = {}
     stopped = 0
     submitted: list[Path] = []
     for place, (run, one) in enumerate(composed):
-        output_dir = _folder(one)
+        output_dir = folder_of(one)
         launcher = launchers[run.number]
         at = f"[{place + 1}/{len(composed)}] {one.name}"
         try:
-            if (resume := _resumes(one, options)) is None:
+            if (resume := resumes(one, resume=options.resume, overwrite=options.overwrite)) is None:
                 click.echo(f"{at}: finished before, skipped", err=True)
                 continue
             click.echo(f"{at}: {' '.join(run.varied)}".rstrip(": "), err=True)
@@ -151,6 +148,7 @@ def run_sweep(config_name: str, overrides: Sequence[str], runs: Sequence[SweepRu
             job = options.job(one, run.overrides, resume=resume)
             if launcher is not None:
                 if (active := _active(output_dir)) is not None:
+                    refuse_other_job(one)
                     click.echo(f"job {active.job_id} does this run already ({active.state})", err=True)
                 else:
                     state = submit(job, launcher, name=one.name, processes=ranks_of(one, launcher))
@@ -171,9 +169,21 @@ def run_sweep(config_name: str, overrides: Sequence[str], runs: Sequence[SweepRu
     return _conclude(runs, reasons, stopped, waited=options.wait or not submitted)
 
 
+def _keep(record: SweepRecord) -> None:
+    """Writes the record of a sweep; that it cannot be written stops no run."""
+    folder = record.folder()
+    told = f"{len(record.runs)} runs"
+    try:
+        record.write(folder)
+        told += f"; `speechlmm-train status {shorten(folder)}` shows their states"
+    except OSError as exc:
+        told += f"; the record of the sweep cannot be written to {shorten(folder)}: {exc.strerror}"
+    click.echo(told, err=True)
+
+
 def _conclude(runs: Sequence[SweepRun], reasons: dict[Path, str], stopped: int, *, waited: bool) -> int:
     """Shows the table, and returns the exit code."""
-    folders = [_folder(run.composed) if run.composed else None for run in runs]
+    folders = [folder_of(run.composed) if run.composed else None for run in runs]
     known = {one.folder: one for one in status_of([folder for folder in folders if folder])}
     found: list[Status] = []
     for run, folder in zip(runs, folders, strict=True):
@@ -193,23 +203,9 @@ def _conclude(runs: Sequence[SweepRun], reasons: dict[Path, str], stopped: int, 
     return 0 if all(one.state in wanted for one in found) else FAULT
 
 
-def _folder(composed: Composed) -> Path:
-    return Path(composed.config.training.output_dir).expanduser()
-
-
 def _active(output_dir: Path) -> Status | None:
     one = status_of([output_dir])[0]
     return one if one.job_id is not None and one.state in ("queued", "running") else None
-
-
-def _resumes(composed: Composed, options: Options) -> bool | None:
-    """Whether a run of a sweep goes on where it was; None if it is finished."""
-    if options.overwrite:
-        return False
-    folder = OutputFolder(_folder(composed))
-    if not folder.path.is_dir() or folder.report() is None:
-        return options.resume or (folder.path / CONFIG).exists()
-    return None if folder.config() == yaml.safe_load(yaml.safe_dump(composed.plain)) else True
 
 
 def _changes(runs: Sequence[Composed]) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from speechlmm_core.checkpoint.atomic import write_text
+from speechlmm_train.folders import may_write
 from speechlmm_train.sweep import SweepRun
 
 SWEEP = "sweep.json"
@@ -55,10 +56,13 @@ class SweepRecord:
     def folder(self) -> Path:
         """Where it is kept: `multirun/<configuration>-<hash>` in the folder that all runs have in common.
 
-        The hash is the command's, so that the same command finds its record again.
+        The hash is the command's, so that the same command finds its record again. Where they have none in common
+        that can be written to, it is the working folder.
         """
         parents = [str(Path(run.output_dir).parent) for run in self.runs if run.output_dir]
         common = Path(os.path.commonpath(parents)) if parents else Path.cwd()
+        if common == Path(common.anchor) or not may_write(common):
+            common = Path.cwd()
         said = json.dumps([self.config_name, *self.overrides]).encode()
         return common / "multirun" / f"{self.config_name}-{hashlib.sha256(said).hexdigest()[:8]}"
 

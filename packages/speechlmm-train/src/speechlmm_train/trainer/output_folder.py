@@ -30,6 +30,7 @@ from speechlmm_train.trainer.checkpoints import (
     open_checkpoint,
     rotate,
 )
+from speechlmm_train.trainer.same_run import changes_of, decisive, in_words
 
 logger = logging.getLogger(__name__)
 
@@ -193,9 +194,22 @@ class OutputFolder:
                 f"--resume: `{what}:` differs from that of the run in {str(self.path)!r} (see its {CONFIG}); go on "
                 "with the same configuration, or choose another training.output_dir"
             )
-        if changed:
-            named = [name for key in changed for name in _differences(key, old.get(key), plain.get(key))]
-            logger.warning("resuming with a changed configuration (%s)", ", ".join(named))
+        if changes := changes_of(old, plain):
+            logger.warning("resuming with a changed configuration (%s)", "; ".join(map(str, changes)))
+
+    def check_results(self, plain: dict[str, Any]) -> None:
+        """Checks that what a finished run has left is what is asked for.
+
+        Raises:
+            ConfigError: It is of another configuration.
+        """
+        others = decisive(changes_of(self.config() or plain, plain))
+        if others:
+            raise ConfigError(
+                f"--resume: the run in {str(self.path)!r} is finished, and nothing is left to train; it was "
+                f"{in_words(others)}; give another training.output_dir, ask for more steps, or start anew with "
+                "--overwrite"
+            )
 
     def checkpoints(self) -> list[Checkpoint]:
         """The whole checkpoints, oldest first; damaged ones are passed over with a warning.
@@ -267,13 +281,6 @@ class OutputFolder:
             return json.loads(file.read_text(encoding="utf-8"))
         except json.JSONDecodeError:
             return None
-
-
-def _differences(key: str, old: Any, new: Any) -> list[str]:
-    """The values of a section that differ."""
-    if not (isinstance(old, dict) and isinstance(new, dict)):
-        return [key]
-    return [f"{key}.{name}" for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
 
 
 def _step_of(line: str) -> float:
