@@ -2,8 +2,10 @@
 
 Random weights in the published shapes, so that nothing is downloaded; noise with text at the rate of speech. The
 encoder is frozen; `full` trains the adapter and the language model whole, `lora` the adapter and matrices of rank 16 on
-the language model. A pass is forward, backward and AdamW's step on every micro-batch of the same clips; batches lie on
-the GPU beforehand. Of each case and each way:
+the language model. The model is the one that `speechlmm-train run` builds: fp32 weights, gradients and Adam states (16
+bytes for each trained parameter), multiplied in bf16 by autocast. `--weights bfloat16` keeps all of them in bf16 (8
+bytes), which no run does: what it gives is an extra, and named so in the result. A pass is forward, backward and AdamW's
+step on every micro-batch of the same clips; batches lie on the GPU beforehand. Of each case and each way:
 
 - tokens (positions of the language model, padding left out) and seconds of audio a second;
 - MFU: the FLOPs that the real frames and tokens need, by the device's peak for dense bf16 products;
@@ -15,6 +17,8 @@ padded to the longest, as Hugging Face's collators do). Their summed token losse
 Without a GPU it says so in one line of JSON. `--device cpu --tiny` runs all of it on tiny shapes.
 
     python benchmarks/gpu_training.py [--cases 1b-lora 1b-full 8b-lora 8b-full] [--budget 8192] [--clips 256]
+
+8b-full holds 120 GiB before its first activation: `--checkpointing`, and a smaller budget, make the most of the rest.
 """
 
 from __future__ import annotations
@@ -34,8 +38,6 @@ from _training import quiet
 from batch_plan import LAWS
 from train_throughput import conversations, to_device
 
-from speechlmm_core.attention.choice import flash_usable
-from speechlmm_core.lora.inject import inject
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_core.testing.reads import CountedReads
@@ -44,6 +46,7 @@ from speechlmm_train.compose import validate
 from speechlmm_train.speed.flops import count_flops
 from speechlmm_train.speed.peak import TERA, peak_flops
 from speechlmm_train.trainer.checks import freeze_for
+from speechlmm_train.trainer.initial_model import build_model
 from speechlmm_train.trainer.tally import Work
 
 RATE = 16_000
@@ -87,6 +90,7 @@ def config(case: str, options: argparse.Namespace) -> Any:
                 "freeze_modules": ["audio_encoder"],
                 "lora_adapters": [lora] if way == "lora" else [],
                 "bf16": options.dtype == "bfloat16",
+                "use_cpu": options.device == "cpu",
             },
         }
     )
@@ -94,13 +98,10 @@ def config(case: str, options: argparse.Namespace) -> Any:
 
 def build(checked: Any, options: argparse.Namespace) -> SpeechLMM:
     """The model, on its device from the start: on the host, random weights of 8B would take minutes."""
-    torch.manual_seed(0)
-    dtype = getattr(torch, options.dtype)
     with torch.device(options.device):
-        model = SpeechLMM.from_model_config(
-            checked.model, load_base_weights=False, dtype=dtype, flash_attention=flash_usable(options.device, dtype)
-        )
-        inject(model, checked.training.lora_adapters)
+        model = build_model(checked, None)
+    if options.weights == "bfloat16":
+        model.bfloat16()
     model.to(options.device)
     freeze_for(model, checked.resolved_stages()[0])
     if options.checkpointing:
@@ -168,6 +169,13 @@ class Way:
         }
 
 
+def state_bytes(trained: Sequence[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
+    """What weights, their gradients and the optimiser's state take."""
+    states = [state for one in trained for state in optimizer.state[one].values() if isinstance(state, torch.Tensor)]
+    tensors = [*trained, *trained, *(state for state in states if state.dim())]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
 def measure(case: str, law: str, options: argparse.Namespace) -> dict[str, Any]:
     """Both ways of one case."""
     checked = config(case, options)
@@ -199,7 +207,10 @@ def measure(case: str, law: str, options: argparse.Namespace) -> dict[str, Any]:
     check_equal({"summed token loss": difference}, 1e-2 if options.dtype == "bfloat16" else 1e-5)
     reads = ways["packed"].reads()
     medians = compare({name: way.train for name, way in ways.items()}, options.repeats)
+    own = state_bytes(trained, optimizer)
     return {
+        "what": "as `run` trains" if options.weights == "float32" else "an extra: `run` does not train bf16 weights",
+        "bytes_by_trained_parameter": round(own / sum(parameter.numel() for parameter in trained), 2),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "trained": sum(parameter.numel() for parameter in trained),
         "loss_relative_difference": difference,
@@ -217,12 +228,15 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=256)
     parser.add_argument("--budget", type=int, default=8192, help="positions in a micro-batch")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of weights and products")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of products, by autocast")
+    parser.add_argument("--weights", choices=("float32", "bfloat16"), default="float32", help="bfloat16 is an extra")
     parser.add_argument("--checkpointing", action="store_true", help="with gradient checkpointing")
     parser.add_argument("--peak-tflops", type=float, help="of the device, where it is not known")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes")
     options = parser.parse_args()
+    if options.weights == "bfloat16" and options.dtype == "float32":
+        parser.error("--weights bfloat16 is multiplied in bfloat16; leave --dtype out")
     if options.device == "cuda" and not torch.cuda.is_available():
         print(json.dumps({"benchmark": "gpu_training", "gpu": None, "note": "there is no GPU; nothing was measured"}))
         return
@@ -238,7 +252,9 @@ def main() -> None:
             if options.device == "cuda":
                 torch.cuda.empty_cache()
     device = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
-    settings = {name: getattr(options, name) for name in ("clips", "budget", "dtype", "checkpointing", "tiny")}
+    settings = {
+        name: getattr(options, name) for name in ("clips", "budget", "weights", "dtype", "checkpointing", "tiny")
+    }
     report("gpu_training", {"gpu": device, **settings, **found})
 
 
