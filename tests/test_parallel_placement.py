@@ -1,9 +1,13 @@
 """On which device the parts of a training's model are, when DeepSpeed or FSDP2 spreads it."""
 
+import json
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from tiny_runs import rows
 from transformers import Trainer
 
 from speechlmm_core.model.speechlmm import SpeechLMM
@@ -57,6 +61,60 @@ def test_deepspeed_is_told_where_when_it_has_wrapped_the_rest(model, monkeypatch
     assert seen == ["prepared", "gather_at_start", "leave_whole"]
     assert all(parameter.is_meta for parameter in model.video_encoder.parameters())
     assert all(buffer.is_meta for buffer in model.buffers())
+
+
+HALF = """
+import json, sys
+from pathlib import Path
+from speechlmm_train.process import prepare_process
+prepare_process()
+import torch
+from deepspeed.accelerator import get_accelerator
+from speechlmm_train.compose import validate
+from speechlmm_train.run import run
+from speechlmm_train.trainer.trainer import SpeechLMMTrainer
+
+get_accelerator().is_fp16_supported = lambda: True  # as on a GPU
+save = SpeechLMMTrainer._save_checkpoint
+def saved(self, model, trial):
+    parts = ("audio_encoder", "audio_adapter", "text_decoder")
+    print(*(str(next(self.model.get_submodule(part).parameters()).dtype)[6:] for part in parts), flush=True)
+    save(self, model, trial)
+SpeechLMMTrainer._save_checkpoint = saved
+plain = json.loads(Path(sys.argv[1]).read_text())
+run(validate(plain), plain=plain, progress=False)
+plain["training"] |= {"parallel": "zero1", "max_steps": 3}
+run(validate(plain), plain=plain, progress=False, resume=True)
+"""
+
+
+@pytest.mark.slow
+def test_weights_in_fp16_beside_a_frozen_encoder(noise, run_script, tmp_path):
+    """DeepSpeed's are in half precision, and what it does not have in full: trained, evaluated, saved, gone on with."""
+    plain = noise.plain(
+        tmp_path / "out",
+        parallel="zero2",
+        freeze_modules=["audio_encoder"],
+        preflight=False,
+        bf16=False,
+        fp16=True,
+        max_steps=2,
+        save_steps=1,
+        eval_steps=2,
+        eval_samples=1,
+        eval_max_new_tokens=2,
+    )
+    plain["data"]["eval"] = plain["data"]["train"]
+    (tmp_path / "plain.json").write_text(json.dumps(plain))
+    done = run_script(HALF, tmp_path / "plain.json", processes=1)
+    assert done.code == 0, done.err[-4000:]
+    assert [line for line in done.out.splitlines() if line.startswith("float")] == ["float32 float16 float16"] * 3
+    losses = [row["train/loss"] for row in rows(tmp_path / "out") if "train/loss" in row]
+    assert len(losses) == 3
+    assert all(math.isfinite(loss) for loss in losses)
+    tensors, last = (load_file(tmp_path / "out" / name / "model.safetensors") for name in ("model", "checkpoint-3"))
+    assert all(torch.equal(tensor, last[name]) for name, tensor in tensors.items()), "not rounded at the end"
+    assert {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()} == {torch.float32}
 
 
 @pytest.mark.gpu

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.text_decoder import decoder
 from speechlmm_train.compose import validate
 from speechlmm_train.plan_table import component_table, stage_lines
@@ -82,3 +84,26 @@ def test_evaluation_is_in_full_precision_where_attention_can_run_in_it(flash, tm
     config = configure(tmp_path, bf16=True, use_cpu=True, eval_steps=1)
     run(validate(config), plain=config, progress=False)
     assert seen == [(flash, False)]
+
+
+@pytest.mark.parametrize(
+    ("training", "attention", "halved", "expected"),
+    [
+        ({"bf16": True, "parallel": "zero2"}, "flash_attention_2", False, torch.bfloat16),
+        ({"fp16": True}, "flash_attention_2", False, torch.float16),
+        ({"fp16": True, "parallel": "zero2"}, "sdpa", True, torch.float16),
+        ({"bf16": True, "parallel": "zero2"}, "sdpa", False, None),
+    ],
+)
+def test_evaluation_asks_the_settings_for_the_precision(training, attention, halved, expected, tmp_path, monkeypatch):
+    """With DeepSpeed, what accelerate and transformers are told of it is nothing."""
+    monkeypatch.setattr(evaluation, "attention_of", lambda component: attention)
+    config = validate(configure(tmp_path, **training))
+    trainer = SimpleNamespace(
+        model=SpeechLMM.from_model_config(config.model),
+        args=SimpleNamespace(device=torch.device("cpu"), bf16=False),
+        halved=halved,
+    )
+    callback = evaluation.EvaluationCallback(trainer, SimpleNamespace(), config.resolved_stages()[0].training)
+    with callback._precision():
+        assert (torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None) == expected

@@ -185,6 +185,12 @@ def test_deepspeed_that_is_not_installed(monkeypatch):
     [
         ({"torch_compile": True, "parallel": "fsdp2"}, "training.torch_compile: it cannot follow"),
         (
+            {"fp16": True, "parallel": "zero0"},
+            "training.fp16: it does not go with parallel 'zero0'; use bf16, or zero1",
+        ),
+        ({"fp16": True, "parallel": "zero3"}, "training.fp16: it does not go with parallel 'zero3'"),
+        ({"fp16": True, "parallel": "zero3_offload"}, "training.fp16: it does not go with parallel 'zero3_offload'"),
+        (
             {
                 "parallel": "ddp",
                 "gradient_checkpointing": True,

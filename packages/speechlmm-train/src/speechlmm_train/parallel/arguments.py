@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from accelerate.state import AcceleratorState, PartialState
 
 from speechlmm_core.errors import ConfigError, MissingDependencyError
 from speechlmm_train.parallel.deepspeed_config import deepspeed_config
-from speechlmm_train.parallel_names import mode_of
+from speechlmm_train.parallel_names import mode_of, stage_of
 from speechlmm_train.training_config import TrainingConfig
 
 _FLAG = "ACCELERATE_USE_DEEPSPEED"
@@ -30,6 +31,20 @@ def use_bf16(wanted: bool | str) -> bool:
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
     return wanted == "auto" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+def mixed_precision(training: TrainingConfig, device: str) -> AbstractContextManager[Any]:
+    """Products in half precision where a stage trains with them, whatever it is spread by; nothing else elsewhere.
+
+    Args:
+        training: The settings.
+        device: Type of the device.
+    """
+    if use_bf16(training.bf16):
+        return torch.autocast(device, torch.bfloat16)
+    if training.extras.get("fp16"):
+        return torch.autocast(device, torch.float16)
+    return nullcontext()
 
 
 def parallel_arguments(training: TrainingConfig, *, world_size: int, base: Path | None = None) -> dict[str, Any]:
@@ -65,6 +80,12 @@ def parallel_arguments(training: TrainingConfig, *, world_size: int, base: Path 
 
 
 def _zero(training: TrainingConfig, *, world_size: int, base: Path | None) -> dict[str, Any]:
+    stage = stage_of(training.parallel)
+    if training.extras.get("fp16") and stage in (0, 3):
+        # Stage 0 then neither clips nor has states that could be saved; stage 3 takes weights that it loads as fp32.
+        raise ConfigError(
+            f"training.fp16: it does not go with parallel {training.parallel!r}; use bf16, or zero1, zero2 or ddp"
+        )
     bf16 = use_bf16(training.bf16)
     config = deepspeed_config(training, world_size=world_size, bf16=bf16, base=base)
     config.pop("bf16", None)
@@ -78,7 +99,7 @@ def _zero(training: TrainingConfig, *, world_size: int, base: Path | None) -> di
         )
     batch = training.per_device_train_batch_size or 1
     found: dict[str, Any] = {"deepspeed": config, "bf16": False, "use_cpu": False, "per_device_train_batch_size": batch}
-    if config["zero_optimization"]["stage"] == 0:
+    if stage == 0:
         found["max_grad_norm"] = 0.0  # the trainer clips: here, DeepSpeed does and does not tell the norm
     if not torch.cuda.is_available():
         found["accelerator_config"] = {"use_configured_state": True}

@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from speechlmm_train.parallel.gather import gather
 
 _LEFT_BEHIND = ("_z3_optimizer", "_hp_mapping", "_zero_optimizer")
 
 
 def release(model: nn.Module, wrapped: Any) -> None:
-    """Ends what wraps a model; its weights stay where and what they are.
+    """Ends what wraps a model; its weights stay what they are. Every process has to call it.
+
+    What DeepSpeed trains in fp16 is in full precision again afterwards, and on the host, where there is room for it.
 
     Args:
         model: The model.
@@ -26,6 +31,10 @@ def release(model: nn.Module, wrapped: Any) -> None:
     destroy = getattr(wrapped, "destroy", None)
     if wrapped is model or destroy is None:
         return
+    for parameter in model.parameters():
+        if parameter.dtype == torch.float16:
+            parameter.grad = None
+            parameter.data = gather(parameter).to("cpu", torch.float32)
     destroy()
     # What accelerate and transformers remember of DeepSpeed outlasts it.
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)

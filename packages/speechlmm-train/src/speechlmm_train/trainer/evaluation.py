@@ -18,6 +18,7 @@ from speechlmm_train.evaluate.evaluate import predict
 from speechlmm_train.evaluate.prediction import Prediction, write_predictions
 from speechlmm_train.evaluate.questions import Keys, questions
 from speechlmm_train.evaluate.score import score_what_can_be
+from speechlmm_train.parallel.arguments import mixed_precision
 from speechlmm_train.parallel.whole import whole_weights
 from speechlmm_train.trainer.best import RunState, worsening
 from speechlmm_train.trainer.evaluation_plan import EVAL, GUARD, EvaluationPlan
@@ -185,10 +186,14 @@ class EvaluationCallback(TrainerCallback):
                 )
 
     def _precision(self) -> Any:
-        # Attention that runs in half precision alone needs autocast; all else answers as the saved model will.
-        assert isinstance(self.trainer.model, SpeechLMM)
-        used = " ".join(attention_of(component) for component in self.trainer.model.components().values())
-        return self.trainer.accelerator.autocast() if "flash_attention" in used else nullcontext()
+        # Attention that runs in half precision alone needs autocast, and so do DeepSpeed's weights in fp16 beside whole
+        # ones; all else answers as the saved model will.
+        trainer, model = self.trainer, self.trainer.model
+        assert isinstance(model, SpeechLMM)
+        used = " ".join(attention_of(component) for component in model.components().values())
+        if "flash_attention" not in used and not trainer.halved:
+            return nullcontext()
+        return mixed_precision(self.training, trainer.args.device.type)
 
     def _together(self, work: Callable[[], Any]) -> Any:
         """Does something on the first rank and tells the others what came of it, also if it failed."""

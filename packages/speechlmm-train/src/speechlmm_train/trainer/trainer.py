@@ -239,10 +239,17 @@ class SpeechLMMTrainer(WatchedTrainer):
             gather_at_start(self.model)
             leave_whole(self.model_wrapped, self.model, self.stage.whole)
             self._clip_before_step()
+            if self.halved:
+                self.model.forward = torch.autocast(self.args.device.type, torch.float16)(self.model.forward)
         if resume_from_checkpoint is not None:
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
             self._load_scaler(resume_from_checkpoint)
         return prepared
+
+    @property
+    def halved(self) -> bool:
+        """Whether DeepSpeed has put the weights that it spreads into fp16, beside others in fp32."""
+        return self.stage.mode == "zero" and self.args.fp16
 
     def _clip_before_step(self) -> None:
         """With ZeRO's stage 0, clips gradients when they are summed up: there, DeepSpeed does not tell their norm."""
