@@ -325,14 +325,18 @@ def test_waiting_tells_each_change_and_the_end_of_the_log_of_what_failed(tmp_pat
 
     def sleep(_seconds):
         rounds.append(1)
+        assert len(rounds) < 5
         State("failed", job_id="41", exit_code=9, reason="the disk is full", log=str(log)).write(folder)
+        if len(rounds) == 2:
+            fake(tmp_path / "bin", "squeue", 'echo "41|FAILED|NonZeroExitCode"')
 
     monkeypatch.setattr(wait, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
     [ended] = wait_for([folder])
-    assert len(rounds) == 1
+    assert len(rounds) == 2  # as long as SLURM has the job
     assert tell_end(ended) == 9
     said = capsys.readouterr().err
     assert "(job 41): running\n" in said
+    assert "running: ending; the disk is full" in said
     assert "failed: the disk is full" in said
     assert f"the end of {log}:\n  error: the disk is full" in said
 

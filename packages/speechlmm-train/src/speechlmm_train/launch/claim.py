@@ -42,7 +42,7 @@ def claimed(output_dir: Path, *, name: str) -> Iterator[None]:
         ConfigError: Another process trains there or waits to, or the folder cannot be written to.
     """
     made = [path for path in (output_dir / LAUNCH, output_dir, *output_dir.parents) if not path.exists()]
-    before, config = State.read(output_dir), _written(output_dir)
+    before, config = State.read(output_dir), written(output_dir)
     try:
         state = claim(output_dir, name=name)
     except BaseException:
@@ -54,7 +54,7 @@ def claimed(output_dir: Path, *, name: str) -> Iterator[None]:
     except BaseException as exc:
         lines, code = word(exc)
         with suppress(OSError):  # a full disk, say: what the run says of it matters more
-            if code != USAGE or _written(output_dir) != config:
+            if code != USAGE or written(output_dir) != config:
                 state.over(code, "; ".join(lines)).write(output_dir)
             elif before is not None:
                 before.write(output_dir)
@@ -102,8 +102,8 @@ def alone(output_dir: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _written(output_dir: Path) -> int | None:
-    """When a run last began to write to the folder."""
+def written(output_dir: Path) -> int | None:
+    """When a run last began to write to the folder, in nanoseconds; None if none has."""
     file = output_dir / CONFIG
     return file.stat().st_mtime_ns if file.is_file() else None
 

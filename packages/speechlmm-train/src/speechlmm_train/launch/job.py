@@ -27,6 +27,8 @@ class Job:
     progress: bool = True
     overrides: tuple[str, ...] = field(default=())
     """What the user changed, for messages and tables."""
+    replaces: int | None = None
+    """When the run that `overwrite` is to remove had begun to write; once another one has, that is done."""
 
     @property
     def output_dir(self) -> Path:

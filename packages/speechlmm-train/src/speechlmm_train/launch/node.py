@@ -1,35 +1,43 @@
 """A node's share of a SLURM job: what submitit runs there, once on each node.
 
 It waits for the other nodes, starts a rank for each GPU, and keeps `launch/state.json`. Before the time limit SLURM
-sends SIGUSR2: the ranks are then asked to save a checkpoint (SIGUSR1), and the job is queued again. A job that has been
-queued again, for whatever reason, resumes.
+sends SIGUSR2: the ranks are then asked to save a checkpoint (SIGUSR1), and submitit queues the job again. Before it
+takes the nodes for another job, SLURM sends SIGTERM to all processes: the ranks save, and the batch script is asked to
+queue the job again, for one that has ended by itself is not. A job that has been queued again, for whatever reason,
+resumes.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
-from speechlmm_core.checkpoint.atomic import write_text
 from speechlmm_core.errors import SpeechLMMError
-from speechlmm_core.wording import word
+from speechlmm_core.wording import FAULT, word
+from speechlmm_train.launch.claim import written
 from speechlmm_train.launch.job import Job
 from speechlmm_train.launch.meeting import meet
+from speechlmm_train.launch.notes import first_failure, wait_for_notes, write_note
+from speechlmm_train.launch.processes import TERMINATED
 from speechlmm_train.launch.reasons import reason_of
-from speechlmm_train.launch.state import JOB, State
+from speechlmm_train.launch.state import JOB, REQUEUE, State
 from speechlmm_train.preempted import PREEMPTED
 from speechlmm_train.trainer.output_folder import LAUNCH
 
 GRACE_S = 20
 """Seconds to wait for what other nodes say of a failure, well below SLURM's `KillWait`."""
+AGAIN = "to be queued again"
 
 
 @dataclass(frozen=True)
@@ -89,31 +97,29 @@ class NodeTask:
         self.node_timeout_s = node_timeout_s
         self.signal_delay_s = signal_delay_s
         self._agent: int | None = None
+        self._saved = False
 
     def __call__(self) -> None:
         """Does this node's share; a failure ends the process with the run's exit code."""
         place = Place.of_environment()
-        folder = Path(self.output_dir) / LAUNCH
-        attempt = folder / place.attempt
+        attempt = Path(self.output_dir) / LAUNCH / place.attempt
         state = self._begin(place, attempt) if place.node == 0 else None
-        try:
-            code, reason = self._train(place, folder, attempt), ""
-        except SpeechLMMError as exc:
-            lines, code = word(exc)
-            reason = "; ".join(lines)
-            for line in lines:
-                _say(f"error: {line}")
+        code, reason = self._outcome(place, attempt)
         if code:
-            first = place.node * self.processes
-            reason = reason or reason_of(attempt, code, range(first, first + self.processes))
-            _note(attempt, place.node, code, reason)
-        if place.node == 0:
-            if code and code != PREEMPTED and len(place.nodes) > 1:
-                code, reason = _first_failure(attempt, len(place.nodes), (code, reason))
-            assert state is not None
-            state.over(code, reason).write(Path(self.output_dir))
-        elif code == PREEMPTED:
-            time.sleep(self.signal_delay_s)  # SLURM ends this task when the first one has queued the job again
+            write_note(attempt, place.node, code, reason)
+        if state is None:
+            # A failure here would end the first node, which may still have to see to it that the job is queued again.
+            if code not in (0, PREEMPTED):
+                sys.exit(code)
+            return
+        if code and len(place.nodes) > 1:
+            wait_for_notes(attempt, len(place.nodes), timeout_s=GRACE_S)
+            if code != PREEMPTED:
+                code, reason = first_failure(attempt) or (code, reason)
+        if code == PREEMPTED:
+            (attempt.parent / REQUEUE).touch()
+            reason = "; ".join(part for part in (reason, AGAIN) if part)
+        state.over(code, reason).write(Path(self.output_dir))
         if code:
             sys.exit(code)
 
@@ -123,9 +129,37 @@ class NodeTask:
 
         _ask_to_stop(self._agent, patience_s=max(1, self.signal_delay_s - GRACE_S))
         if (state := State.read(Path(self.output_dir))) is not None:
-            replace(state.over(PREEMPTED), reason="queued again").write(Path(self.output_dir))
+            state.over(PREEMPTED, AGAIN).write(Path(self.output_dir))
         self._agent = None
+        self._saved = True
         return DelayedSubmission(self)
+
+    def _outcome(self, place: Place, attempt: Path) -> tuple[int, str]:
+        """The exit code of this node's ranks, and why."""
+        from submitit.core.utils import UncompletedJobError
+
+        self._saved = False  # submitit hands this object on to the next attempt
+        try:
+            with _listening() as asked_to_end:
+                code = self._train(place, attempt)
+        except SpeechLMMError as exc:
+            lines, code = word(exc)
+            for line in lines:
+                _say(f"error: {line}")
+            return code, "; ".join(lines)
+        except UncompletedJobError:
+            reason = "the time limit was reached more than max_num_timeout times; --resume goes on"
+            _say(f"error: not queued again: {reason}")
+            return FAULT, f"not queued again: {reason}"
+        except Exception as exc:
+            _say("".join(traceback.format_exception(exc)))
+            reason = "; ".join(word(exc)[0])
+            # In a container there is no scontrol: the batch script will queue the job again, as it is outside.
+            return (PREEMPTED, "") if self._saved else (FAULT, reason)
+        if code == TERMINATED and asked_to_end():  # before the ranks had begun to listen, so that nothing was lost
+            code = PREEMPTED
+        first = place.node * self.processes
+        return code, reason_of(attempt, code, range(first, first + self.processes)) if code else ""
 
     def _begin(self, place: Place, attempt: Path) -> State:
         output_dir = Path(self.output_dir)
@@ -135,12 +169,17 @@ class NodeTask:
         state.write(output_dir)
         return state
 
-    def _train(self, place: Place, folder: Path, attempt: Path) -> int:
+    def _job(self, place: Place) -> Job:
+        """What this attempt is to do: go on, once what was to be overwritten is gone."""
+        output_dir = Path(self.output_dir)
+        job = replace(Job.read(output_dir / LAUNCH / JOB), progress=True)
+        if place.restarts == 0 or (job.overwrite and written(output_dir) in (None, job.replaces)):
+            return job
+        return replace(job, resume=True, overwrite=False)
+
+    def _train(self, place: Place, attempt: Path) -> int:
         if place.node == 0:
-            job = Job.read(folder / JOB)
-            again = place.restarts > 0
-            job = replace(job, resume=job.resume or again, overwrite=job.overwrite and not again, progress=True)
-            job.write(attempt / JOB)
+            self._job(place).write(attempt / JOB)
         found = meet(
             attempt,
             node=place.node,
@@ -160,8 +199,13 @@ class NodeTask:
         finally:
             signal.signal(signal.SIGUSR2, before)
         self._agent = process.pid
-        while (code := process.poll()) is None:
-            time.sleep(0.2)
+        try:
+            while (code := process.poll()) is None:
+                time.sleep(0.2)
+        except BaseException:  # from submitit's handler of SIGUSR2, which has asked the ranks to stop and waited
+            process.kill()
+            process.wait()
+            raise
         return 128 - code if code < 0 else code
 
 
@@ -180,20 +224,26 @@ def _ask_to_stop(agent: int | None, *, patience_s: float) -> None:
     psutil.wait_procs(ranks, timeout=patience_s)
 
 
-def _note(attempt: Path, node: int, code: int, reason: str) -> None:
-    write_text(attempt / f"node-{node}.failed", json.dumps([time.time(), code, reason]) + "\n")
+@contextmanager
+def _listening() -> Iterator[Callable[[], bool]]:
+    """Notes SIGTERM, besides what submitit does about it; gives a function that says whether it came.
 
+    After the block, SIGUSR2 is ignored: there is nothing left that could be saved.
+    """
+    came: list[int] = []
+    before: Any = signal.getsignal(signal.SIGTERM)
 
-def _first_failure(attempt: Path, nodes: int, own: tuple[int, str]) -> tuple[int, str]:
-    """What the node that failed first says: when one fails, the others soon do, for want of it."""
-    deadline = time.monotonic() + GRACE_S
-    notes: list[Path] = []
-    while time.monotonic() < deadline and len(notes) < nodes:
-        notes = list(attempt.glob("node-*.failed"))
-        time.sleep(0.2)
-    said = sorted(json.loads(note.read_text(encoding="utf-8")) for note in notes)
-    real = [one for one in said if one[1] < 128] or said  # a signal is how the others were ended
-    return (int(real[0][1]), str(real[0][2])) if real else own
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if callable(before):
+            before(number, frame)
+
+    signal.signal(signal.SIGTERM, note)
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 def _say(line: str) -> None:

@@ -15,10 +15,10 @@ from typing import Any
 
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.wording import USAGE, word
-from speechlmm_train.launch.claim import alone
+from speechlmm_train.launch.claim import alone, written
 from speechlmm_train.launch.job import Job
 from speechlmm_train.launch.node import NodeTask
-from speechlmm_train.launch.state import JOB, State
+from speechlmm_train.launch.state import JOB, REQUEUE, State
 from speechlmm_train.launch.status import refuse_active
 from speechlmm_train.slurm_config import SlurmLauncherConfig
 from speechlmm_train.trainer.output_folder import LAUNCH, OutputFolder
@@ -41,24 +41,40 @@ def check_slurm() -> None:
         )
 
 
-def parameters(launcher: SlurmLauncherConfig, name: str) -> dict[str, Any]:
-    """A launcher's settings in submitit's terms."""
+def parameters(launcher: SlurmLauncherConfig, name: str, output_dir: Path) -> dict[str, Any]:
+    """A launcher's settings in submitit's terms, for a run that writes to a folder."""
     same = ("partition", "account", "qos", "constraint", "nodes", "gres", "gpus_per_node", "cpus_per_task", "time")
-    same += ("nodelist", "exclude", "dependency", "comment", "setup", "teardown", "srun_args", "signal_delay_s")
+    same += ("nodelist", "exclude", "dependency", "comment", "teardown", "signal_delay_s")
     given = {key: value for key in same if (value := getattr(launcher, key)) not in (None, [])}
     further: dict[str, Any] = {"requeue": True, **launcher.additional_parameters}
     if launcher.mem is not None:  # submitit takes gigabytes alone
         further["mem"] = launcher.mem
     if launcher.exclusive:
         given["exclusive"] = True
+    # Since SLURM 22.05 srun does not take this over from sbatch.
+    cores = [f"--cpus-per-task={launcher.cpus_per_task}"] if launcher.cpus_per_task is not None else []
     return {
         **given,
         "job_name": launcher.job_name or name,
         "ntasks_per_node": 1,
         # A node that has failed takes the others with it, which could wait for it for ever.
-        "srun_args": [*launcher.srun_args, "--kill-on-bad-exit=1"],
+        "srun_args": [*cores, *launcher.srun_args, "--kill-on-bad-exit=1"],
+        "setup": [*_requeueing(output_dir / LAUNCH / REQUEUE), *launcher.setup],
         "additional_parameters": {key: value for key, value in further.items() if value is not False},
     }
+
+
+def _requeueing(asked: Path) -> list[str]:
+    """Shell lines that queue a job again when the run asks for it by a file.
+
+    The batch script does it, for the run may be inside a container that has no `scontrol`; and at its end, so that the
+    teardown lines come first. `Incomplete` leaves a job alone that was cancelled in the meantime.
+    """
+    return [
+        f"SPEECHLMM_REQUEUE={shlex.quote(str(asked))}",
+        'rm -f "$SPEECHLMM_REQUEUE"',
+        """trap 'if [ -e "$SPEECHLMM_REQUEUE" ]; then scontrol requeue Incomplete "$SLURM_JOB_ID"; fi' EXIT""",
+    ]
 
 
 def script(job: Job, launcher: SlurmLauncherConfig, name: str) -> str:
@@ -68,7 +84,7 @@ def script(job: Job, launcher: SlurmLauncherConfig, name: str) -> str:
     folder = job.output_dir / LAUNCH / SUBMITIT
     python = launcher.python or shlex.quote(sys.executable)
     command = f"{python} -u -m submitit.core._submit {shlex.quote(str(folder))}"
-    return slurm._make_sbatch_string(command=command, folder=folder, **parameters(launcher, name))
+    return slurm._make_sbatch_string(command=command, folder=folder, **parameters(launcher, name, job.output_dir))
 
 
 def submit(job: Job, launcher: SlurmLauncherConfig, *, name: str, processes: int) -> State:
@@ -107,11 +123,11 @@ def submit(job: Job, launcher: SlurmLauncherConfig, *, name: str, processes: int
         signal_delay_s=launcher.signal_delay_s,
     )
     try:
-        job.write(folder / JOB)
+        replace(job, replaces=written(output_dir)).write(folder / JOB)
         executor = submitit.SlurmExecutor(
             folder / SUBMITIT, max_num_timeout=launcher.max_num_timeout, python=launcher.python
         )
-        executor.update_parameters(**parameters(launcher, name))
+        executor.update_parameters(**parameters(launcher, name, output_dir))
         submitted = executor.submit(task)
     except (FailedJobError, FailedSubmissionError) as exc:
         reason = _refusal(str(exc))

@@ -15,6 +15,8 @@ from speechlmm_core.checkpoint.atomic import write_text
 from speechlmm_train.trainer.output_folder import LAUNCH
 
 STATE, JOB = "state.json", "job.json"
+REQUEUE = "requeue"
+"""A file in `launch/` by which the first node asks the batch script to queue the job again."""
 Phase = Literal["queued", "running", "finished", "failed", "preempted"]
 
 

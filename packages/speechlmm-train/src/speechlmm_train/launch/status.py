@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from speechlmm_core.errors import ConfigError
+from speechlmm_train.launch.notes import first_failure
 from speechlmm_train.launch.state import STATE, State, slurm_job
 from speechlmm_train.launch.tail import tail
+from speechlmm_train.preempted import PREEMPTED
 from speechlmm_train.trainer.output_folder import CONFIG, LAUNCH, METRICS, REPORT, OutputFolder
 
 _SHOWN = ("train/loss", "train/lm")
@@ -66,7 +68,9 @@ def refuse_active(folder: Path) -> None:
         ConfigError: One does.
     """
     one = status_of([folder])[0]
-    if one.state not in ("queued", "running"):
+    # Where SLURM is and does not answer, one that was asked to stop may well run again.
+    unsure = one.state == "preempted" and one.job_id is not None and shutil.which("squeue") is not None
+    if one.state not in ("queued", "running") and not unsure:
         return
     if one.job_id is not None:
         raise ConfigError(
@@ -142,15 +146,15 @@ def _status(folder: Path, state: State | None, queue: Mapping[str, tuple[str, st
     if log is None and state.job_id is not None:
         logs = sorted((folder / LAUNCH).glob(f"submitit/{state.job_id}_*_log.err"))
         log = str(logs[0]) if logs else None
-    code = code if found in ("failed", "preempted") else None
+    if found not in ("failed", "preempted") or (found == "failed" and code == PREEMPTED):
+        code = None  # not that of how it ended
     return Status(folder, found, name, state.job_id, step, figures, code, reason, log)
 
 
 def _first_note(state: State) -> tuple[int, str] | None:
     """What the node that failed first left, where the one that keeps the state was ended before it could say so."""
-    notes = Path(state.log).parent.glob("node-*.failed") if state.log else ()
-    said = sorted(json.loads(note.read_text(encoding="utf-8")) for note in notes)
-    return (int(said[0][1]), str(said[0][2])) if said else None
+    note = first_failure(Path(state.log).parent) if state.log else None
+    return None if note is None or note[0] == PREEMPTED else note
 
 
 def _slurm_state(state: State, queue: Mapping[str, tuple[str, str]] | None) -> tuple[str, str]:
@@ -160,16 +164,25 @@ def _slurm_state(state: State, queue: Mapping[str, tuple[str, str]] | None) -> t
     if queue is None:  # off the cluster: what the run wrote last is all there is
         return own
     if state.job_id not in queue:
-        recent = time.time() - (state.ended or state.started or state.submitted or 0) < _NOT_BEGUN_S
-        told = state.state in ("failed", "preempted") or recent
-        return own if told else ("failed", "SLURM knows nothing of the job any more, and it ended without a word")
+        return _forgotten(state)
     said, reason = queue[state.job_id]
     if said in _QUEUED:
         again = "queued again" if state.restarts or state.state in ("running", "preempted") else ""
         return "queued", "; ".join(part for part in (again, reason) if part not in ("", "None"))
-    if said in _RUNNING:
-        return ("queued", "starting") if state.state == "queued" else own
+    if said in _RUNNING:  # until SLURM has done with it, it may be queued again, whatever the run itself has said
+        words = {"queued": ("queued", "starting"), "running": own}
+        return words.get(state.state, ("running", "; ".join(part for part in ("ending", state.reason) if part)))
     return own if state.state == "failed" else ("failed", f"SLURM: {said.lower().replace('_', ' ')}")
+
+
+def _forgotten(state: State) -> tuple[str, str]:
+    """What has become of a job that SLURM does not know of."""
+    if state.state == "preempted":  # one that is to run again, it would know
+        return "failed", "cancelled, or not queued again, after it was asked to stop; --resume goes on"
+    recent = time.time() - (state.ended or state.started or state.submitted or 0) < _NOT_BEGUN_S
+    if state.state == "failed" or recent:
+        return str(state.state), state.reason
+    return "failed", "SLURM knows nothing of the job any more, and it ended without a word"
 
 
 def _alive(folder: Path, state: State) -> bool:

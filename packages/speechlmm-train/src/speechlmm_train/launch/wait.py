@@ -15,8 +15,6 @@ from speechlmm_train.preempted import PREEMPTED
 
 POLL_S = 5.0
 TAIL = 20
-_PATIENCE_S = 30.0
-"""How long a state has to last that could be one between two others."""
 
 
 def wait_for(folders: Sequence[Path], *, poll_s: float = POLL_S) -> list[Status]:
@@ -25,18 +23,15 @@ def wait_for(folders: Sequence[Path], *, poll_s: float = POLL_S) -> list[Status]
     A job that is queued again goes on being waited for; the end of this process leaves all jobs as they are.
     """
     told: dict[Path, tuple[str, str]] = {}
-    since: dict[Path, float] = {}
     while True:
         found = status_of(folders)
-        now = time.monotonic()
         open_runs = 0
         for one in found:
             if told.get(one.folder) != (one.state, one.reason):
                 told[one.folder] = (one.state, one.reason)
-                since[one.folder] = now
                 click.echo(line_of(one), err=True)
-            between = one.state == "preempted" and now - since[one.folder] < _PATIENCE_S
-            open_runs += one.state in ("queued", "running") or between
+            # A job that was preempted and is not to run again is a failed one; otherwise SLURM has not answered.
+            open_runs += one.state in ("queued", "running", "preempted")
         if not open_runs:
             return found
         time.sleep(poll_s)
