@@ -4,8 +4,8 @@ Random weights in the published shapes, so that nothing is downloaded; noise wit
 encoder is frozen; `full` trains the adapter and the language model whole, `lora` the adapter and matrices of rank 16 on
 the language model. The model is the one that `speechlmm-train run` builds: fp32 weights, gradients and Adam states (16
 bytes for each trained parameter), multiplied in bf16 by autocast. `--weights bfloat16` keeps all of them in bf16 (8
-bytes), which no run does: what it gives is an extra, and named so in the result. A pass is forward, backward and AdamW's
-step on every micro-batch of the same clips; batches lie on the GPU beforehand. Of each case and each way:
+bytes), which no run does: what it gives is an extra, and named so in the result. A pass is forward, backward and the
+step of AdamW on every micro-batch of the same clips; batches lie on the GPU beforehand. Of each case and each way:
 
 - tokens (positions of the language model, padding left out) and seconds of audio a second;
 - MFU: the FLOPs that the real frames and tokens need, by the device's peak for dense bf16 products;
