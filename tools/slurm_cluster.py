@@ -22,6 +22,12 @@ from pathlib import Path
 NODES = ("n0", "n1")
 CPUS = 2
 MEMORY_MB = 4000
+GRACE_S = 60
+PARTITIONS = {
+    "main": f"Default=YES PriorityTier=1 GraceTime={GRACE_S}",
+    "urgent": "PriorityTier=2 PreemptMode=OFF",
+}
+"""Jobs of `urgent` take the nodes of those in `main`, which are queued again, and have the time of grace to prepare."""
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "squeue", "scontrol")
 HOSTS = Path("/etc/hosts")
 MARK = "# speechlmm's test cluster"
@@ -138,6 +144,8 @@ class Cluster:
             "SelectTypeParameters": "CR_CPU",
             "SchedulerParameters": "batch_sched_delay=0,sched_interval=1,bf_interval=1",
             "ReturnToService": 2,
+            "PreemptType": "preempt/partition_prio",
+            "PreemptMode": "REQUEUE",
             "KillWait": 20,
             "MpiDefault": "none",
             "JobAcctGatherType": "jobacct_gather/none",
@@ -147,7 +155,8 @@ class Cluster:
         for node, node_port in zip(NODES, node_ports, strict=True):
             where = f"NodeHostname={host} NodeAddr=127.0.0.1 Port={node_port}"
             lines.append(f"NodeName={node} {where} CPUs={CPUS} RealMemory={MEMORY_MB} State=UNKNOWN")
-        lines.append(f"PartitionName=main Nodes={','.join(NODES)} Default=YES MaxTime=INFINITE State=UP")
+        for name, more in PARTITIONS.items():
+            lines.append(f"PartitionName={name} Nodes={','.join(NODES)} MaxTime=INFINITE State=UP {more}")
         self.conf.write_text("\n".join(lines) + "\n")
 
     def _daemon(self, command: Sequence[str], name: str) -> None:
@@ -159,7 +168,7 @@ class Cluster:
 
     def _wait_for_nodes(self) -> None:
         def idle() -> bool:
-            states = self.run(["sinfo", "--noheader", "--Node", "--format=%T"]).split()
+            states = self.run(["sinfo", "--noheader", "--Node", "--partition=main", "--format=%T"]).split()
             return states == ["idle"] * len(NODES)
 
         self._wait_for(idle, "the nodes do not come up")
