@@ -23,7 +23,7 @@ from speechlmm_core.errors import ConfigError
 from speechlmm_train.launch import wait
 from speechlmm_train.launch.job import Job
 from speechlmm_train.launch.node import NodeTask
-from speechlmm_train.launch.notes import first_failure, write_note
+from speechlmm_train.launch.notes import first_failure, wait_for_notes, write_note
 from speechlmm_train.launch.slurm import script, submit
 from speechlmm_train.launch.state import State
 from speechlmm_train.launch.status import refuse_active, status_of
@@ -247,6 +247,18 @@ def test_the_node_that_failed_first_says_why(tmp_path, notes, first):
         write_note(tmp_path, number, code, reason)
         time.sleep(0.002)
     assert first_failure(tmp_path) == first
+
+
+def test_only_nodes_that_came_up_are_waited_for(tmp_path):
+    (tmp_path / "node-0.up").touch()
+    write_note(tmp_path, 0, 1, "1 of 2 nodes did not come up")
+    began = time.monotonic()
+    wait_for_notes(tmp_path, timeout_s=60)
+    assert time.monotonic() - began < 30
+    (tmp_path / "node-1.up").touch()
+    threading.Timer(0.3, lambda: write_note(tmp_path, 1, 1, "a fault")).start()
+    wait_for_notes(tmp_path, timeout_s=60)
+    assert (tmp_path / "node-1.failed").exists()
 
 
 # ---- the batch script

@@ -113,7 +113,7 @@ class NodeTask:
                 sys.exit(code)
             return
         if code and len(place.nodes) > 1:
-            wait_for_notes(attempt, len(place.nodes), timeout_s=GRACE_S)
+            wait_for_notes(attempt, timeout_s=GRACE_S)
             if code != PREEMPTED:
                 code, reason = first_failure(attempt) or (code, reason)
         if code == PREEMPTED:

@@ -15,10 +15,11 @@ def write_note(attempt: Path, node: int, code: int, reason: str) -> None:
     write_text(attempt / f"node-{node}.failed", json.dumps([time.time(), code, reason]) + "\n")
 
 
-def wait_for_notes(attempt: Path, nodes: int, *, timeout_s: float) -> None:
-    """Waits until all nodes have left one: when one fails, the others soon do, for want of it."""
+def wait_for_notes(attempt: Path, *, timeout_s: float) -> None:
+    """Waits until all nodes that came up have left one: when one fails, the others soon do, for want of it."""
     deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline and len(list(attempt.glob("node-*.failed"))) < nodes:
+    up = len(list(attempt.glob("node-*.up")))
+    while time.monotonic() < deadline and len(list(attempt.glob("node-*.failed"))) < up:
         time.sleep(0.2)
 
 
