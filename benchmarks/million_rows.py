@@ -1,7 +1,10 @@
 """A run on a million rows against one on ten: what its start adds, and whether a micro-batch costs more.
 
-Rows of a prepared index point into one long file; the clips are of 0.5 s, the model is tiny. Start: `speechlmm-train
-run`, from its call to its first step, in a process of its own: seconds, and the resident memory that has grown by then.
+Rows of an index point into one long file; the clips are of 0.5 s, the model is tiny. The index is prepared with the
+model, as `speechlmm-train prepare SPEC --config-name …` does, so that not even the first start counts what rows take
+(each start is checked to count nothing); what preparing takes is told, rows and sizes apart, and what a first start
+takes on an index that was prepared without the model. Start: `speechlmm-train run`, from its call to its first step, in
+a process of its own with an empty cache: seconds, and the resident memory that has grown by then.
 Plan: examples planned a second, the epoch's table included. Micro-batch: making one in this process, reading and
 collating included, and its share of the plan, of 10,000 rows against all of them, in turns.
 
@@ -40,13 +43,16 @@ def make_sound(folder: Path, rows: int) -> None:
     soundfile.write(folder / "sound.wav", samples.astype(np.float32), RATE, subtype="PCM_16")
 
 
-def make_rows(folder: Path, rows: int) -> Path:
-    """A manifest of so many rows with its prepared index; returns the specification."""
+def make_rows(folder: Path, rows: int, *, sized: bool = True) -> tuple[Path, dict[str, float]]:
+    """A manifest of so many rows with its prepared index; returns the specification, and how long that took."""
     from speechlmm_core.data.index.open import index_dir_of
+    from speechlmm_core.processor.processor import SpeechLMMProcessor
+    from speechlmm_train.compose import validate
     from speechlmm_train.prepare.prepare import prepare
     from speechlmm_train.prepare.settings import Settings
+    from speechlmm_train.prepare.sizes import ModelTarget, count_sizes
 
-    name = f"rows-{rows}"
+    name = f"rows-{rows}" if sized else f"unsized-{rows}"
     with (folder / f"{name}.jsonl").open("w") as manifest:
         for row in range(rows):
             start = row / 10_000
@@ -56,9 +62,19 @@ def make_rows(folder: Path, rows: int) -> Path:
     entry = {"type": "jsonl", "path": f"{name}.jsonl", "name": "m", "task": "asr", "languages": ["en"]}
     spec = folder / f"{name}.yaml"
     spec.write_text(json.dumps({"datasets": [entry]}))
+    began = time.perf_counter()
     found = prepare(spec, index_dir=index_dir_of(spec), settings=Settings(), jobs=0, progress=False)
     check_equal({"rows in quarantine": float(rows - found.parts[0].kept)}, 0)
-    return spec
+    seconds = {"rows": time.perf_counter() - began}
+    if sized:
+        target = ModelTarget(SpeechLMMProcessor.from_config(validate(config(spec, folder / "none")).model))
+        began, jobs = time.perf_counter(), os.cpu_count() or 1
+        counted = count_sizes(
+            spec, [target], index_dir=index_dir_of(spec), jobs=jobs, progress=lambda name, count: lambda done: None
+        )
+        seconds["sizes"] = time.perf_counter() - began
+        check_equal({"rows without sizes": float(rows - counted)}, 0)
+    return spec, seconds
 
 
 def config(spec: Path, out: Path) -> dict[str, Any]:
@@ -93,9 +109,10 @@ class StartedError(Exception):
     """The first step begins."""
 
 
-def start(spec: Path, folder: Path, queue: Any) -> None:
-    """Starts a run, and tells what that cost."""
-    os.environ["SPEECHLMM_CACHE"] = str(folder / "cache")
+def start(spec: Path, folder: Path, cache: Path, queue: Any) -> None:
+    """Starts a run, and tells what that cost, and of how many datasets the sizes were counted."""
+    os.environ["SPEECHLMM_CACHE"] = str(cache)
+    from speechlmm_core.data import lengths
     from speechlmm_train.compose import validate
     from speechlmm_train.run import run
     from speechlmm_train.trainer.trainer import SpeechLMMTrainer
@@ -105,31 +122,45 @@ def start(spec: Path, folder: Path, queue: Any) -> None:
     def first_step(*args: Any, **kwargs: Any) -> Any:
         raise StartedError
 
+    counted: list[int] = []
+    measure = lengths.measure_anew
+
+    def noted(examples: Any, *args: Any, **kwargs: Any) -> Any:
+        counted.append(len(examples))
+        return measure(examples, *args, **kwargs)
+
     SpeechLMMTrainer.training_step = first_step
+    lengths.measure_anew = noted
     checked = validate(config(spec, folder / f"out-{os.getpid()}"))
     before, began = resident(), time.perf_counter()
     try:
         run(checked, progress=False)
     except StartedError:
-        queue.put((time.perf_counter() - began, resident() - before))
+        queue.put((time.perf_counter() - began, resident() - before, sum(counted)))
     else:
-        queue.put((float("nan"), float("nan")))
+        queue.put((float("nan"), float("nan"), 0))
+
+
+def started(spec: Path, folder: Path, cache: Path) -> tuple[float, float, int]:
+    """Seconds, megabytes and counted examples of one start."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=start, args=(spec, folder, cache, queue))
+    process.start()
+    process.join()
+    check_equal({f"exit code of the start on {spec.stem}": float(process.exitcode or 0)}, 0)
+    return queue.get(timeout=60)
 
 
 def starts(specs: dict[int, Path], folder: Path, repeats: int) -> dict[int, tuple[float, float]]:
     """Median seconds and megabytes of a start by number of rows."""
-    context = multiprocessing.get_context("spawn")
     found: dict[int, list[tuple[float, float]]] = {rows: [] for rows in specs}
     for repeat in range(repeats + 1):
         for rows, spec in specs.items():
-            queue = context.Queue()
-            process = context.Process(target=start, args=(spec, folder, queue))
-            process.start()
-            process.join()
-            check_equal({f"exit code of the start on {rows} rows": float(process.exitcode or 0)}, 0)
-            figures = queue.get(timeout=60)
-            if repeat:  # the first one fills the caches of the system, and measures nothing
-                found[rows].append(figures)
+            seconds, megabytes, counted = started(spec, folder, folder / f"cache-{repeat}-{rows}")
+            check_equal({f"examples counted at the start on {rows} rows": float(counted)}, 0)
+            if repeat:  # the first one fills the system's cache of files; it counts nothing either, but is not timed
+                found[rows].append((seconds, megabytes))
     return {rows: tuple(map(statistics.median, zip(*figures, strict=True))) for rows, figures in found.items()}
 
 
@@ -182,7 +213,11 @@ def main() -> None:
         folder = Path(name)
         os.environ["SPEECHLMM_CACHE"] = str(folder / "cache")
         make_sound(folder, options.rows)
-        specs = {rows: make_rows(folder, rows) for rows in (FEW, SMALL, options.rows)}
+        made = {rows: make_rows(folder, rows) for rows in (FEW, SMALL, options.rows)}
+        specs = {rows: spec for rows, (spec, _) in made.items()}
+        unsized, _ = make_rows(folder, SMALL, sized=False)
+        without, _, counted = started(unsized, folder, folder / "cache-unsized")
+        check_equal({"examples not counted at a start without sizes": float(SMALL - counted)}, 0)
         begun = starts({FEW: specs[FEW], options.rows: specs[options.rows]}, folder, options.repeats)
         batches = per_batch({SMALL: specs[SMALL], options.rows: specs[options.rows]}, folder, options.repeats + 2)
     few, many = begun[FEW], begun[options.rows]
@@ -190,6 +225,11 @@ def main() -> None:
         "million_rows",
         {
             "rows": options.rows,
+            "prepare_seconds": {what: round(value, 2) for what, value in made[options.rows][1].items()},
+            "prepare_seconds_per_10000": {
+                what: round(1e4 * value / options.rows, 3) for what, value in made[options.rows][1].items()
+            },
+            "first_start_without_sizes_adds_seconds_per_10000": round(1e4 * (without - few[0]) / SMALL, 2),
             "start_seconds": {rows: round(values[0], 2) for rows, values in begun.items()},
             "start_megabytes": {rows: round(values[1], 1) for rows, values in begun.items()},
             "start_adds_seconds": round(many[0] - few[0], 2),
