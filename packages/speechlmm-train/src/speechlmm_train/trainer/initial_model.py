@@ -21,7 +21,7 @@ from speechlmm_train.parallel.arguments import use_bf16
 from speechlmm_train.trainer.arguments import can_flash
 from speechlmm_train.trainer.checkpoints import Checkpoint
 from speechlmm_train.trainer.notes import note
-from speechlmm_train.trainer.trainer import seed_step
+from speechlmm_train.trainer.seeding import seed_step
 
 logger = logging.getLogger(__name__)
 

@@ -7,77 +7,42 @@ number of processes, and resumed or not; checkpoints are written whole or not at
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from speechlmm_core.checkpoint.fill import is_spread
-from speechlmm_core.interfaces.objective import Schedule, weight_at
+from speechlmm_core.interfaces.objective import weight_at
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.batching.loader import ORIGIN
 from speechlmm_train.parallel.ranks import Ranks
 from speechlmm_train.parallel.touch import give_gradients, reached, statistics_kept, still, touched, unreached
 from speechlmm_train.parallel.wrap import gather_at_start, hidden, leave_whole, shard, to_device
-from speechlmm_train.parallel_names import Mode
 from speechlmm_train.trainer.best import RunState
 from speechlmm_train.trainer.callbacks import Reporter
 from speechlmm_train.trainer.checkpointing import read_training_state, write_checkpoint
 from speechlmm_train.trainer.divergence import Watch
 from speechlmm_train.trainer.groups import optimizer_groups
-from speechlmm_train.trainer.meter import Meter, Utilisation
-from speechlmm_train.trainer.mixture import Mixture
+from speechlmm_train.trainer.meter import Meter
 from speechlmm_train.trainer.output_folder import OutputFolder
 from speechlmm_train.trainer.preemption import StopRequest, StopWhenAsked
+from speechlmm_train.trainer.progress import StepCallback
 from speechlmm_train.trainer.schedule import cosine_with_restarts, is_ours
+from speechlmm_train.trainer.seeding import seed_step
+from speechlmm_train.trainer.stage_context import StageContext
 from speechlmm_train.trainer.tally import ITEMS
 from speechlmm_train.trainer.watched import WatchedTrainer
-from speechlmm_train.watching_config import Watching
 
 STOP = "/stop"
 """Stands beside the units of losses in what processes tell each other of a step."""
-
-
-@dataclass(frozen=True)
-class StageContext:
-    """What a trainer must know about the stage that it runs."""
-
-    index: int
-    name: str
-    first_total_step: int
-    """Steps that earlier stages have done."""
-    weights: Mapping[str, float | Schedule]
-    """Weights of the objectives."""
-    lr_groups: Mapping[str, float] = field(default_factory=dict[str, float])
-    own_lr_groups: bool = True
-    """Whether each of them has to match something that the stage trains."""
-    save: Literal["full", "trainable"] = "full"
-    save_total_limit: int | None = None
-    seed: int = 0
-    mixture: Mixture | None = None
-    """Counts what the plan draws; None where that is not logged."""
-    mode: Mode = "none"
-    """How the model is spread over the processes."""
-    whole: frozenset[str] = frozenset()
-    """Components that no stage trains; they stay whole in every process."""
-    inputs: frozenset[str] = frozenset()
-    """Inputs that the stage's data have."""
-    max_grad_norm: float = 0.0
-    """Norm to which gradients are clipped where the trainer does it in DeepSpeed's place."""
-    watching: Watching = field(default_factory=Watching)
-    """When a training that goes wrong stops."""
-    utilisation: Utilisation | None = None
-    """What the speed is compared with; None where that is not known."""
 
 
 class SpeechLMMTrainer(WatchedTrainer):
@@ -123,7 +88,7 @@ class SpeechLMMTrainer(WatchedTrainer):
         if stage.mode == "fsdp2":
             self.is_distributed_loading_by_transformers = True  # so that it is not spread a second time
         self.remove_callback(PrinterCallback)
-        self.add_callback(_Step(reporter, stage.name))
+        self.add_callback(StepCallback(reporter, stage.name))
         self.add_callback(StopWhenAsked(self))
         self.processor = processor
         self.batches = batches
@@ -360,24 +325,3 @@ class _Endless:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self.batches)
-
-
-class _Step(TrainerCallback):
-    """Moves the progress bar, and has the last step's figures logged, however few steps there are."""
-
-    def __init__(self, reporter: Reporter, stage: str) -> None:
-        self.reporter = reporter
-        self.stage = stage
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """After each optimiser step."""
-        self.reporter.step(self.stage)
-        control.should_log = control.should_log or state.global_step >= state.max_steps
-
-
-def seed_step(seed: int, stage: int, step: int, number: int) -> None:
-    """Seeds every generator for one micro-batch of a step."""
-    value = int(np.random.SeedSequence([seed, stage, step, number]).generate_state(1)[0])
-    random.seed(value)
-    np.random.seed(value)
-    torch.manual_seed(value)
