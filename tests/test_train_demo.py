@@ -240,3 +240,14 @@ def test_denoising_repeats_words_in_order_and_nothing_else():
 def test_a_learning_curve_without_a_figure(tmp_path):
     save_learning_curve([], tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(PNG)
+
+
+def test_a_demo_holds_its_folder(tmp_path, capsys):
+    from speechlmm_train.launch.claim import claimed
+
+    out = tmp_path / "out"
+    with claimed(out, name="another"), pytest.raises(SystemExit) as caught:
+        main(["demo", "--output-dir", str(out)])
+    assert caught.value.code == 2
+    assert "is running" in capsys.readouterr().err
+    assert {entry.name for entry in out.iterdir()} == {"launch"}

@@ -354,3 +354,29 @@ def test_training_goes_on_from_another_model(corpus, tmp_path):
     started = build_model(validate(config), None).state_dict()
     for name, tensor in weights(tmp_path / "first").items():
         assert torch.equal(tensor, started[name])
+
+
+def test_ctrl_c_says_what_is_left_and_resuming_says_from_where(corpus, tmp_path, monkeypatch):
+    import speechlmm_train.run as running
+    from speechlmm_train.trainer.trainer import SpeechLMMTrainer
+
+    told = []
+    monkeypatch.setattr(running, "note", told.append)
+    settings = {"max_steps": 4, "save_steps": 2}
+    train = SpeechLMMTrainer.training_step
+    for stop, left in (
+        (1, "nothing was saved before the first checkpoint"),
+        (3, "the last checkpoint is checkpoint-2"),
+    ):
+
+        def step(self, *args, stop=stop, **kwargs):
+            if self.total_step == stop:
+                raise KeyboardInterrupt
+            return train(self, *args, **kwargs)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match=left):
+            patch.setattr(SpeechLMMTrainer, "training_step", step)
+            go(corpus, tmp_path / "out", resume=True, **settings)
+    go(corpus, tmp_path / "out", resume=True, **settings)
+    anew = "there is no checkpoint to go on from: training begins anew"
+    assert told == [anew, anew, "goes on after step 2, from checkpoint-2"]

@@ -11,7 +11,7 @@ OK, FAULT, USAGE, INTERRUPTED = 0, 1, 2, 130
 def word(exc: BaseException) -> tuple[list[str], int]:
     """One line for each fault, and the exit code that a command ends with."""
     if isinstance(exc, KeyboardInterrupt):
-        return ["interrupted"], INTERRUPTED
+        return [str(exc) or "interrupted"], INTERRUPTED
     if isinstance(exc, SpeechLMMError):
         return str(exc).splitlines(), getattr(exc, "exit_code", USAGE)
     if type(exc).__module__.partition(".")[0] in ("pydantic_core", "pydantic", "omegaconf", "hydra"):

@@ -39,6 +39,7 @@ from speechlmm_train.trainer.checks import check_stage
 from speechlmm_train.trainer.curves import save_curves
 from speechlmm_train.trainer.final_save import save_final
 from speechlmm_train.trainer.initial_model import build_model
+from speechlmm_train.trainer.notes import note
 from speechlmm_train.trainer.output_folder import REPORT, OutputFolder
 from speechlmm_train.trainer.preemption import StopRequest
 from speechlmm_train.trainer.stage_data import StageData, open_stages
@@ -97,6 +98,8 @@ def run(
         if (done := _done(folder, stages, ranks, written)) is not None:
             return done
         checkpoint = _last_checkpoint(config, folder, stages, ranks)
+        if ranks.is_main:
+            note(_begins(checkpoint))
     model = _built(config, checkpoint, ranks)
     whole = ranks.together(lambda: _check_stages(model, stages, base=base))
     if config.training.preflight:
@@ -116,6 +119,8 @@ def run(
         with stop, logging_redirect_tqdm():  # warnings stand on lines of their own, not behind the progress bar
             for index in range(len(stages)):
                 all_stages.train(index)
+    except KeyboardInterrupt as exc:
+        raise KeyboardInterrupt(f"interrupted; {folder.remaining()}") from exc
     finally:
         reporter.close()
         if ranks.is_main:
@@ -126,6 +131,12 @@ def run(
     told = json.dumps({**asdict(report), "model_path": "model"}, indent=2) + "\n"
     ranks.on_main(lambda: write_text(folder.path / REPORT, told))
     return report
+
+
+def _begins(checkpoint: Checkpoint | None) -> str:
+    if checkpoint is None:
+        return "there is no checkpoint to go on from: training begins anew"
+    return f"goes on after step {checkpoint.progress.total_step}, from {checkpoint.path.name}"
 
 
 def _done(folder: OutputFolder, stages: list[StageData], ranks: Ranks, written: dict[str, Any]) -> RunReport | None:

@@ -189,9 +189,10 @@ class TrainingConfig(Sizes, Restarts, Checks, Watching):
             )
         processes = self.num_processes
         if isinstance(processes, int) and self.micro_batches_per_step % processes:
+            more = -(-self.micro_batches_per_step // processes) * processes
             yield (
                 f"micro_batches_per_step: got {self.micro_batches_per_step}; expected a multiple of the {processes} "
-                "processes of num_processes"
+                f"processes of num_processes, which share a step's: set it to {more}, or take fewer processes"
             )
         if self.bf16 is True and self.extras.get("fp16"):
             yield "fp16: got true beside bf16=true; training is in one of them"

@@ -46,6 +46,9 @@ REFUSED: dict[str, str] = {
 }
 """Fields that cannot be set, and why."""
 
+OFTEN_MEANT = {"rank": "r", "lora_r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+"""Names that others use."""
+
 INITIALISATIONS = (True, False, "gaussian", "orthogonal")
 """Values of `init_lora_weights` that leave the weights underneath as they are and need no data."""
 
@@ -83,7 +86,8 @@ def field_faults(extras: Mapping[str, Any], own: list[str]) -> list[str]:
         if key in REFUSED:
             faults.append(f"{key!r} cannot be set: {REFUSED[key]}")
         elif known and key not in known:
-            faults.append(f"unknown key {key!r}{nearest(key, [*own, *sorted(known - REFUSED.keys())])}")
+            meant = OFTEN_MEANT.get(key, key)
+            faults.append(f"unknown key {key!r}{nearest(meant, [*own, *sorted(known - REFUSED.keys())])}")
         elif key == "init_lora_weights" and not any(value is one or value == one for one in INITIALISATIONS):
             shown = ", ".join("true" if one is True else "false" if one is False else one for one in INITIALISATIONS)
             faults.append(f"init_lora_weights: got {value!r}, expected one of {shown} ({_BASE}, or {_DATA})")

@@ -79,7 +79,7 @@ def _stage_lines(
     mode = mode_of(stage.training.parallel, world_size)
     name = "" if mode == "none" else f", {stage.training.parallel if mode != 'ddp' else 'ddp'}"
     number = f"each of {world_size} processes" if world_size > 1 else "one process"
-    of = "" if data is not None else " (made-up examples, as the data are not there)"
+    of = "" if data is not None else " (made-up examples, as the data or the tokenizer cannot be read)"
     yield f"memory of {stage.name} at the peak of a step, {number}{name}{of}"
     yield from table(estimate)
     if gpu_memory is not None:

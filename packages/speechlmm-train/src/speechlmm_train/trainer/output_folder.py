@@ -227,6 +227,12 @@ class OutputFolder:
         """
         return newest(self.path)
 
+    def remaining(self) -> str:
+        """What is left of a run that is ended now, for a message; no file is read."""
+        if last := max(numbered(self.path), key=_number, default=None):
+            return f"the last checkpoint is {last.name}, and --resume goes on from there"
+        return "nothing was saved before the first checkpoint (see training.save_steps)"
+
     def rotate(self, limit: int | None, *, keep: Collection[str] = ()) -> None:
         """Removes the oldest checkpoints beyond ``limit``, but for those to ``keep``; damaged ones do not count."""
         rotate(self.path, limit, keep=keep)
@@ -238,7 +244,7 @@ class OutputFolder:
         for whose sake an older one is removed.
         """
         for path in numbered(self.path):
-            if int(path.name.rpartition("-")[2]) > checkpoint.progress.total_step:
+            if _number(path) > checkpoint.progress.total_step:
                 aside = path.with_name(f"{path.name}{DAMAGED}")
                 _remove(aside)
                 os.replace(path, aside)
@@ -281,6 +287,10 @@ class OutputFolder:
             return json.loads(file.read_text(encoding="utf-8"))
         except json.JSONDecodeError:
             return None
+
+
+def _number(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _step_of(line: str) -> float:
