@@ -56,7 +56,7 @@ def test_deepspeed_is_told_where_when_it_has_wrapped_the_rest(model, monkeypatch
     trainer = SpeechLMMTrainer.__new__(SpeechLMMTrainer)
     trainer.model = trainer.model_wrapped = model
     trainer.stage = SimpleNamespace(mode="zero", whole=frozenset({"video_encoder"}))
-    trainer.args = SimpleNamespace(device=META)
+    trainer.args = SimpleNamespace(device=META, fp16=False)
     trainer._prepare_for_training(1, None, None)
     assert seen == ["prepared", "gather_at_start", "leave_whole"]
     assert all(parameter.is_meta for parameter in model.video_encoder.parameters())
