@@ -22,6 +22,7 @@ from speechlmm_train.config import RunConfig
 from speechlmm_train.parallel.arguments import parallel_arguments
 from speechlmm_train.parallel.kernels import use_kernels
 from speechlmm_train.parallel.loading import spread_while_loading
+from speechlmm_train.parallel.quiet import quiet
 from speechlmm_train.parallel.ranks import Ranks, own_variables_kept
 from speechlmm_train.parallel.wrap import untrained
 from speechlmm_train.parallel_names import mode_of
@@ -126,7 +127,8 @@ def run(
         if ranks.is_main:
             save_curves(folder.path)
     spread = any(is_spread(parameter) for parameter in model.parameters())
-    save_final(model, processor, folder.model_path, save=config.training.save, ranks=ranks, spread=spread)
+    with quiet():
+        save_final(model, processor, folder.model_path, save=config.training.save, ranks=ranks, spread=spread)
     report = report_of(stages, state, reporter, model_path=folder.model_path, started=started)
     told = json.dumps({**asdict(report), "model_path": "model"}, indent=2) + "\n"
     ranks.on_main(lambda: write_text(folder.path / REPORT, told))
