@@ -7,15 +7,22 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_IDLE = ("unknown inputs or outputs type", "Gradient accumulation steps mismatch")
+_IDLE = (
+    "unknown inputs or outputs type",
+    "Gradient accumulation steps mismatch",
+    "arguments do not match the ones in the `trainer_state.json`",
+)
 """DeepSpeed's hooks do not see into our own classes, and need not: what lies behind them is gathered at the start of a
-forward pass. And accelerate takes DeepSpeed's number of micro-batches, which is the right one."""
+forward pass. Accelerate takes DeepSpeed's number of micro-batches, which is the right one. And transformers compares
+numbers of its own where a run goes on, which are not those that the run is made of."""
+
+_LOGGERS = ("DeepSpeed", "accelerate.accelerator", "transformers.trainer_utils")
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Leaves out warnings of torch's and DeepSpeed's that no user can do anything about."""
-    loggers = [logging.getLogger(name) for name in ("DeepSpeed", "accelerate.accelerator")]
+    """Leaves out warnings of libraries that no user can do anything about."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
     for logger in loggers:
         logger.addFilter(_wanted)
     try:
