@@ -7,7 +7,7 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file
-from tiny_runs import rows, run_jobs
+from tiny_runs import RUN_EACH, rows, run_jobs
 
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.compose import compose_plain, validate
@@ -35,17 +35,6 @@ TINY = (
     "training.preflight=false",
 )
 MODES = ("ddp", "zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "fsdp2")
-ALL = """
-import json, sys
-from pathlib import Path
-from speechlmm_train.process import prepare_process
-prepare_process()
-from speechlmm_train.compose import validate
-from speechlmm_train.run import run
-for file in sys.argv[1:]:
-    plain = json.loads(Path(file).read_text())
-    run(validate(plain), plain=plain, base=Path(file).parent, progress=False)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +86,7 @@ def jobs(data):
 @pytest.fixture(scope="module")
 def two(data, jobs, run_script):
     """The output folders of what two processes did."""
-    run_jobs(run_script, ALL, data, jobs)
+    run_jobs(run_script, RUN_EACH, data, jobs)
     return data
 
 
@@ -213,6 +202,6 @@ def test_mixed_precision(two, naive):
 def test_four_processes(data, naive, run_script):
     """One micro-batch each: every step has processes with audio, and such with none."""
     (data / "four.json").write_text(json.dumps(plain_of(data, "four")))
-    done = run_script(ALL, data / "four.json", processes=4, timeout=500)
+    done = run_script(RUN_EACH, data / "four.json", processes=4, timeout=500)
     assert done.code == 0, done.err[-6000:]
     check(data / "four", naive)

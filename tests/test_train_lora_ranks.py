@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_runs import RUN_EACH
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from speechlmm_train.compose import validate
@@ -19,17 +20,6 @@ ON_ENCODER = {"name": "encoder", "target_module": "audio_encoder.model", "r": 2,
 ADAPTERS = {"frozen_encoder": [ON_DECODER], "both": [ON_DECODER, ON_ENCODER]}
 """With an adapter on the text decoder alone, the encoder stays whole in every process."""
 CASES = [*(("frozen_encoder", mode) for mode in MODES), ("both", "zero3"), ("both", "fsdp2")]
-ALL = """
-import json, sys
-from pathlib import Path
-from speechlmm_train.process import prepare_process
-prepare_process()
-from speechlmm_train.compose import validate
-from speechlmm_train.run import run
-for file in sys.argv[1:]:
-    plain = json.loads(Path(file).read_text())
-    run(validate(plain), plain=plain, base=Path(file).parent, progress=False)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +57,7 @@ def two(root, noise, run_script):
     for case, mode in CASES:
         files.append(root / f"{case}-{mode}.json")
         files[-1].write_text(json.dumps(plain(root, noise, case, f"{case}-{mode}", parallel=mode, num_processes=2)))
-    done = run_script(ALL, *files, timeout=240)
+    done = run_script(RUN_EACH, *files, timeout=240)
     assert done.code == 0, done.err[-6000:]
     (root / "told").write_text("".join(path.read_text() for path in done.logs.glob("rank-*")))
     return root

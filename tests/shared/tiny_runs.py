@@ -3,6 +3,19 @@
 import json
 from pathlib import Path
 
+RUN_EACH = """
+import json, sys
+from pathlib import Path
+from speechlmm_train.process import prepare_process
+prepare_process()
+from speechlmm_train.compose import validate
+from speechlmm_train.run import run
+for file in sys.argv[1:]:
+    plain = json.loads(Path(file).read_text())
+    run(validate(plain), plain=plain, base=Path(file).parent, progress=False)
+"""
+"""Trains by each of the configurations that are named, one after the other."""
+
 
 def tiny_encoder(width=32, dropout=0.0, frames=200):
     """The section of a Whisper encoder of one layer."""

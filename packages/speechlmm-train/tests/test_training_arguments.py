@@ -89,11 +89,11 @@ def test_what_is_wrong_in_all_parts_is_told_at_once():
         validate(plain)
     lines = str(caught.value).splitlines()
     starts = [
+        "model.text_decoder.width: got 'x'; input should be a valid integer",
         "model: unknown key 'audio_encodr'; did you mean 'audio_encoder'?",
         "model: an input may not be called 'set'",
         "model.audio_encoder: unknown encoder 'test.none'",
         "model.audio_adapter: unknown adapter 'test.none'",
-        "model.text_decoder.width: got 'x'; input should be a valid integer",
         "data.batch_window: got 0; input should be greater than 0",
         "data.trian: unknown key 'trian'; did you mean 'train'?",
         "training.output_dir: missing",

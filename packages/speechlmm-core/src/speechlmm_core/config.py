@@ -10,7 +10,7 @@ from typing import Any, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from speechlmm_core.faults import fault, faults_of, refuse
+from speechlmm_core.faults import checked, fault, faults_of
 from speechlmm_core.interfaces.adapter import AdapterConfig, AnyAdapter
 from speechlmm_core.interfaces.codec import AnyCodec
 from speechlmm_core.interfaces.decoder import AnyDecoder
@@ -93,16 +93,11 @@ class ModelConfig(BaseModel):
                     key: (AnyEncoder if key.endswith("_encoder") else AnyAdapter, ...) for key in towers
                 }
                 try:
-                    checked = create_model("Inputs", **kinds).model_validate(towers)
-                    data = {**data, **{key: getattr(checked, key) for key in towers}}
+                    found = create_model("Inputs", **kinds).model_validate(towers)
+                    data = {**data, **{key: getattr(found, key) for key in towers}}
                 except ValidationError as exc:
                     faults += faults_of(exc)
-        try:
-            config: ModelConfig = handler(data)
-        except ValidationError as exc:
-            refuse(cls.__name__, [*faults, *faults_of(exc)])
-            raise
-        refuse(cls.__name__, faults)
+        config: ModelConfig = checked(cls.__name__, handler, data, faults)
         config._check_pairs()
         return config
 

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, LiteralString, cast
+from collections.abc import Callable, Sequence
+from typing import Any, LiteralString, TypeVar, cast
 
 from pydantic import ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
+
+T = TypeVar("T")
 
 OWN = "own_fault"
 """Type of a fault whose message says what was got."""
@@ -30,6 +32,27 @@ def fault(said: str, value: Any, *place: str | int, kind: str = OWN) -> InitErro
 def faults_of(error: ValidationError) -> list[InitErrorDetails]:
     """The faults that pydantic found, so that they can be raised again beside others."""
     return [fault(one["msg"], one["input"], *one["loc"], kind=one["type"]) for one in error.errors(include_url=False)]
+
+
+def checked(title: str, handler: Callable[[Any], T], data: Any, faults: Sequence[InitErrorDetails]) -> T:
+    """What pydantic makes of a value, unless it or we found something wrong; then all of it is told.
+
+    Args:
+        title: The class that is validated.
+        handler: Pydantic's own validation.
+        data: What was got.
+        faults: What is wrong besides; may be nothing.
+
+    Raises:
+        ValidationError: There are faults.
+    """
+    try:
+        found = handler(data)
+    except ValidationError as exc:
+        refuse(title, [*faults_of(exc), *faults])
+        raise
+    refuse(title, faults)
+    return found
 
 
 def refuse(title: str, faults: Sequence[InitErrorDetails]) -> None:

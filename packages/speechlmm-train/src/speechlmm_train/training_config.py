@@ -13,13 +13,12 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
-    ValidationError,
     field_validator,
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from speechlmm_core.faults import fault, faults_of, refuse
+from speechlmm_core.faults import checked, fault
 from speechlmm_core.lora.config import LoraAdapterConfig
 from speechlmm_core.registry import nearest
 from speechlmm_train.data_config import Positive, Rate
@@ -149,13 +148,7 @@ class TrainingConfig(Sizes, Restarts, Checks, Watching):
     def _known_extras(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         # Beside the fields, and not after them, so that what is wrong is told at once.
         faults = list(cls._extra_faults(cast("dict[str, Any]", data))) if isinstance(data, dict) else []
-        try:
-            config = handler(data)
-        except ValidationError as exc:
-            refuse(cls.__name__, [*faults_of(exc), *faults])
-            raise
-        refuse(cls.__name__, faults)
-        return config
+        return checked(cls.__name__, handler, data, faults)
 
     @classmethod
     def _extra_faults(cls, given: dict[str, Any]) -> Iterator[InitErrorDetails]:

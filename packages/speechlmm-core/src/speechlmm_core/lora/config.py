@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, model_validator
 
-from speechlmm_core.faults import fault, faults_of, refuse
+from speechlmm_core.faults import checked, fault
 from speechlmm_core.lora.fields import field_faults
 
 
@@ -43,13 +43,7 @@ class LoraAdapterConfig(BaseModel):
         extras = {key: value for key, value in given.items() if key not in cls.model_fields}
         told = field_faults(extras, list(cls.model_fields))
         faults = [fault("; ".join(told), given)] if told else []
-        try:
-            config = handler(data)
-        except ValidationError as exc:
-            refuse(cls.__name__, [*faults_of(exc), *faults])
-            raise
-        refuse(cls.__name__, faults)
-        return config
+        return checked(cls.__name__, handler, data, faults)
 
     @property
     def extras(self) -> dict[str, Any]:
