@@ -193,8 +193,12 @@ def test_resume_takes_corpus_and_tokenizer_as_they_are(finished, monkeypatch):
     assert code == 0, err
     after = files(folder)
     for name in before:
-        if name not in ("report.json", "learning_curve.png", "launch/state.json"):  # the last says when it was done
+        if name not in ("report.json", "learning_curve.png", "launch/state.json"):
             assert after[name] == before[name], name
+    then, now = (json.loads(found["launch/state.json"]) for found in (before, after))
+    changed = {key for key in then.keys() | now.keys() if then.get(key) != now.get(key)}
+    assert now["state"] == "finished"
+    assert changed <= {"started", "ended"}, "only when it was done"
     assert "said:" in out
 
 
