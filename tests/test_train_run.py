@@ -18,6 +18,7 @@ from tiny_runs import tiny_decoder, tiny_encoder, tiny_model
 
 from speechlmm_core.errors import CheckpointError, ConfigError, DataError
 from speechlmm_train.compose import validate
+from speechlmm_train.launch.closing import closing_lines
 from speechlmm_train.run import build_model, run
 from speechlmm_train.trainer.output_folder import OutputFolder
 
@@ -186,7 +187,10 @@ def test_a_killed_run_goes_on_to_the_same_weights(corpus, tmp_path, uninterrupte
     torn.mkdir()
     (torn / "config.json").write_text("{")
     (out / ".checkpoint-9.01234567.tmp").mkdir()
-    run(validate(config), plain=config, resume=True, progress=False)
+    last = OutputFolder(out).last_checkpoint()
+    assert last is not None
+    report = run(validate(config), plain=config, resume=True, progress=False)
+    assert report.steps_before == last.progress.total_step
     assert_same_weights(out, uninterrupted)
     assert not (out / ".checkpoint-9.01234567.tmp").exists()
     losses = [[(row["step"], row["train/loss"]) for row in metrics(folder)] for folder in (out, uninterrupted)]
@@ -337,8 +341,12 @@ def test_a_full_disk_leaves_the_previous_checkpoint(corpus, tmp_path):
     assert last is not None
     assert last.path.name == "checkpoint-2"
     assert not list((tmp_path / "out").glob(".*"))
-    go(corpus, tmp_path / "out", max_steps=6, resume=True)
-    go(corpus, tmp_path / "whole", max_steps=6)
+    report = go(corpus, tmp_path / "out", max_steps=6, resume=True)
+    lines, _ = closing_lines(report, validate(plain(corpus, tmp_path / "out", max_steps=6)))
+    assert lines[-1].startswith("trained 4 steps in ")
+    assert ", after 2 that had been done before; the model is in" in lines[-1]
+    report = go(corpus, tmp_path / "whole", max_steps=6)
+    assert (report.steps, report.steps_before) == (6, 0)
     assert_same_weights(tmp_path / "out", tmp_path / "whole")
 
 

@@ -129,7 +129,8 @@ def run(
     spread = any(is_spread(parameter) for parameter in model.parameters())
     with quiet():
         save_final(model, processor, folder.model_path, save=config.training.save, ranks=ranks, spread=spread)
-    report = report_of(stages, state, reporter, model_path=folder.model_path, started=started)
+    begun_at = checkpoint.progress if checkpoint else None
+    report = report_of(stages, state, reporter, model_path=folder.model_path, started=started, begun_at=begun_at)
     told = json.dumps({**asdict(report), "model_path": "model"}, indent=2) + "\n"
     ranks.on_main(lambda: write_text(folder.path / REPORT, told))
     return report

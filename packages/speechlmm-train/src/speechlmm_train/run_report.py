@@ -9,6 +9,7 @@ from typing import Any
 
 from speechlmm_train.trainer.best import RunState
 from speechlmm_train.trainer.callbacks import Reporter
+from speechlmm_train.trainer.checkpoints import Progress
 from speechlmm_train.trainer.stage_data import StageData
 
 
@@ -18,13 +19,15 @@ class RunReport:
 
     model_path: Path
     steps: int
-    """Optimiser steps that all stages have done."""
+    """Optimiser steps that all stages have done, the `steps_before` among them."""
     seconds: float
     """Wall-clock time of this process; a resumed run counts only its own."""
     figures: dict[str, float] = field(default_factory=dict)
     """The last figures that were logged."""
     planned_steps: int = 0
     """Steps that were asked for; a stage may have ended early."""
+    steps_before: int = 0
+    """Steps that had been done where this process went on."""
     best: dict[str, Any] = field(default_factory=dict)
     """The best checkpoint of each stage, with the figure that it was chosen by."""
     guard: dict[str, Any] = field(default_factory=dict)
@@ -42,7 +45,13 @@ class RunReport:
 
 
 def report_of(
-    stages: list[StageData], state: RunState, reporter: Reporter, *, model_path: Path, started: float
+    stages: list[StageData],
+    state: RunState,
+    reporter: Reporter,
+    *,
+    model_path: Path,
+    started: float,
+    begun_at: Progress | None = None,
 ) -> RunReport:
     """What a run did that has ended.
 
@@ -52,19 +61,25 @@ def report_of(
         reporter: Where its figures went.
         model_path: Folder of the model.
         started: When it began, by `time.perf_counter`.
+        begun_at: Where it went on; None if it began with the first step.
     """
+
+    def done(stage: StageData) -> int:
+        return state.stopped.get(stage.settings.name, stage.max_steps)
+
     guards: dict[str, Any] = {}
     for stage in stages:
         name, best = stage.settings.name, stage.settings.training.load_best_model_at_end
         if stage.evaluation and (found := state.worsened(name, stage.evaluation.known, of_best=best)):
             guards[name] = found
-    total = sum(stage.max_steps for stage in stages)
+    before = begun_at.step + sum(map(done, stages[: begun_at.stage])) if begun_at else 0
     return RunReport(
         model_path,
-        total - sum(stage.max_steps - state.stopped.get(stage.settings.name, stage.max_steps) for stage in stages),
+        sum(map(done, stages)),
         time.perf_counter() - started,
         reporter.last,
-        total,
+        sum(stage.max_steps for stage in stages),
+        before,
         best={stage: asdict(best) for stage, best in state.best.items()},
         guard=guards.get(stages[-1].settings.name, {}),
         guards=guards,

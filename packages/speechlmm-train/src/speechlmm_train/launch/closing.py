@@ -20,7 +20,9 @@ def closing_lines(report: RunReport, config: RunConfig) -> tuple[list[str], list
         if len(rows) > 1:
             lines += [f"stage {stage} was trained on", *table(rows)]
     lines += evaluation_lines(report.figures, report.best)
-    lines.append(f"trained {report.steps} steps in {report.seconds:.0f} s; the model is in {report.model_path}")
+    trained = f"trained {report.steps - report.steps_before} steps in {report.seconds:.0f} s"
+    trained += f", after {report.steps_before} that had been done before" if report.steps_before else ""
+    lines.append(f"{trained}; the model is in {report.model_path}")
     notes: list[str] = []
     for name, guard in report.guard.items():
         if guard["worsened"] > config.training.guard_tolerance:
