@@ -94,6 +94,13 @@ def test_a_model_may_take_text_alone():
     assert ModelConfig.model_validate(TEXT).inputs == {}
 
 
+def test_keys_that_are_no_text():
+    """As YAML's bare `on:` or `5:` are."""
+    told = faults({**TEXT, 5: 1, True: 2, "objectivs": {}})
+    assert sum("strings" in one for _, one in told) == 2
+    assert any("did you mean 'objectives'?" in one for _, one in told)
+
+
 @pytest.mark.parametrize(
     ("key", "hint"),
     [

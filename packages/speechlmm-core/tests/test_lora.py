@@ -157,6 +157,14 @@ def test_fields_are_checked_before_anything_is_imported(fields, fault):
         adapter(**fields)
 
 
+def test_keys_that_are_no_text_are_told_beside_other_faults():
+    """As YAML's bare `on:` is."""
+    given = {"name": "x", "target_module": "text_decoder", True: 1, "rank": 4}
+    with pytest.raises(ValidationError, match="unknown key 'rank'; did you mean 'r'") as caught:
+        LoraAdapterConfig.model_validate(given)
+    assert "Keys should be strings" in str(caught.value)
+
+
 def test_checking_fields_imports_neither_torch_nor_peft():
     code = (
         "import sys; from speechlmm_core.lora.config import LoraAdapterConfig as L; L(name='x', target_module='y', "

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from speechlmm_core.errors import CheckpointError, ConfigError
@@ -173,6 +174,30 @@ def test_families_whose_logits_the_loss_does_not_know_are_refused(model):
     """The one multiplies by what others divide by, the other caps under another name."""
     with pytest.raises(ConfigError, match="changes its logits in a way that the chunked loss does not know"):
         build(CausalLMConfig(model=model, tokenizer="none"))
+
+
+class OnAGpu(TorchFunctionMode):
+    """Refuses what `with torch.device("cuda")` refuses: a generator of the host, and no device beside it."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        given = kwargs or {}
+        if given.get("generator") is not None and given.get("device") is None:
+            raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
+        return func(*args, **given)
+
+
+def test_random_numbers_of_the_host_say_so():
+    with OnAGpu():
+        with pytest.raises(RuntimeError, match="for generator"):
+            torch.randn(2, generator=torch.Generator())
+        build(CausalLMConfig())
+
+
+@pytest.mark.gpu
+def test_built_on_a_gpu_from_the_start():
+    with torch.device("cuda"):
+        decoder = build(CausalLMConfig())
+    assert {parameter.device.type for parameter in decoder.parameters()} == {"cuda"}
 
 
 # ---- checkpoints ----

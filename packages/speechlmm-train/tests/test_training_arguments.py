@@ -67,6 +67,18 @@ def test_every_fault_is_told_with_its_path():
     ]
 
 
+def test_keys_that_are_no_text():
+    """As YAML's bare `on:` or `5:` are."""
+    plain = {"model": {"text_decoder": {"type": "test.narrow"}}, "data": {"train": ["x"]}}
+    with pytest.raises(ConfigError) as caught:
+        validate({**plain, "training": {"output_dir": "x", 5: 1, True: 2, "lerning_rate": 1}})
+    assert str(caught.value).splitlines() == [
+        "training.5: got 5; keys should be strings",
+        "training.1: got True; keys should be strings",
+        "training.lerning_rate: unknown key 'lerning_rate'; did you mean 'learning_rate'?",
+    ]
+
+
 def test_what_is_wrong_in_all_parts_is_told_at_once():
     """An unknown key of `training`, of an adapter or of the model hid until every value was of its type."""
     plain = {

@@ -75,7 +75,8 @@ class ModelConfig(BaseModel):
         if isinstance(data, dict):
             given = cast("dict[str, Any]", data)
             data = {key: value for key, value in given.items() if value is not None or key in cls.model_fields}
-            extras = [key for key in data if key not in cls.model_fields]
+            # Keys that are no text are for pydantic to refuse.
+            extras = [key for key in data if isinstance(key, str) and key not in cls.model_fields]
             towers = {key: data[key] for key in extras if key.endswith(("_encoder", "_adapter"))}
             for key in extras:
                 if key not in towers:

@@ -147,15 +147,15 @@ class TrainingConfig(Sizes, Restarts, Checks, Watching):
     @classmethod
     def _known_extras(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         # Beside the fields, and not after them, so that what is wrong is told at once.
-        faults = list(cls._extra_faults(cast("dict[str, Any]", data))) if isinstance(data, dict) else []
+        faults = list(cls._extra_faults(cast("dict[Any, Any]", data))) if isinstance(data, dict) else []
         return checked(cls.__name__, handler, data, faults)
 
     @classmethod
-    def _extra_faults(cls, given: dict[str, Any]) -> Iterator[InitErrorDetails]:
+    def _extra_faults(cls, given: dict[Any, Any]) -> Iterator[InitErrorDetails]:
         """What is wrong with the keys that are not ours."""
         known = training_argument_names() - DECIDED_ELSEWHERE.keys()
         for key, value in given.items():
-            if key in cls.model_fields:
+            if not isinstance(key, str) or key in cls.model_fields:  # pydantic refuses the others
                 continue
             if key in DECIDED_ELSEWHERE:
                 yield fault(f"{key!r} cannot be set: {DECIDED_ELSEWHERE[key]}", value, key)

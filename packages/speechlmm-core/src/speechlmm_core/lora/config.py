@@ -39,8 +39,9 @@ class LoraAdapterConfig(BaseModel):
     @classmethod
     def _known_extras(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         # Beside the fields, and not after them, so that what is wrong is told at once.
-        given = cast("dict[str, Any]", data) if isinstance(data, dict) else {}
-        extras = {key: value for key, value in given.items() if key not in cls.model_fields}
+        given = cast("dict[Any, Any]", data) if isinstance(data, dict) else {}
+        # Keys that are no text are for pydantic to refuse.
+        extras = {key: value for key, value in given.items() if isinstance(key, str) and key not in cls.model_fields}
         told = field_faults(extras, list(cls.model_fields))
         faults = [fault("; ".join(told), given)] if told else []
         return checked(cls.__name__, handler, data, faults)

@@ -250,7 +250,7 @@ def check_logits(decoder: CausalLMDecoder) -> None:
         return
     # Own random numbers: the caller's must not move. Large ones, for a cap hardly changes small logits.
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(1, 2, weight.shape[1], generator=generator).to(weight)  # (1, 2, D)
+    hidden = torch.randn(1, 2, weight.shape[1], generator=generator, device="cpu").to(weight)  # (1, 2, D)
     hidden = hidden * (PROBE_LOGIT / (hidden @ weight.T).abs().max().clamp(min=1e-6))
     body = decoder.model.get_decoder()
     with torch.no_grad(), _replaced(body, lambda *_, **__: _BodyOutput(last_hidden_state=hidden)):
