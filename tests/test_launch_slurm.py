@@ -21,8 +21,8 @@ SPEC.loader.exec_module(tool)
 
 # Two daemons, and root, which a laptop does not have. The gate does; there nothing is skipped in silence.
 WHY_NOT = tool.why_not()
-IN_CI = os.environ.get("CI", "").lower() in ("true", "1")
-pytestmark = pytest.mark.skipif(WHY_NOT is not None and not IN_CI, reason=f"no SLURM cluster: {WHY_NOT}")
+REQUIRED = os.environ.get("SPEECHLMM_SLURM_TESTS") == "required"
+pytestmark = pytest.mark.skipif(WHY_NOT is not None and not REQUIRED, reason=f"no SLURM cluster: {WHY_NOT}")
 
 MODEL = ["model/audio_encoder=tiny_whisper", "model/audio_adapter=tiny_mlp", "model/text_decoder=tiny_llama"]
 SLURM = ["hydra/launcher=slurm", "hydra.launcher.time=00:10:00", "hydra.launcher.cpus_per_task=1"]
@@ -32,7 +32,7 @@ THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELI
 @pytest.fixture(scope="module")
 def cluster():
     if WHY_NOT is not None:
-        pytest.fail(f"CI has to run these tests, and there is no SLURM cluster: {WHY_NOT}", pytrace=False)
+        pytest.fail(f"these tests are required, and there is no SLURM cluster: {WHY_NOT}", pytrace=False)
     with tempfile.TemporaryDirectory(prefix="slurm") as folder, tool.Cluster(Path(folder)) as running:
         yield running
 
