@@ -139,6 +139,10 @@ def test_a_finished_run_goes_on_for_more_steps(data, tmp_path):
     constant = ("training.lr_scheduler_type=constant", "training.warmup_steps=0", "training.save_steps=2")
     out, whole = tmp_path / "out", tmp_path / "whole"
     assert go(data, out, *constant, "training.max_steps=2").steps == 2
+    kept = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(CheckpointError, match="holds the state of AdamW, and this run trains with SGD"):
+        go(data, out, *constant, "training.max_steps=4", "training.optim=sgd", resume=True)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == kept
     assert go(data, out, *constant, "training.max_steps=4", resume=True).steps == 4
     go(data, whole, *constant, "training.max_steps=4")
     for name, tensor in weights(out).items():

@@ -1,5 +1,7 @@
 """Runs that cannot be done are told before they are queued, and take no others with them."""
 
+import json
+import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,23 +22,41 @@ from speechlmm_train.launch.record import SweepRecord
 from speechlmm_train.launch.shares import check_shares
 from speechlmm_train.launch.state import State
 from speechlmm_train.sweep import SweepRun
+from speechlmm_train.trainer.checkpoints import Progress
+from speechlmm_train.trainer.manifest import write_manifest
 from speechlmm_train.trainer.output_folder import OutputFolder
 
+BUDGET = 8192
+SETTINGS = {"extras": {}, "parallel": "auto", "resume_changed": False, "early_stopping_patience": None}
+SETTINGS |= {"token_budget": BUDGET, "frame_budget": None, "per_device_train_batch_size": None, "packed": True}
 
-def config(folder, *micro_batches):
-    numbers = micro_batches or (1,)
-    stages = [
-        SimpleNamespace(name=f"stage-{index}", training=SimpleNamespace(micro_batches_per_step=number))
-        for index, number in enumerate(numbers)
+
+def config(folder, *micro_batches, stages=(), **training):
+    data = SimpleNamespace(mixing="random", batch_window=10_000)
+    common = {**SETTINGS, **training}
+    names = [f"stage-{index}" for index in range(len(micro_batches))] or ["train"]
+    asked = stages or [{"name": name, "max_steps": training.get("max_steps")} for name in names]
+    resolved = [
+        SimpleNamespace(
+            name=stage["name"],
+            max_steps=stage["max_steps"],
+            data=data,
+            training=SimpleNamespace(**{**common, "micro_batches_per_step": number}),
+        )
+        for stage, number in zip(asked, micro_batches or [1] * len(asked), strict=True)
     ]
-    training = SimpleNamespace(output_dir=str(folder), num_processes="auto")
-    return SimpleNamespace(training=training, resolved_stages=lambda: stages)
+    training = SimpleNamespace(**{**common, "output_dir": str(folder), "num_processes": "auto"})
+    return SimpleNamespace(training=training, resolved_stages=lambda: resolved)
 
 
 def composed(folder, *micro_batches, launcher=None, data=None, stages=(), **training):
     plain = {"data": data or {}, "training": {"output_dir": str(folder), **training}, "stages": list(stages)}
     return SimpleNamespace(
-        config=config(folder, *micro_batches), plain=plain, name=folder.name[:40], launcher=launcher, changes=()
+        config=config(folder, *micro_batches, stages=stages, **training),
+        plain=plain,
+        name=folder.name[:40],
+        launcher=launcher,
+        changes=(),
     )
 
 
@@ -45,11 +65,24 @@ def sweep(*runs):
 
 
 def finish(output_dir, plain):
+    """What a run that is finished leaves, its last checkpoint among it."""
     (output_dir / "model").mkdir(parents=True, exist_ok=True)
     (output_dir / "model" / "config.json").write_text("{}")
-    (output_dir / "train_report.json").write_text('{"steps": 1}')
+    stages = plain.get("stages") or [{"name": "train", "max_steps": plain.get("training", {}).get("max_steps") or 1}]
+    total = sum(stage["max_steps"] for stage in stages)
+    (output_dir / "train_report.json").write_text(json.dumps({"steps": total}))
     OutputFolder(output_dir).write_config(plain)
     State("running").begun().over(0).write(output_dir)
+    checkpoint = output_dir / f"checkpoint-{total}"
+    if checkpoint.exists():
+        return
+    (checkpoint / "optimizer").mkdir(parents=True)
+    (checkpoint / "optimizer" / "state.json").write_text('{"format": 1, "optimizer": "AdamW"}')
+    made_by = {"mixing": "random", "packed": True, "batch_size": None, "batch_window": 10_000}
+    made_by |= {"micro_batches_per_step": 1, "token_budget": plain.get("training", {}).get("token_budget", BUDGET)}
+    (checkpoint / "sequence.json").write_text(json.dumps({"decided_by": made_by, "position": {}}))
+    Progress(len(stages) - 1, stages[-1]["name"], stages[-1]["max_steps"], total).write(checkpoint)
+    write_manifest(checkpoint)
 
 
 def does(started, faults=None):
@@ -159,18 +192,27 @@ STAGES = [{"name": "a", "max_steps": 5}, {"name": "b", "max_steps": 5}]
 LONGER = [STAGES[0], {"name": "b", "max_steps": 6}]
 
 
+NO = "cannot be run"
+
+
 @pytest.mark.parametrize(
-    ("before", "after", "told", "finished"),
+    ("before", "after", "told", "then"),
+    # Then: what is done about the finished run; for those that differ, what --resume does about both.
     [
-        ({"learning_rate": 1e-3}, {"learning_rate": 1e-2}, "training.learning_rate 0.001, asked for 0.01", None),
-        ({}, {"seed": 3}, "training.seed 0, asked for 3", None),
-        ({"max_steps": 5}, {"max_steps": 4}, "training.max_steps 5, asked for 4", None),
-        ({"max_steps": 5}, {"num_epochs": 9}, "training.max_steps 5, asked for (none)", None),
-        ({"eval_samples": 3}, {}, "training.eval_samples 3, asked for 32", None),
-        ({"data": {"train": ["a"]}}, {"data": {"train": ["b"]}}, r"data.train [a], asked for [b]", None),
-        ({"token_budget": 64}, {"token_budget": 65}, "training.token_budget 64, asked for 65", None),
-        ({"stages": STAGES}, {"stages": STAGES[:1]}, "stages [{max_steps: 5, name: a}, ", None),
-        ({"stages": LONGER}, {"stages": STAGES}, "stages.b.max_steps 6, asked for 5", None),
+        (
+            {"learning_rate": 1e-3},
+            {"learning_rate": 1e-2},
+            "training.learning_rate 0.001, asked for 0.01",
+            ["resume", NO],
+        ),
+        ({}, {"seed": 3}, "training.seed 0, asked for 3", [NO, NO]),
+        ({"max_steps": 5}, {"max_steps": 4}, "training.max_steps 5, asked for 4", ["resume", NO]),
+        ({"max_steps": 5}, {"num_epochs": 9}, "training.max_steps 5, asked for (none)", ["resume", "resume"]),
+        ({"eval_samples": 3}, {}, "training.eval_samples 3, asked for 32", ["resume", NO]),
+        ({"data": {"train": ["a"]}}, {"data": {"train": ["b"]}}, r"data.train [a], asked for [b]", ["resume", NO]),
+        ({"token_budget": 64}, {"token_budget": 65}, "training.token_budget 64, asked for 65", ["resume", NO]),
+        ({"stages": STAGES}, {"stages": STAGES[:1]}, "stages [{max_steps: 5, name: a}, ", [NO, NO]),
+        ({"stages": LONGER}, {"stages": STAGES}, "stages.b.max_steps 6, asked for 5", ["resume", NO]),
         # What adds work goes on, and what has no part in the results is let be.
         ({"max_steps": 5}, {"max_steps": 6}, None, "resume"),
         ({"num_epochs": 1}, {"num_epochs": 1.5}, None, "resume"),
@@ -182,9 +224,7 @@ LONGER = [STAGES[0], {"name": "b", "max_steps": 6}]
         ({"stages": [{**STAGES[0], "token_budget": 64}]}, {"stages": STAGES[:1], "token_budget": "auto"}, None, None),
     ],
 )
-def test_a_changed_run_is_not_taken_for_the_one_that_is_there(
-    tmp_path, monkeypatch, capsys, before, after, told, finished
-):
+def test_a_changed_run_is_not_taken_for_the_one_that_is_there(tmp_path, monkeypatch, capsys, before, after, told, then):
     """A sweep that was done again with other values told the old results as those of the new ones."""
     started = []
     monkeypatch.setattr(multirun, "run_job", does(started))
@@ -201,42 +241,49 @@ def test_a_changed_run_is_not_taken_for_the_one_that_is_there(
     out, err = capsys.readouterr()
     if told is None:
         assert (code, result) == (0, 0)
-        assert todo == ["resume", finished or "finished"]
-        assert started == [("begun", True, 1), *([("done", True, 1)] if finished == "resume" else [])]
+        assert todo == ["resume", then or "finished"]
+        assert started == [("begun", True, 1), *([("done", True, 1)] if then == "resume" else [])]
         return
     assert (code, result) == (2, 1)
     assert todo == ["cannot be run"] * 2
     assert started == []
-    for name in ("begun", "done"):
+    for name, resumed in zip(("begun", "done"), then, strict=True):
         (row,) = [line for line in out.splitlines() if line.startswith(f"{name}:") or f" {name}: " in line]
         assert f"begun with {told}" in row
         assert "; give another training.output_dir, " in row
+        assert ("--resume to go on with that" in row) == (resumed != NO)
         assert f"error: {name}: begun with {told}" in err
         assert any(f"{name}: begun with {told}" in line for line in lines)
     assert all(row.count("failed") for row in out.splitlines()[2:4])
     resumed, code = list_runs(runs, Options(resume=True))
-    assert code == 0
-    assert [row.split("|")[4].strip() for row in resumed[2:4]] == ["resume"] * 2
+    assert [row.split("|")[4].strip() for row in resumed[2:4]] == then
+    assert code == (2 if NO in then else 0)
     anew, code = list_runs(runs, Options(overwrite=True))
     assert [row.split("|")[4].strip() for row in anew[2:4]] == ["start"] * 2
 
 
-def test_a_job_that_does_another_run_is_not_taken_for_this_one(tmp_path, monkeypatch, capsys):
+def test_a_job_that_does_another_run_or_less_of_it_is_not_taken_for_this_one(tmp_path, monkeypatch, capsys):
+    """With less, the sweep waited for it and ended as finished."""
     launcher = {"type": "slurm"}
-    for name in "ab":
-        Job(composed(tmp_path / name, learning_rate=1e-3).plain, str(tmp_path)).write(
-            tmp_path / name / "launch/job.json"
-        )
+    for name in "abc":
+        plain = composed(tmp_path / name, learning_rate=1e-3, max_steps=100).plain
+        Job(plain, str(tmp_path)).write(tmp_path / name / "launch/job.json")
         State("queued", job_id="41", started=time.time()).write(tmp_path / name)
     monkeypatch.setattr(multirun, "check_slurm", lambda: None)
     monkeypatch.setattr(status, "ask_queue", lambda _jobs: {"41": ("PENDING", "Priority")})
-    asked = [composed(tmp_path / "a", launcher=launcher, learning_rate=1e-2)]
-    asked.append(composed(tmp_path / "b", launcher=launcher, learning_rate=1e-3))
+    asked = [composed(tmp_path / "a", launcher=launcher, learning_rate=1e-2, max_steps=100)]
+    asked.append(composed(tmp_path / "c", launcher=launcher, learning_rate=1e-3, max_steps=200))
+    asked.append(composed(tmp_path / "b", launcher=launcher, learning_rate=1e-3, max_steps=100))
+    lines, code = list_runs(sweep(*asked), Options())
+    assert (code, [row.split("|")[4].strip() for row in lines[2:5]]) == (2, [NO, NO, "queued"])
     assert run_sweep("pretrain", [], sweep(*asked), Options(wait=False)) == 1
     out, err = capsys.readouterr()
     assert "a: the job that is there was begun with training.learning_rate 0.001, asked for 0.01; give another" in out
-    assert "job 41 does this run already (queued)" in err
-    assert [state in row for state, row in zip(("failed", "queued"), out.splitlines()[2:4], strict=True)] == [True] * 2
+    less = "c: job 41 does less than is asked for: it was begun with training.max_steps 100, asked for 200; wait for it"
+    assert f"error: {less} and start again" in err
+    assert f"{less} and start again, which goes on from there, or end it with `scancel 41`" in "\n".join(lines)
+    assert err.count("job 41 does this run already (queued)") == 1
+    assert [row.split("|")[3].split()[0].strip(",") for row in out.splitlines()[2:5]] == ["failed", "failed", "queued"]
 
 
 def test_a_record_lies_where_the_runs_do_or_where_one_works(tmp_path, monkeypatch, capsys):
@@ -285,11 +332,32 @@ def test_a_dry_run_of_one_run_says_what_run_would_do_about_its_folder(tmp_path, 
     assert "is not empty; go on with --resume, or start anew with --overwrite" in err
     assert dry("--overwrite") == (0, "to do:  start anew, in place of what is there", "")
     assert dry("--resume") == (0, "to do:  nothing; it is finished", "")
-    code, last, err = dry("--resume", "training.max_steps=6")
-    assert (code, last) == (0, "to do:  resume")
+    assert dry("--resume", "training.max_steps=6")[:2] == (0, "to do:  resume")
     code, _, err = dry("--resume", "training.weight_decay=0.5")
     assert code == 2
     assert "is finished, and nothing is left to train; it was begun with training.weight_decay 0" in err
+    # It has done five steps, and was ended while it saved its model.
+    (out / "train_report.json").unlink()
+    shutil.rmtree(out / "model")
+    assert dry("--resume") == (0, "to do:  resume", "")
+    for more, told in (
+        (["training.max_steps=4"], "stage 'train' has done 5 steps, and 4 are asked for"),
+        (["training.optim=sgd"], "holds the state of AdamW, and this run trains with SGD; go on with the same"),
+        (["training.token_budget=300"], "would not be those that the run was begun with (token_budget 8192 → 300)"),
+        (["training.seed=7"], "begun with seed 0, and this one has seed 7"),
+    ):
+        code, _, err = dry("--resume", "training.max_steps=9", *more)
+        assert (code, told in err) == (2, True), err
+    longer = ("--resume", "training.max_steps=9")
+    assert dry(*longer, "training.optim=adamw_torch_fused")[:2] == (0, "to do:  resume")
+    assert dry(*longer, "training.token_budget=300", "training.resume_changed=true")[:2] == (0, "to do:  resume")
+    assert dry("--resume", "training.optim=sgd")[:2] == (0, "to do:  resume")  # no step is left that it would do
+    words = "to do:  resume, if the batches are still those that it was begun with (changed: data.train)"
+    assert dry(*longer, "data.train=[b.jsonl]")[:2] == (0, words)
+    (out / "checkpoint-5" / "progress.json").unlink()
+    assert "is whole; start anew with --overwrite" in dry("--resume")[2]
+    shutil.rmtree(out / "checkpoint-5")
+    assert dry("--resume")[:2] == (0, "to do:  start; there is no checkpoint to go on from")
     State("running", job_id="41", started=time.time()).write(out)
     monkeypatch.setattr(status, "ask_queue", lambda _jobs: {"41": ("RUNNING", "None")})
     assert dry("--resume")[0] == 2

@@ -8,12 +8,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer, TrainingArguments
 from transformers.optimization import Adafactor
+from transformers.training_args import OptimizerNames
 
 from speechlmm_core.checkpoint import shards
 from speechlmm_core.errors import CheckpointError, ConfigError
 from speechlmm_train.optimizer_state.folder import read_optimizer, states_of, write_optimizer
-from speechlmm_train.optimizer_state.kinds import check_optimizer
+from speechlmm_train.optimizer_state.kinds import DEFAULT, check_optimizer, check_spread, class_of
 
 KINDS = {
     "adamw": lambda groups: torch.optim.AdamW(groups, lr=0.1, betas=(0.8, 0.9), amsgrad=True),
@@ -171,3 +173,33 @@ def test_states_that_cannot_be_saved_are_refused_before_training(optim, mode, me
     check_optimizer(optim, mode, saves=False)
     check_optimizer("adamw_torch", mode, saves=True)
     check_optimizer("adafactor", "ddp", saves=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_class_of_an_optimiser_is_known_without_making_it(tmp_path):
+    """A run is told by it that a checkpoint is another optimiser's, before anything is written."""
+    seen = set()
+    for name in OptimizerNames:
+        try:
+            check_optimizer(name.value, "none", saves=True)
+        except ConfigError:
+            continue
+        assert class_of(name.value) is not None
+        args = TrainingArguments(output_dir=str(tmp_path), optim=name.value, report_to=[], use_cpu=True)
+        try:
+            cls, _ = Trainer.get_optimizer_cls_and_kwargs(args)
+        except (ImportError, ValueError):  # of a library that is not installed
+            continue
+        seen.add(cls.__name__)
+        assert class_of(name.value) == cls.__name__, name
+    assert {"AdamW", "Adafactor", "SGD", "Adagrad", "RMSprop"} <= seen
+    given = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
+    assert class_of(DEFAULT) == Trainer.get_optimizer_cls_and_kwargs(given)[0].__name__
+    assert class_of("sdg") is None
+
+
+def test_states_that_zero_cannot_spread_are_refused_by_their_name(tmp_path):
+    check_spread(tmp_path, "adafactor", "ddp")
+    check_spread(tmp_path, "adamw_torch", "zero")
+    with pytest.raises(CheckpointError, match=r"other shapes than the parameters' \(adafactor\), which ZeRO cannot"):
+        check_spread(tmp_path, "adafactor", "zero")

@@ -39,6 +39,7 @@ from speechlmm_train.trainer.checkpoints import Checkpoint
 from speechlmm_train.trainer.checks import check_stage
 from speechlmm_train.trainer.curves import save_curves
 from speechlmm_train.trainer.final_save import save_final
+from speechlmm_train.trainer.going_on import check_going_on
 from speechlmm_train.trainer.initial_model import build_model
 from speechlmm_train.trainer.notes import note
 from speechlmm_train.trainer.output_folder import REPORT, OutputFolder
@@ -164,10 +165,11 @@ def _last_checkpoint(
 
     Raises:
         ConfigError: The stages, or their batches, would be others.
+        CheckpointError: The optimiser would be another one, or no checkpoint is whole.
     """
     checkpoint = ranks.on_main(folder.last_checkpoint)
-    progress_made = checkpoint.progress if checkpoint else None
-    ranks.on_main(lambda: folder.check_progress(progress_made, [stage.max_steps for stage in stages]))
+    settings, steps = [stage.settings for stage in stages], [stage.max_steps for stage in stages]
+    ranks.on_main(lambda: check_going_on(folder, checkpoint, settings, steps))
     ranks.together(lambda: _take_up(checkpoint, stages, allow_changes=config.training.resume_changed))
     return checkpoint
 

@@ -12,7 +12,7 @@ import click
 from speechlmm_core.errors import ConfigError, SpeechLMMError
 from speechlmm_core.wording import FAULT, INTERRUPTED, OK, USAGE, word
 from speechlmm_train.compose import Composed
-from speechlmm_train.launch.begun import check_writable, folder_of, refuse_other_job, resumes
+from speechlmm_train.launch.begun import check_resumes, check_writable, folder_of, refuse_other_job, resumes
 from speechlmm_train.launch.gpus import num_processes
 from speechlmm_train.launch.job import Job
 from speechlmm_train.launch.local import run_job
@@ -20,7 +20,7 @@ from speechlmm_train.launch.processes import TERMINATED
 from speechlmm_train.launch.record import SweepRecord
 from speechlmm_train.launch.shares import check_shares
 from speechlmm_train.launch.slurm import check_slurm, script, submit
-from speechlmm_train.launch.status import Status, status_of
+from speechlmm_train.launch.status import Status, refuse_active, status_of
 from speechlmm_train.launch.table import filled, shorten, status_table
 from speechlmm_train.launch.wait import tell_end, wait_for
 from speechlmm_train.preempted import PREEMPTED
@@ -101,8 +101,8 @@ def list_runs(runs: Sequence[SweepRun], options: Options) -> tuple[list[str], in
             going_on = resumes(run.composed, resume=options.resume, overwrite=options.overwrite)
             what = {None: "finished", True: "resume", False: "start"}[going_on]
             if going_on is not None:
-                check(run.composed, launcher)
-                check_writable(run.composed)
+                active = _look(run.composed, launcher, going_on=going_on)
+                what = active.state if active is not None else what
         except (SpeechLMMError, OSError) as exc:
             what = "cannot be run"
             faults += [f"{run.composed.name}: {line}" for line in word(exc)[0]]
@@ -144,15 +144,14 @@ def run_sweep(config_name: str, overrides: Sequence[str], runs: Sequence[SweepRu
                 click.echo(f"{at}: finished before, skipped", err=True)
                 continue
             click.echo(f"{at}: {' '.join(run.varied)}".rstrip(": "), err=True)
-            check(one, launcher)
+            if (active := _look(one, launcher, going_on=resume)) is not None:
+                click.echo(f"job {active.job_id} does this run already ({active.state})", err=True)
+                submitted.append(output_dir)
+                continue
             job = options.job(one, run.overrides, resume=resume)
             if launcher is not None:
-                if (active := _active(output_dir)) is not None:
-                    refuse_other_job(one)
-                    click.echo(f"job {active.job_id} does this run already ({active.state})", err=True)
-                else:
-                    state = submit(job, launcher, name=one.name, processes=ranks_of(one, launcher))
-                    click.echo(f"submitted as job {state.job_id}", err=True)
+                state = submit(job, launcher, name=one.name, processes=ranks_of(one, launcher))
+                click.echo(f"submitted as job {state.job_id}", err=True)
                 submitted.append(output_dir)
                 continue
             ranks = ranks_of(one, None)
@@ -167,6 +166,25 @@ def run_sweep(config_name: str, overrides: Sequence[str], runs: Sequence[SweepRu
         for status in wait_for(submitted):
             tell_end(status)
     return _conclude(runs, reasons, stopped, waited=options.wait or not submitted)
+
+
+def _look(composed: Composed, launcher: SlurmLauncherConfig | None, *, going_on: bool) -> Status | None:
+    """Checks that a run can be done; gives the job that does it already, if there is one.
+
+    Raises:
+        SpeechLMMError: It cannot be done as it is asked for.
+        OSError: Its folder cannot be looked into.
+    """
+    check(composed, launcher)
+    check_writable(composed)
+    folder = folder_of(composed)
+    if launcher is not None and (active := _active(folder)) is not None:
+        refuse_other_job(composed, str(active.job_id))
+        return active
+    refuse_active(folder)
+    if going_on:
+        check_resumes(composed)
+    return None
 
 
 def _keep(record: SweepRecord) -> None:

@@ -18,13 +18,12 @@ from torch import Tensor, nn
 
 from speechlmm_core.checkpoint.shards import ShardWriter, stream
 from speechlmm_core.errors import CheckpointError
+from speechlmm_train.optimizer_state.kinds import FOLDER, FORMAT, STATE, STEM, check_kind, read_state
 from speechlmm_train.optimizer_state.loss_scale import take_up_scale
 from speechlmm_train.optimizer_state.named import PlainStates, States
 from speechlmm_train.optimizer_state.zero import ZeroStates, find_zero
 from speechlmm_train.parallel.gather import gather
 
-FOLDER, STATE, STEM = "optimizer", "state.json", "state"
-FORMAT = 1
 SEPARATOR = "/"
 
 
@@ -104,18 +103,12 @@ def read_optimizer(folder: Path, states: States, *, scheduler: Any = None, scale
         CheckpointError: The files are damaged, or are another optimiser's.
     """
     source = folder / FOLDER
+    content = read_state(folder)
     try:
-        content = json.loads((source / STATE).read_text(encoding="utf-8"))
         files = _Files(source)
-    except (OSError, ValueError, SafetensorError) as exc:
+    except (OSError, SafetensorError) as exc:
         raise CheckpointError(f"{str(source)!r} cannot be read: {exc}") from exc
-    if content.get("format") != FORMAT:
-        raise CheckpointError(f"{str(source)!r} has the format {content.get('format')!r}; expected {FORMAT}")
-    if content["optimizer"] != states.kind:
-        raise CheckpointError(
-            f"{str(source)!r} holds the state of {content['optimizer']}, and this run trains with {states.kind}; go on "
-            "with the same training.optim, or start from the weights with training.pretrained_checkpoint"
-        )
+    check_kind(folder, content["optimizer"], states.kind)
     states.load(files.held, files.read, content["numbers"])
     changed = _take_settings(states, content["groups"], scheduler)
     if scheduler is not None and content["scheduler"] is not None:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speechlmm_core.checkpoint.atomic import atomic_folder
 from speechlmm_core.checkpoint.save import save_model
-from speechlmm_core.errors import CheckpointError, ConfigError, OutOfStepError
+from speechlmm_core.errors import CheckpointError, OutOfStepError
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_train.batching.plan import BatchPlan
 from speechlmm_train.batching.sequence import changes, sequence_of
@@ -21,6 +20,7 @@ from speechlmm_train.optimizer_state.folder import read_optimizer, states_of, wr
 from speechlmm_train.optimizer_state.loss_scale import loss_scale_of
 from speechlmm_train.parallel.gather import gather
 from speechlmm_train.trainer.checkpoints import Checkpoint, Progress
+from speechlmm_train.trainer.going_on import SEQUENCE, read_sequence, refuse_batches
 from speechlmm_train.trainer.guarded_save import guarded_save
 from speechlmm_train.trainer.manifest import write_manifest
 
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from speechlmm_train.trainer.trainer import SpeechLMMTrainer
 
 logger = logging.getLogger(__name__)
-
-SEQUENCE = "sequence.json"
-"""What decided the batches, and where the next one lies."""
 
 
 def write_checkpoint(trainer: SpeechLMMTrainer) -> None:
@@ -139,27 +136,17 @@ def take_up_sequence(checkpoint: Checkpoint, plan: BatchPlan, *, allow_changes: 
         ConfigError: The plan is another one, and that is not allowed; names what differs.
         CheckpointError: The checkpoint does not say.
     """
-    file = checkpoint.path / SEQUENCE
-    try:
-        content: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        before, position = dict(content["decided_by"]), dict(content["position"])
-    except (OSError, ValueError, TypeError, KeyError) as exc:
-        raise CheckpointError(f"{str(file)!r} cannot be read: {exc}; start anew with --overwrite") from exc
+    before, position = read_sequence(checkpoint)
     changed = changes(before, sequence_of(plan))
     if not changed:
         plan.go_to(position)
         return
-    told = "; ".join(changed)
     if not allow_changes:
-        raise ConfigError(
-            f"--resume: the batches of stage {checkpoint.progress.stage_name!r} would not be those that the run was "
-            f"begun with ({told}); go on with what it had, or set training.resume_changed=true to go on from step "
-            f"{checkpoint.progress.step} of the new sequence"
-        )
+        refuse_batches(checkpoint, changed)
     logger.warning(
         "--resume: stage %r goes on from step %d of another sequence of batches (%s); examples may come again, or not "
         "at all in this pass",
         checkpoint.progress.stage_name,
         checkpoint.progress.step,
-        told,
+        "; ".join(changed),
     )

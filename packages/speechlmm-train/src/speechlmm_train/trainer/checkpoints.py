@@ -72,15 +72,19 @@ def open_checkpoint(path: Path, *, thorough: bool) -> Checkpoint | None:
     return Checkpoint(path, progress)
 
 
-def newest(folder: Path) -> Checkpoint | None:
+def newest(folder: Path, *, thorough: bool = True) -> Checkpoint | None:
     """The newest checkpoint that is whole; None if there are none at all.
+
+    Args:
+        folder: The run's folder.
+        thorough: Whether every file is read.
 
     Raises:
         CheckpointError: There are some, but none is whole.
     """
     paths = numbered(folder)
     for path in reversed(paths):
-        if (found := open_checkpoint(path, thorough=True)) is not None:
+        if (found := open_checkpoint(path, thorough=thorough)) is not None:
             return found
     if paths:
         raise CheckpointError(f"no checkpoint in {str(folder)!r} is whole; start anew with --overwrite")

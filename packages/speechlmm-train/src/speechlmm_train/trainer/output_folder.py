@@ -24,7 +24,6 @@ from speechlmm_train.folders import make_folder
 from speechlmm_train.trainer.checkpoints import (
     CHECKPOINT,
     Checkpoint,
-    Progress,
     newest,
     numbered,
     open_checkpoint,
@@ -120,34 +119,6 @@ class OutputFolder:
             if _LEFT_OVER.fullmatch(entry.name) or entry.name == DIVERGED or (overwrite and ours):
                 _remove(entry)
 
-    def check_progress(self, at: Progress | None, steps: Sequence[int]) -> None:
-        """Checks that the run can go on from where it stands.
-
-        Args:
-            at: Where the last checkpoint stands; None if there is none.
-            steps: Steps of each stage.
-
-        Raises:
-            ConfigError: Stages that are over had other lengths, more has been trained than is asked for, or a finished
-                run left no checkpoint to go on from.
-        """
-        if at is not None:
-            if sum(steps[: at.stage]) != at.total_step - at.step:
-                raise ConfigError(
-                    f"--resume: the stages before {at.stage_name!r} took {at.total_step - at.step} steps in the run in "
-                    f"{str(self.path)!r}, and are {sum(steps[: at.stage])} now; only steps to come can be changed"
-                )
-            if at.step > steps[at.stage]:
-                raise ConfigError(
-                    f"--resume: stage {at.stage_name!r} has done {at.step} steps, and {steps[at.stage]} are "
-                    "asked for; ask for more, or start anew with --overwrite"
-                )
-        elif self.report() is not None:
-            raise ConfigError(
-                f"--resume: the run in {str(self.path)!r} ended after another number of steps and left no checkpoint "
-                "to go on from; start anew with --overwrite, or from its model with training.pretrained_checkpoint"
-            )
-
     def write_config(self, plain: dict[str, Any]) -> None:
         """Writes the composed configuration, from which the run can be repeated."""
         write_text(self.path / CONFIG, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
@@ -172,8 +143,12 @@ class OutputFolder:
             )
         return found
 
-    def check_same(self, plain: dict[str, Any]) -> None:
+    def check_same(self, plain: dict[str, Any], *, tell: bool = True) -> None:
         """Checks that the run to go on with is the one that was begun.
+
+        Args:
+            plain: The composed configuration that is asked for.
+            tell: Whether to warn of what has changed and may.
 
         Raises:
             ConfigError: The model, the stages or the seed differ.
@@ -194,7 +169,7 @@ class OutputFolder:
                 f"--resume: `{what}:` differs from that of the run in {str(self.path)!r} (see its {CONFIG}); go on "
                 "with the same configuration, or choose another training.output_dir"
             )
-        if changes := changes_of(old, plain):
+        if tell and (changes := changes_of(old, plain)):
             logger.warning("resuming with a changed configuration (%s)", "; ".join(map(str, changes)))
 
     def check_results(self, plain: dict[str, Any]) -> None:
@@ -219,13 +194,16 @@ class OutputFolder:
         opened = (open_checkpoint(path, thorough=False) for path in numbered(self.path))
         return [checkpoint for checkpoint in opened if checkpoint is not None]
 
-    def last_checkpoint(self) -> Checkpoint | None:
-        """The newest whole checkpoint, every file of which has been read; None if there is none.
+    def last_checkpoint(self, *, thorough: bool = True) -> Checkpoint | None:
+        """The newest whole checkpoint; None if there is none.
+
+        Args:
+            thorough: Whether every file of it is read; otherwise only those that were touched after it was written.
 
         Raises:
             CheckpointError: There are checkpoints, but none is whole.
         """
-        return newest(self.path)
+        return newest(self.path, thorough=thorough)
 
     def remaining(self) -> str:
         """What is left of a run that is ended now, for a message; no file is read."""

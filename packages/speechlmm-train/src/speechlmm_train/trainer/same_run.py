@@ -25,6 +25,7 @@ _FREE = {
     },
 }
 """Keys that say nothing of the results."""
+_BESIDE_BATCHES = ("index_dir", "eval", "guard")
 _LENGTHS = ("max_steps", "num_epochs")
 _SOURCE = "asked for"
 _SHOWN = 4
@@ -49,12 +50,24 @@ def decisive(changes: Sequence[Change]) -> list[Change]:
 def adds_work(change: Change) -> bool:
     """Whether a change only asks for more of the same."""
     numbers = all(isinstance(value, int | float) for value in (change.before, change.after))
-    return change.key.rpartition(".")[2] in _LENGTHS and numbers and change.after > change.before
+    return of_length(change) and numbers and change.after > change.before
 
 
-def can_resume(changes: Sequence[Change]) -> bool:
-    """Whether `--resume` might go on with what has changed."""
-    return not any(change.key in ("training.seed", "stages") or change.key.startswith("model") for change in changes)
+def of_length(change: Change) -> bool:
+    """Whether a change asks for another number of steps or epochs."""
+    return change.key.rpartition(".")[2] in _LENGTHS
+
+
+def of_batches(changes: Sequence[Change]) -> list[str]:
+    """The keys that differ by which the batches might be others; whether they are is seen when data are opened."""
+    return [one.key for one in changes if (name := _of_data(one.key)) is not None and name not in _BESIDE_BATCHES]
+
+
+def _of_data(key: str) -> str | None:
+    """The name of a field of `data`, the run's or a stage's; None of another one."""
+    parts = key.split(".")
+    parts = parts[2:] if parts[0] == "stages" else parts
+    return parts[1] if parts[0:1] == ["data"] and len(parts) > 1 else None
 
 
 def in_words(changes: Sequence[Change]) -> str:
