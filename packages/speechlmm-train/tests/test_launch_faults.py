@@ -352,6 +352,15 @@ def test_a_dry_run_of_one_run_says_what_run_would_do_about_its_folder(tmp_path, 
     assert dry(*longer, "training.optim=adamw_torch_fused")[:2] == (0, "to do:  resume")
     assert dry(*longer, "training.token_budget=300", "training.resume_changed=true")[:2] == (0, "to do:  resume")
     assert dry("--resume", "training.optim=sgd")[:2] == (0, "to do:  resume")  # no step is left that it would do
+    state = out / "checkpoint-5" / "optimizer" / "state.json"
+    held = state.read_text()
+    state.write_text(held.replace("AdamW", "DeepSpeedCPUAdam"))  # by a JSON of DeepSpeed's; read, it is compared
+    (out / "checkpoint-5" / "manifest.json").unlink()
+    write_manifest(out / "checkpoint-5")
+    assert dry(*longer)[:2] == (0, "to do:  resume")
+    state.write_text(held)
+    (out / "checkpoint-5" / "manifest.json").unlink()
+    write_manifest(out / "checkpoint-5")
     words = "to do:  resume, if the batches are still those that it was begun with (changed: data.train)"
     assert dry(*longer, "data.train=[b.jsonl]")[:2] == (0, words)
     (out / "checkpoint-5" / "progress.json").unlink()

@@ -76,6 +76,11 @@ def class_of(optim: str) -> str | None:
     return _CLASSES.get(optim)
 
 
+def is_known(kind: str) -> bool:
+    """Whether a class is one that `training.optim` chooses, and no other that stands in for it."""
+    return kind in _CLASSES.values()
+
+
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """What a checkpoint says of its optimiser, but for the tensors.
 

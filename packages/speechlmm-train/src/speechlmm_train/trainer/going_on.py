@@ -12,7 +12,7 @@ from typing import Any
 
 from speechlmm_core.errors import CheckpointError, ConfigError
 from speechlmm_train.batching.sequence import changes
-from speechlmm_train.optimizer_state.kinds import DEFAULT, check_kind, check_spread, class_of, read_state
+from speechlmm_train.optimizer_state.kinds import DEFAULT, check_kind, check_spread, class_of, is_known, read_state
 from speechlmm_train.parallel_names import mode_of
 from speechlmm_train.stage_config import ResolvedStage
 from speechlmm_train.trainer.best import RunState
@@ -141,7 +141,7 @@ def _check_optimizer(checkpoint: Checkpoint, stage: ResolvedStage) -> None:
     optim = str(training.extras.get("optim") or DEFAULT)
     held, kind = str(read_state(checkpoint.path).get("optimizer")), class_of(optim)
     try:
-        if kind is not None:
+        if kind is not None and is_known(held):  # DeepSpeed's own for the host takes another's place
             check_kind(checkpoint.path, held, kind)
         check_spread(checkpoint.path, optim, mode_of(training.parallel, 1))
     except CheckpointError:
