@@ -300,6 +300,14 @@ def out_of_memory(case):
     case.patch.setattr(SpeechLMM, "forward", forward)
 
 
+@fault(r"stage 'train': the micro-batch of \d examples .* needs more memory than there is; lower training.token_budget")
+def out_of_the_hosts_memory(case):
+    def forward(self, *args, **kwargs):
+        torch.empty(2**50, dtype=torch.uint8)
+
+    case.patch.setattr(SpeechLMM, "forward", forward)
+
+
 # The model.
 
 

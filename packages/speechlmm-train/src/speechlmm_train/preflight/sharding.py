@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from speechlmm_core.checkpoint.fill import full_shape
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_train.parallel.arguments import use_bf16
 from speechlmm_train.parallel.deepspeed_config import preset, zero_section
@@ -136,4 +137,5 @@ def quantised_bytes(model: SpeechLMM, training: TrainingConfig) -> dict[str, int
 
 
 def _numel(parameters: Iterable[Tensor]) -> int:
-    return sum(parameter.numel() for parameter in parameters)
+    # Also of those that are spread already, of which DeepSpeed leaves an empty tensor.
+    return sum(full_shape(parameter).numel() for parameter in parameters)

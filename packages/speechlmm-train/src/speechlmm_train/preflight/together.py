@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,21 +23,21 @@ from transformers.trainer_utils import SchedulerType
 
 from speechlmm_core.errors import ConfigError, OutOfStepError, SpeechLMMError
 from speechlmm_core.model.speechlmm import SpeechLMM
-from speechlmm_train.batching.epoch import MicroBatch
 from speechlmm_train.config import RunConfig
 from speechlmm_train.parallel.deepspeed_config import PRESETS, given_config
 from speechlmm_train.parallel.quiet import quiet
 from speechlmm_train.parallel.ranks import Ranks
-from speechlmm_train.parallel.release import release
+from speechlmm_train.parallel.release import abandon, release
 from speechlmm_train.parallel.touch import unreached
 from speechlmm_train.parallel_names import Mode
 from speechlmm_train.preflight.deadline import Deadline
+from speechlmm_train.preflight.layout import BEFORE, STEPPING, Layout
 from speechlmm_train.preflight.memory import changed
 from speechlmm_train.preflight.restore import untouched
 from speechlmm_train.preflight.step import stage_weights
+from speechlmm_train.preflight.tries import Stepping, Tries
 from speechlmm_train.preflight.tryout import MISHAPS, device_of, memory_named, not_finite, too_large, unusable, without
 from speechlmm_train.preflight.tryout import OutOfMemoryError as TooLittleMemoryError
-from speechlmm_train.preflight.worst import worst_batches
 from speechlmm_train.stage_config import ResolvedStage
 from speechlmm_train.trainer.arguments import training_arguments
 from speechlmm_train.trainer.callbacks import Reporter
@@ -47,11 +47,14 @@ from speechlmm_train.trainer.output_folder import OutputFolder
 from speechlmm_train.trainer.stage_context import stage_context
 from speechlmm_train.trainer.stage_data import StageData
 from speechlmm_train.trainer.trainer import SpeechLMMTrainer
+from speechlmm_train.watching_config import Watching
 
 logger = logging.getLogger(__name__)
 
 _OF_THE_TRAINING = ("optimizer", "scheduler", "gradient_accumulation_steps", "train_batch_size")
 """What a user's DeepSpeed configuration may repeat of the training's settings, which are others here."""
+_NUMBERS_ALONE = Watching(max_loss=None, stop_on_explosion=None)
+"""What a loss is judged by: of how large it may be, a micro-batch by itself tells nothing."""
 
 
 @dataclass(frozen=True)
@@ -103,25 +106,29 @@ class Together:
 
     def _try_out(self, index: int, folder: Path) -> list[str]:
         stage = self.stages[index]
-        tries = _Tries(stage, self.ranks.rank)
-        trainer = self._trainer(index, tries, folder)
-        device = device_of(stage.settings.training)
+        tries = Tries(stage, self.ranks.rank)
+        layout = Layout.of(self.model, stage.settings, world_size=stage.world_size, base=self.base)
         try:
             with memory_named(), quiet(), self.ranks.named("trying out the largest micro-batches"):
-                trainer.train()
-        except TooLittleMemoryError as exc:
-            raise OutOfStepError(too_large(stage, tries.batch, tries.micro_batch, device)) from exc
-        except SpeechLMMError:  # of all processes
-            release(self.model, trainer.model_wrapped)
+                trainer = self._trainer(index, tries, folder)
+                try:
+                    trainer.train()
+                except SpeechLMMError:  # of all processes
+                    release(self.model, trainer.model_wrapped)
+                    raise
+        except SpeechLMMError:
             raise
-        except MISHAPS as exc:
-            raise OutOfStepError(str(unusable(stage, tries.batch, tries.micro_batch, exc))) from exc
+        except Exception as exc:
+            abandon(self.model, stage.settings.training.parallel)
+            if (told := _told(stage, tries, layout, exc)) is None:
+                raise
+            raise OutOfStepError(told) from exc
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         idle = [names[one] for one in trainer.idle or () if one in names]
         release(self.model, trainer.model_wrapped)
         return without(idle, self.model, stage.settings.name, tries.inputs)
 
-    def _trainer(self, index: int, tries: _Tries, folder: Path) -> _Trainer:
+    def _trainer(self, index: int, tries: Tries, folder: Path) -> _Trainer:
         stage, settings = self.stages[index], self.stages[index].settings
         context = stage_context(self.config, self.stages, index, mode=self.mode, whole=self.whole)
         context = replace(
@@ -129,6 +136,7 @@ class Together:
             weights=stage_weights(self.model, settings),
             lr_groups=dict.fromkeys(context.lr_groups, 0.0),
             mixture=None,
+            watching=_NUMBERS_ALONE,
         )
         steps = len(tries.order)
         return _Trainer(
@@ -139,29 +147,20 @@ class Together:
             stage=context,
             folder=OutputFolder(folder),
             reporter=Reporter([], total_steps=steps, first_step=0, progress=False),
+            callbacks=[Stepping(tries)],
             ranks=self.ranks,
         )
 
 
-class _Tries:
-    """The largest micro-batches of a stage, and the first of them once more, beside the optimiser's states.
-
-    Every process runs the same, so that each has the largest.
-    """
-
-    def __init__(self, stage: StageData, rank: int) -> None:
-        found = worst_batches(stage.plan)
-        self.order: list[MicroBatch] = [*found, found[0]]
-        self.loader = stage.batches(0, rank=rank)
-        self.micro_batch, self.batch = found[0], dict[str, Any]()
-        """What was loaded last."""
-        self.inputs: set[str] = set()
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for micro_batch in self.order:
-            self.micro_batch, self.batch = micro_batch, self.loader.load(micro_batch)
-            self.inputs |= self.batch["media"].keys()
-            yield self.batch
+def _told(stage: StageData, tries: Tries, layout: Layout, exc: Exception) -> str | None:
+    """What failed in this process, in words; None for a fault of our own code."""
+    too_little, device = isinstance(exc, TooLittleMemoryError), device_of(stage.settings.training)
+    if tries.batch is None or tries.stepping:
+        when = STEPPING if tries.stepping else BEFORE
+        return layout.too_large(exc, when=when, device=device) if too_little else layout.unusable(exc, when=when)
+    if too_little:
+        return too_large(stage, tries.batch, tries.micro_batch, device)
+    return unusable(stage, tries.batch, tries.micro_batch, exc) if isinstance(exc, MISHAPS) else None
 
 
 class _Trainer(SpeechLMMTrainer):

