@@ -13,6 +13,8 @@ import psutil
 import pytest
 import soundfile
 
+from speechlmm_train.launch.reasons import reason_of
+
 SUM = """
 import os, sys, torch, torch.distributed as dist
 dist.init_process_group("gloo")
@@ -49,6 +51,32 @@ def test_the_exit_code_is_that_of_the_first_that_failed_and_the_others_are_ended
     assert done.code == 7
     assert "error: rank 1: the second rank's own fault\n" in done.err
     assert str(done.logs) in done.err
+
+
+IS_KILLED = """
+import os, signal, sys
+from speechlmm_core.wording import word
+from speechlmm_train.parallel.ranks import Ranks
+ranks = Ranks.start(on_cpu=True)
+ranks.gather(1)
+if ranks.rank == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+try:
+    ranks.gather(2)
+except Exception as exc:
+    lines, code = word(exc)
+    print(*(f"error: {line}" for line in lines), sep="\\n", file=sys.stderr, flush=True)
+    os._exit(code)
+"""
+
+
+def test_a_rank_that_is_killed_is_the_reason_however_soon_the_others_miss_it(run_script):
+    done = run_script(IS_KILLED)
+    assert "its own message says why" in (done.logs / "rank-0.err").read_text()
+    assert done.code == 128 + signal.SIGKILL
+    said = f"rank 1 was ended by SIGKILL; see {done.logs / 'rank-1.err'}"
+    assert f"error: {said}\n" in done.err
+    assert reason_of(done.logs, done.code, range(2)) == said
 
 
 WAITS = """

@@ -11,15 +11,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.wording import FAULT, INTERRUPTED
 from speechlmm_train.environment import environment
+from speechlmm_train.launch.cause import TERMINATED, Failure, first_cause
+from speechlmm_train.launch.reasons import failure_of, faults_in, leave, log_of, raised_in, signal_name
 from speechlmm_train.launch.surroundings import StoppingError, alarm, following, passing_on
 from speechlmm_train.launch.tail import Follower, tail
-from speechlmm_train.parallel.ranks import ELSEWHERE
 
-TERMINATED = 143
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
 TIMED_OUT = 124
 _SHUTDOWN_S = 60
 _LOGGERS = ("multiprocessing.api", "multiprocessing.errors", "agent.server.api", "agent.server.local_elastic_agent")
@@ -103,7 +107,7 @@ def _alone(arguments: Sequence[str], logs: Path) -> int:
             process.kill()
             process.wait()
     if code < 0:
-        os.write(2, f"error: the run was ended by {signal.Signals(-code).name}\n".encode())
+        os.write(2, f"error: the run was ended by {signal_name(-code)}\n".encode())
     return 128 - code if code < 0 else code
 
 
@@ -137,49 +141,44 @@ def _launch(arguments: Sequence[str], processes: int, logs: Path, group: Group) 
         with passing_on([signal.SIGTERM]):
             elastic_launch(config, sys.executable)(*arguments)
     except ChildFailedError as exc:
-        rank, failure = exc.get_first_failure()
-        return _tell(rank, failure.exitcode, logs)
+        return _tell(exc.failures, logs)
     except SignalException as exc:
         return INTERRUPTED if exc.sigval == signal.SIGINT else 128 + exc.sigval
     return 0
 
 
-def _tell(rank: int, code: int, logs: Path) -> int:
-    """Says which rank failed unless rank 0 has said why, and not that another has; returns the exit code."""
-    said = [line for line in tail(logs / "rank-0.err", 200) if line.startswith("error: ")]
-    if said and all(line.endswith(ELSEWHERE) for line in said):
-        said = []
-        if code > 0:
-            rank = next((one for one in _ranks(logs) if _faults(logs, one)), rank)
-    if code < 0:
-        name = signal.Signals(-code).name
-        lines = [f"rank {rank} was ended by {name}", *tail(logs / f"rank-{rank}.err", 10)]
-    else:
-        lines = [f"rank {rank}: {line}" for line in _faults(logs, rank)] or [
-            f"rank {rank} failed with exit code {code}:",
-            *tail(logs / f"rank-{rank}.err", 20),
-        ]
-    if rank != 0 and said:
-        lines = []
-    if rank != 0 or code < 0:
-        for line in lines:
-            os.write(2, f"error: {line}\n".encode())
-    if code:
-        os.write(2, f"the logs of all ranks are in {logs}\n".encode())
-    return 128 - code if code < 0 else code or FAULT
+def _tell(failures: Mapping[int, ProcessFailure], logs: Path) -> int:
+    """Says which rank failed, and how, unless rank 0 has said so; returns the exit code.
+
+    Args:
+        failures: Of the ranks of this machine, in the order in which they were seen.
+        logs: Folder of the logs.
+    """
+    first = min(one.timestamp for one in failures.values())
+    # Those that failed later, the launcher has ended. Times are whole seconds.
+    exits = {rank: one.exitcode for rank, one in failures.items() if one.timestamp <= first + 1}
+    found = {rank: failure_of(log_of(logs, rank), code, name=f"rank {rank}") for rank, code in exits.items()}
+    rank = first_cause(found)
+    for line in _lines(rank, exits[rank], found[rank], logs):
+        os.write(2, f"error: {line}\n".encode())
+    os.write(2, f"the logs of all ranks are in {logs}\n".encode())
+    leave(logs, rank, found[rank])
+    return found[rank].code or FAULT
 
 
-def _faults(logs: Path, rank: int) -> list[str]:
-    """What a rank says is wrong, but for the end of another."""
-    found = [
-        line.removeprefix("error: ") for line in tail(logs / f"rank-{rank}.err", 200) if line.startswith("error: ")
-    ]
-    return [line for line in found if not line.endswith(ELSEWHERE)]
-
-
-def _ranks(logs: Path) -> list[int]:
-    """The ranks of this machine."""
-    return sorted(int(log.stem.removeprefix("rank-")) for log in logs.glob("rank-*.err"))
+def _lines(rank: int, code: int, failure: Failure, logs: Path) -> list[str]:
+    """What is to be said of a rank's failure, besides what is shown of rank 0."""
+    log = log_of(logs, rank)
+    if code < 0 and not failure.tells_of_another:
+        return [failure.reason, *tail(log, 10)]
+    if rank == 0:
+        return []
+    said = faults_in(log)
+    if not said:
+        return [failure.reason] if raised_in(log) else [f"rank {rank} failed with exit code {code}:", *tail(log, 20)]
+    shown = faults_in(log_of(logs, 0))
+    lines = [f"rank {rank}: {line.removeprefix(f'rank {rank}: ')}" for line in said]
+    return [] if any(said[0] in line for line in shown) else lines
 
 
 def default_environment(processes: int) -> dict[str, str]:
