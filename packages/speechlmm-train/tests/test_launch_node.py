@@ -188,6 +188,66 @@ def test_on_other_nodes_the_end_of_a_run_that_was_asked_to_stop_is_no_failure(tm
     assert not (tmp_path / "out" / "launch" / "state.json").exists()
 
 
+MISSES = "rank 1: another process ended (in training); its own message says why"
+
+
+@pytest.mark.parametrize(
+    ("note", "code", "said"),
+    [
+        # The other node failed, so that SLURM ended this one. Again, it would do the same.
+        ((137, "rank 1 was ended by SIGKILL", False), 137, "rank 1 was ended by SIGKILL"),
+        ((2, "no such file", False), 2, "no such file"),
+        ((143, "rank 1 was ended by SIGTERM", False), 143, "rank 1 was ended by SIGTERM"),
+        (None, 143, "b ended without a word; ended by SIGTERM"),
+        # All were asked to end.
+        ((143, "rank 1 was ended by SIGTERM", True), 75, "to be queued again"),
+        ((2, MISSES, True), 75, "to be queued again"),
+        ((2, MISSES, False), 75, "to be queued again"),
+        ((75, "", False), 75, "to be queued again"),
+    ],
+)
+@pytest.mark.parametrize("late", [False, True])
+def test_ranks_that_are_ended_as_they_start_are_preempted_unless_a_node_has_failed(
+    tmp_path, node, monkeypatch, note, code, said, late
+):
+    attempt = tmp_path / "out" / "launch" / "job-7"
+    attempt.mkdir(parents=True)
+    (attempt / "node-1.up").write_text("b\n")
+    if note is None:
+        monkeypatch.setattr("speechlmm_train.launch.node.GRACE_S", 1)
+
+    def leave():
+        if note is not None:
+            write_note(attempt, 1, *note[:2], asked=note[2])
+
+    def meanwhile():
+        the_agent()
+        if not late:
+            leave()
+        sigterm()
+        if late:
+            time.sleep(0.5)
+            leave()
+
+    assert node("sleep 60; exit 1", nodes="a,b", meanwhile=meanwhile) == code
+    state = state_of(tmp_path / "out")
+    assert (state["state"], state["exit_code"]) == ("preempted" if code == 75 else "failed", code)
+    assert state["reason"].startswith(said)
+    assert (tmp_path / "out" / "launch" / "requeue").exists() == (code == 75)
+
+
+def test_another_node_that_is_ended_as_it_starts_leaves_it_to_the_first_what_that_means(tmp_path, node):
+    attempt = tmp_path / "out" / "launch" / "job-7"
+    attempt.mkdir(parents=True)
+    (attempt / "meeting.json").write_text('{"address": "a", "port": 20000}')
+    (attempt / "node-0.up").touch()
+    assert node("sleep 60; exit 1", meanwhile=sigterm, number=1, nodes="a,b") == 0
+    _, code, _, asked = json.loads((attempt / "node-1.failed").read_text())
+    assert (code, asked) == (143, True)
+    write_note(attempt, 0, 143, "", asked=True)
+    assert first_failure(attempt) == (75, "")
+
+
 WAITS = "sleep 60; exit 75"
 
 
@@ -239,6 +299,11 @@ def test_a_fault_of_another_kind_is_in_the_state(tmp_path, node):
         ([(1, 143, "ended by SIGTERM"), (0, 1, "the disk is full")], (1, "the disk is full")),
         ([(1, 143, "ended by SIGTERM"), (0, 143, "ended by SIGTERM, too")], (143, "ended by SIGTERM")),
         ([(1, 2, "a fault"), (0, 137, "ended by SIGKILL")], (2, "a fault")),
+        ([(0, 2, MISSES), (1, 137, "ended by SIGKILL")], (137, "ended by SIGKILL")),
+        ([(0, 2, MISSES), (1, 143, "ended by SIGTERM")], (143, "ended by SIGTERM")),
+        ([(0, 2, MISSES), (1, 75, "")], (75, "")),
+        ([(0, 75, ""), (1, 1, "not queued again")], (1, "not queued again")),
+        ([(0, 2, MISSES)], (2, MISSES)),
         ([], None),
     ],
 )

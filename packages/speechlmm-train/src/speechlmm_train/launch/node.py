@@ -3,8 +3,9 @@
 It waits for the other nodes, starts a rank for each GPU, and keeps `launch/state.json`. Before the time limit SLURM
 sends SIGUSR2: the ranks are then asked to save a checkpoint (SIGUSR1), and submitit queues the job again. Before it
 takes the nodes for another job, SLURM sends SIGTERM to all processes: the ranks save, and the batch script is asked to
-queue the job again, for one that has ended by itself is not. A job that has been queued again, for whatever reason,
-resumes.
+queue the job again, for one that has ended by itself is not. It sends SIGTERM, too, when one node has failed and the
+others are to end; then that node's note says so, and the job has failed. A job that has been queued again, for whatever
+reason, resumes.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from typing import Any
 
 from speechlmm_core.errors import SpeechLMMError
 from speechlmm_core.wording import FAULT, word
+from speechlmm_train.launch.cause import Failure
 from speechlmm_train.launch.claim import written
 from speechlmm_train.launch.job import Job
 from speechlmm_train.launch.meeting import meet
 from speechlmm_train.launch.notes import first_failure, wait_for_notes, write_note
-from speechlmm_train.launch.processes import TERMINATED
 from speechlmm_train.launch.reasons import reason_of
 from speechlmm_train.launch.state import JOB, REQUEUE, State
 from speechlmm_train.preempted import PREEMPTED
@@ -104,18 +105,21 @@ class NodeTask:
         place = Place.of_environment()
         attempt = Path(self.output_dir) / LAUNCH / place.attempt
         state = self._begin(place, attempt) if place.node == 0 else None
-        code, reason = self._outcome(place, attempt)
+        ended = self._outcome(place, attempt)
+        code, reason = ended.code, ended.reason
         if code:
-            write_note(attempt, place.node, code, reason)
+            write_note(attempt, place.node, code, reason, asked=ended.asked)
         if state is None:
             # A failure here would end the first node, which may still have to see to it that the job is queued again.
-            if code not in (0, PREEMPTED):
+            if code not in (0, PREEMPTED) and not ended.asked:
                 sys.exit(code)
             return
         if code and len(place.nodes) > 1:
             wait_for_notes(attempt, timeout_s=GRACE_S)
-            if code != PREEMPTED:
-                code, reason = first_failure(attempt) or (code, reason)
+        # Ranks that have saved a checkpoint (75) agreed on it. One that was merely ended may have been so because
+        # another node has failed, which would do so again and again.
+        if code not in (0, PREEMPTED):
+            code, reason = first_failure(attempt) or (code, reason)
         if code == PREEMPTED:
             (attempt.parent / REQUEUE).touch()
             reason = "; ".join(part for part in (reason, AGAIN) if part)
@@ -134,8 +138,8 @@ class NodeTask:
         self._saved = True
         return DelayedSubmission(self)
 
-    def _outcome(self, place: Place, attempt: Path) -> tuple[int, str]:
-        """The exit code of this node's ranks, and why."""
+    def _outcome(self, place: Place, attempt: Path) -> Failure:
+        """How this node's ranks ended; a code of 0 is no failure."""
         from submitit.core.utils import UncompletedJobError
 
         self._saved = False  # submitit hands this object on to the next attempt
@@ -146,20 +150,22 @@ class NodeTask:
             lines, code = word(exc)
             for line in lines:
                 _say(f"error: {line}")
-            return code, "; ".join(lines)
+            return Failure(code, "; ".join(lines))
         except UncompletedJobError:
             reason = "the time limit was reached more than max_num_timeout times; --resume goes on"
             _say(f"error: not queued again: {reason}")
-            return FAULT, f"not queued again: {reason}"
+            return Failure(FAULT, f"not queued again: {reason}")
         except Exception as exc:
             _say("".join(traceback.format_exception(exc)))
             reason = "; ".join(word(exc)[0])
             # In a container there is no scontrol: the batch script will queue the job again, as it is outside.
-            return (PREEMPTED, "") if self._saved else (FAULT, reason)
-        if code == TERMINATED and asked_to_end():  # before the ranks had begun to listen, so that nothing was lost
-            code = PREEMPTED
+            return Failure(PREEMPTED) if self._saved else Failure(FAULT, reason)
+        if code == 0:
+            return Failure(code)
         first = place.node * self.processes
-        return code, reason_of(attempt, code, range(first, first + self.processes)) if code else ""
+        ended = Failure(code, reason_of(attempt, code, range(first, first + self.processes)))
+        # SIGTERM ends ranks that have not begun to listen to it, and others miss those.
+        return replace(ended, asked=ended.follows and asked_to_end())
 
     def _begin(self, place: Place, attempt: Path) -> State:
         output_dir = Path(self.output_dir)
