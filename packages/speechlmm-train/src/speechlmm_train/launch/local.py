@@ -11,9 +11,10 @@ import click
 
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.wording import FAULT, INTERRUPTED, word
+from speechlmm_train.launch.cause import TERMINATED
 from speechlmm_train.launch.claim import beating, claim
 from speechlmm_train.launch.job import Job
-from speechlmm_train.launch.processes import TERMINATED, TIMED_OUT, Group, port_is_free, run_processes
+from speechlmm_train.launch.processes import TIMED_OUT, Group, port_is_free, run_processes
 from speechlmm_train.launch.reasons import reason_of
 from speechlmm_train.launch.state import JOB
 from speechlmm_train.trainer.output_folder import LAUNCH, OutputFolder

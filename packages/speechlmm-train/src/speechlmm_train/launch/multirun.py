@@ -13,10 +13,10 @@ from speechlmm_core.errors import ConfigError, SpeechLMMError
 from speechlmm_core.wording import FAULT, INTERRUPTED, OK, USAGE, word
 from speechlmm_train.compose import Composed
 from speechlmm_train.launch.begun import check_resumes, check_writable, folder_of, refuse_other_job, resumes
+from speechlmm_train.launch.cause import TERMINATED
 from speechlmm_train.launch.gpus import num_processes
 from speechlmm_train.launch.job import Job
 from speechlmm_train.launch.local import run_job
-from speechlmm_train.launch.processes import TERMINATED
 from speechlmm_train.launch.record import SweepRecord
 from speechlmm_train.launch.shares import check_shares
 from speechlmm_train.launch.slurm import check_slurm, script, submit
