@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import pytest
@@ -57,6 +58,7 @@ def test_deepspeed_is_told_where_when_it_has_wrapped_the_rest(model, monkeypatch
     trainer.model = trainer.model_wrapped = model
     trainer.stage = SimpleNamespace(mode="zero", whole=frozenset({"video_encoder"}))
     trainer.args = SimpleNamespace(device=META, fp16=False)
+    trainer._hidden = ExitStack()
     trainer._prepare_for_training(1, None, None)
     assert seen == ["prepared", "gather_at_start", "leave_whole"]
     assert all(parameter.is_meta for parameter in model.video_encoder.parameters())

@@ -219,15 +219,57 @@ def test_adapters_on_a_fine_tuned_checkpoint_keep_its_weights(tuned, root, tmp_p
 def test_adapters_of_a_checkpoint_go_on_or_stay(trained, root, tmp_path):
     source = {"pretrained_checkpoint": str(trained)}
     out = tmp_path / "out"
-    go(plain(root, out, **source, lora_adapters=[LORA[0], {**LORA[0], "name": "second"}], max_steps=1))
+    named = [LORA[0], {**LORA[0], "name": "second"}]
+    go(plain(root, out, **source, lora_adapters=named, freeze_modules=[], max_steps=1))
     before, after = adapter_weights(trained, "decoder"), adapter_weights(out, "decoder")
     assert any(not torch.equal(value, before[key]) for key, value in after.items())
     before, after = adapter_weights(trained, "encoder"), adapter_weights(out, "encoder")
     assert all(torch.equal(value, before[key]) for key, value in after.items())
     assert {one.name for one in SpeechLMM.from_pretrained(out).lora_adapters} == {"decoder", "encoder", "second"}
+    before, after = weights(trained), weights(out)
+    beneath = ("audio_encoder.", "text_decoder.")
+    assert all(torch.equal(value, after[key]) for key, value in before.items() if key.startswith(beneath))
+    assert any(not torch.equal(value, after[key]) for key, value in before.items() if key.startswith("audio_adapter."))
     other = [{**LORA[0], "r": 8}]
     with pytest.raises(ConfigError, match=r"'decoder' already, with r 4 there and 8 here;.* merge-lora"):
         build_model(validate(plain(root, out, **source, lora_adapters=other)), None)
+
+
+def test_a_run_goes_on_with_the_adapters_and_the_frozen_parts_that_it_was_begun_with(root, tmp_path):
+    """Without its adapter, what lay beneath was trained, and the adapter's state lost; the other way round as well."""
+    for out, begun, others in (
+        (
+            tmp_path / "with",
+            {"lora_adapters": LORA[:1], "freeze_modules": ["audio_encoder"]},
+            [
+                ({"lora_adapters": []}, r"begun with training.lora_adapters decoder, asked for \(none\)"),
+                ({"lora_adapters": LORA}, "begun with training.lora_adapters decoder, asked for decoder, encoder"),
+                ({"lora_adapters": [{**LORA[0], "r": 8}]}, "begun with training.lora_adapters decoder with other fi"),
+                ({"load_in_8bit": True, "save": "trainable"}, "begun with training.load_in_8bit=false"),
+                (
+                    {"freeze_modules": ["audio_encoder", "audio_adapter"]},
+                    r"freeze_modules \[audio_encoder\], asked for freeze_modules \[audio_adapter, audio_encoder\]",
+                ),
+            ],
+        ),
+        (tmp_path / "without", {}, [({"lora_adapters": LORA[:1]}, r"lora_adapters \(none\), asked for decoder")]),
+    ):
+        go(plain(root, out, **begun, max_steps=1, save_steps=1))
+        kept = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        for other, fault in others:
+            with pytest.raises(ConfigError, match=fault):
+                go(plain(root, out, **{**begun, **other}, max_steps=2, save_steps=1), resume=True)
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == kept
+    more = [{"lora_dropout": 0, **LORA[0]}]  # a default that is written out
+    go(plain(root, tmp_path / "with", lora_adapters=more, freeze_modules=["audio_encoder"], max_steps=2), resume=True)
+
+
+def test_what_lies_beneath_an_adapter_that_stays_cannot_be_trained(trained, root, tmp_path):
+    stages = [{"name": "one", "max_steps": 1, "trainable_modules": ["text_decoder"]}]
+    config = plain(root, tmp_path / "out", pretrained_checkpoint=str(trained), stages=stages)
+    del config["training"]["max_steps"]
+    with pytest.raises(ConfigError, match=r"trains nothing; .* in training.lora_adapters \(there: decoder, encoder\)"):
+        go(config)
 
 
 def test_save_trainable_holds_what_was_trained_and_the_adapters(root, tmp_path):
@@ -307,6 +349,10 @@ def test_a_plan_shows_what_the_checkpoint_has_and_what_adapters_train(trained, r
     own = dict(model.named_parameters())
     expected = sum(own[name].numel() for name, one in matrices(model).items() if one == "decoder")
     assert f"text_decoder {expected:,}" in text
+    table = {
+        line.split()[0]: line for line in lines if line.startswith(("audio_", "text_decoder")) and "Model" not in line
+    }
+    assert all(str(trained / "model") in row for row in table.values() if "Whisper" in row or "CausalLM" in row)
     code, _, err = call(capsys, "run", "--config-name", "mine", "--config-dir", tmp_path / "conf", "--no-progress")
     assert code == 0, err
     assert "with the adapters decoder, encoder" in err

@@ -29,6 +29,7 @@ from speechlmm_train.trainer.output_folder import OutputFolder
 BUDGET = 8192
 SETTINGS = {"extras": {}, "parallel": "auto", "resume_changed": False, "early_stopping_patience": None}
 SETTINGS |= {"token_budget": BUDGET, "frame_budget": None, "per_device_train_batch_size": None, "packed": True}
+SETTINGS |= {"lora_adapters": [], "load_in_4bit": False, "load_in_8bit": False, "freeze_modules": []}
 
 
 def config(folder, *micro_batches, stages=(), **training):
@@ -41,6 +42,7 @@ def config(folder, *micro_batches, stages=(), **training):
             name=stage["name"],
             max_steps=stage["max_steps"],
             data=data,
+            trainable_modules=None,
             training=SimpleNamespace(**{**common, "micro_batches_per_step": number}),
         )
         for stage, number in zip(asked, micro_batches or [1] * len(asked), strict=True)

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from speechlmm_core.checkpoint.coverage import Coverage
 from speechlmm_core.errors import DataError, SpeechLMMError
-from speechlmm_core.model.describe import describe_model
+from speechlmm_core.lora.plain import plain_names
+from speechlmm_core.model.describe import ComponentDescription, describe_model
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.config import RunConfig
@@ -33,11 +35,12 @@ def component_table(config: RunConfig) -> Iterator[str]:
     model = planned_model(config)
     freeze_for(model, stage)
     rows = describe_model(model)
+    coverage = initial_coverage(config)
     cells = [
         (
             row.name,
             row.class_name,
-            row.source,
+            _source(row, coverage),
             f"{row.num_parameters:,}",
             f"{row.num_trainable:,}",
             row.dtype or "-",
@@ -53,6 +56,14 @@ def component_table(config: RunConfig) -> Iterator[str]:
     for row in table:
         pairs = zip(row, widths, _HEAD, strict=True)
         yield "  ".join(cell.rjust(w) if head in _NUMBERS else cell.ljust(w) for cell, w, head in pairs).rstrip()
+
+
+def _source(row: ComponentDescription, coverage: Coverage | None) -> str:
+    """Where a component's weights come from: `pretrained_checkpoint` before its own base checkpoint."""
+    found = coverage.components.get(row.name) if coverage is not None else None
+    if coverage is None or found is None or not found.loaded:
+        return row.source
+    return f"{coverage.folder}{f' and {row.source}' if found.new else ''}"
 
 
 def coverage_lines(config: RunConfig) -> Iterator[str]:
@@ -176,11 +187,11 @@ def _share(model: SpeechLMM) -> str:
 
 def _fixed(model: SpeechLMM) -> str:
     """Parameters that are fixed before anything is frozen, such as the positions of Whisper."""
+    plain = plain_names(model)
     found = [
-        f"{component}.{name} {parameter.numel():,}"
-        for component, module in model.components().items()
-        for name, parameter in module.named_parameters()
-        if not parameter.requires_grad
+        f"{plain[name]} {parameter.numel():,}"
+        for name, parameter in model.named_parameters()
+        if plain.get(name) in model.constants
     ]
     return ", ".join([*found[:3], *([f"and {len(found) - 3} more"] if len(found) > 3 else [])])
 

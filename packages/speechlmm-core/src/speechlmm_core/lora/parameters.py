@@ -40,8 +40,8 @@ def trained_biases(model: SpeechLMM) -> set[str]:
 
 
 def held_parameters(model: SpeechLMM) -> set[str]:
-    """The parameters that are not trained whatever else is said: those under a trained adapter, and quantised ones."""
-    roots = [adapter.target_module for adapter in model.lora_adapters if adapter.name not in model.frozen_adapters]
+    """The parameters that are not trained whatever else is said: those under an adapter, and quantised ones."""
+    roots = [adapter.target_module for adapter in model.lora_adapters]
     return {name for root in (*roots, *model.quantised_modules) for name in own_parameters(model, root)}
 
 

@@ -1,6 +1,6 @@
 """Freezing: parts of a model that get no gradient, no optimiser state, and stay in evaluation mode.
 
-What has an adapter that is trained is frozen but for the adapter, and so are quantised weights, whatever is named.
+What has an adapter is frozen but for adapters that are trained, and so are quantised weights, whatever is named.
 """
 
 from __future__ import annotations
@@ -99,13 +99,13 @@ def _means_adapters(name: str) -> bool:
 def _settle(model: SpeechLMM, frozen: Sequence[str]) -> None:
     """Records what can change from now on, and puts in evaluation mode what is frozen.
 
-    That is the named modules, those that only adapters train, and every module none of whose parameters train: a
+    That is the named modules, those that have adapters, and every module none of whose parameters train: a
     component whose network is frozen drops nothing out either, whatever name it was frozen by.
     """
     plain = plain_names(model)
     model.ever_trainable |= {plain[name] for name, p in model.named_parameters() if p.requires_grad and name in plain}
     still = [name for name, module in model.named_modules() if name and _is_still(module)]
-    still += [one.target_module for one in model.lora_adapters if one.name not in model.frozen_adapters]
+    still += [one.target_module for one in model.lora_adapters]
     outermost: list[str] = []
     for name in sorted({*frozen, *still}):
         if not any(name.startswith(f"{outer}.") for outer in outermost):

@@ -57,7 +57,9 @@ def check_stage(
     freeze_for(model, stage)
     _warn_of_the_untrained(model, stage)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ConfigError(f"stage {stage.name!r} trains nothing; every part of the model is frozen")
+        kept = ", ".join(sorted(model.frozen_adapters))
+        way = f"; name the adapter that is to be trained in training.lora_adapters (there: {kept})" if kept else ""
+        raise ConfigError(f"stage {stage.name!r} trains nothing; every part of the model is frozen{way}")
     try:
         parameter_groups(model, stage.training.lr_groups, strict=stage.own_lr_groups)
     except ConfigError as exc:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
+
+from pydantic import ValidationError
 
 from speechlmm_core.errors import CheckpointError, ConfigError
+from speechlmm_core.lora.config import LoraAdapterConfig
 from speechlmm_train.batching.sequence import changes
 from speechlmm_train.optimizer_state.kinds import DEFAULT, check_kind, check_spread, class_of, is_known, read_state
 from speechlmm_train.parallel_names import mode_of
@@ -18,6 +21,7 @@ from speechlmm_train.stage_config import ResolvedStage
 from speechlmm_train.trainer.best import RunState
 from speechlmm_train.trainer.checkpoints import Checkpoint, Progress
 from speechlmm_train.trainer.output_folder import OutputFolder
+from speechlmm_train.training_config import TrainingConfig
 
 SEQUENCE = "sequence.json"
 """What decided a checkpoint's batches, and where the next one lies."""
@@ -35,12 +39,17 @@ def check_going_on(
         steps: Steps of each; None where that is not known before the data are opened.
 
     Raises:
-        ConfigError: Stages that are over had other lengths, more has been trained than is asked for, or a finished run
-            left no checkpoint to go on from.
+        ConfigError: Stages that are over had other lengths, more has been trained than is asked for, other parts of the
+            model were, or a finished run left no checkpoint to go on from.
         CheckpointError: The optimiser is another one.
     """
     _check_progress(folder, checkpoint.progress if checkpoint else None, steps)
+    begun = (folder.config() or {}) if checkpoint is not None else {}
+    if begun:
+        _check_adapters(folder, begun, stages[0].training)
     if checkpoint is not None and not _is_over(checkpoint, steps):
+        if begun:
+            _check_frozen(folder, begun, checkpoint.progress.stage, stages)
         _check_optimizer(checkpoint, stages[checkpoint.progress.stage])
 
 
@@ -128,6 +137,53 @@ def _check_progress(folder: OutputFolder, at: Progress | None, steps: Sequence[i
             f"--resume: the run in {str(folder.path)!r} ended after another number of steps and left no checkpoint "
             "to go on from; start anew with --overwrite, or from its model with training.pretrained_checkpoint"
         )
+
+
+def _check_adapters(folder: OutputFolder, begun: Mapping[str, Any], asked: TrainingConfig) -> None:
+    training = cast("Mapping[str, Any]", begun.get("training") or {})
+    ours = [adapter.model_dump() for adapter in asked.lora_adapters]
+    theirs = [_adapter(one) for one in cast("Sequence[Any]", training.get("lora_adapters") or [])]
+    if sorted(ours, key=str) != sorted(theirs, key=str):
+        names = [", ".join(str(one.get("name")) for one in found) or "(none)" for found in (theirs, ours)]
+        said = f"{names[0]}, asked for {names[1]}" if names[0] != names[1] else f"{names[0]} with other fields"
+        _refuse(folder, f"training.lora_adapters {said}")
+    for key in ("load_in_4bit", "load_in_8bit"):
+        if bool(training.get(key)) != getattr(asked, key):
+            _refuse(folder, f"training.{key}={str(bool(training.get(key))).lower()}")
+
+
+def _adapter(given: Any) -> dict[str, Any]:
+    try:
+        return LoraAdapterConfig.model_validate(given).model_dump()
+    except ValidationError:  # of another version
+        return dict(given)
+
+
+def _check_frozen(folder: OutputFolder, begun: Mapping[str, Any], index: int, stages: Sequence[ResolvedStage]) -> None:
+    """What the stage under way trains is what its optimiser has states for; of stages to come, that may change."""
+    training = cast("Mapping[str, Any]", begun.get("training") or {})
+    rows = cast("Sequence[Mapping[str, Any]]", begun.get("stages") or [])
+    own: Mapping[str, Any] = rows[index] if index < len(rows) else {}
+    stage = stages[index]
+    frozen = own.get("freeze_modules")
+    before = _named(own.get("trainable_modules"), training.get("freeze_modules") if frozen is None else frozen)
+    if (after := _named(stage.trainable_modules, stage.training.freeze_modules)) != before:
+        (key, modules), (other, others) = before, after
+        said = f"{key} [{', '.join(modules)}], asked for {other} [{', '.join(others)}]"
+        _refuse(folder, f"{said} in stage {stage.name!r}")
+
+
+def _named(trainable: Sequence[str] | None, frozen: Sequence[str] | None) -> tuple[str, list[str]]:
+    if trainable is not None:
+        return "trainable_modules", sorted(trainable)
+    return "freeze_modules", sorted(frozen or [])
+
+
+def _refuse(folder: OutputFolder, begun_with: str) -> None:
+    raise ConfigError(
+        f"--resume: the run in {str(folder.path)!r} was begun with {begun_with}; go on with what it had, or start from "
+        "its weights with training.pretrained_checkpoint and another training.output_dir"
+    )
 
 
 def _is_over(checkpoint: Checkpoint, steps: Sequence[int | None]) -> bool:

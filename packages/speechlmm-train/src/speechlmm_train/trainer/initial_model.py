@@ -80,7 +80,7 @@ def put_on(model: SpeechLMM, adapters: Sequence[LoraAdapterConfig]) -> None:
     model.frozen_adapters = frozenset(there) - {adapter.name for adapter in adapters}
     if model.frozen_adapters:
         kept = ", ".join(sorted(model.frozen_adapters))
-        note(f"adapters that stay as they are, as training.lora_adapters does not name them: {kept}")
+        note(f"adapters that training.lora_adapters does not name stay as they are, and what lies beneath: {kept}")
 
 
 def check_adapters(wanted: Sequence[LoraAdapterConfig], there: Sequence[LoraAdapterConfig], source: str) -> None:
