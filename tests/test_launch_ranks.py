@@ -88,9 +88,15 @@ folder = Path(sys.argv[1])
 def stop(*_):
     sys.exit(75)
 signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 (folder / f"{os.environ['RANK']}.tmp").write_text(str(os.getpid()))
 (folder / f"{os.environ['RANK']}.tmp").rename(folder / f"{os.environ['RANK']}.pid")
-time.sleep(600)
+try:
+    time.sleep(600)
+except KeyboardInterrupt:
+    time.sleep(0.5)
+    print("error: interrupted; nothing is lost", file=sys.stderr, flush=True)
+    sys.exit(130)
 """
 LAUNCHER = """
 import sys
@@ -106,11 +112,17 @@ sys.exit(run_processes([str(folder / "waits.py"), str(folder)], processes=2, log
 )
 def test_what_ends_the_launcher_ends_all_ranks(tmp_path, number, code):
     (tmp_path / "waits.py").write_text(WAITS)
-    with subprocess.Popen([sys.executable, "-c", LAUNCHER, str(tmp_path)]) as launcher:
+    command = [sys.executable, "-c", LAUNCHER, str(tmp_path)]
+    with (tmp_path / "shown").open("wb") as shown, subprocess.Popen(command, stderr=shown) as launcher:
         wait_until(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
         pids = [int(file.read_text()) for file in tmp_path.glob("*.pid")]
         launcher.send_signal(number)
+        if number == signal.SIGINT:  # from the terminal, and from what stands above the launcher there
+            time.sleep(0.1)
+            launcher.send_signal(number)
         assert launcher.wait(120) == code
+    if number == signal.SIGINT:
+        assert (tmp_path / "shown").read_text() == "error: interrupted; nothing is lost\n"
     wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
 
 

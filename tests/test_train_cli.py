@@ -1,6 +1,11 @@
 """The training command line with the installed components: plan, run and evaluate, and their mistakes."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -162,6 +167,38 @@ def test_a_mistake_in_a_run_is_one_line(capsys, manifest, tmp_path, override, ex
         assert expected in err
         assert not out.exists()
     assert "Traceback" not in err
+
+
+def test_ctrl_c_says_what_is_left_though_a_wrapper_hands_it_on_once_more(manifest, tmp_path):
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    code += "from speechlmm_train.cli.main import main; main()"
+    out = tmp_path / "out"
+    overrides = [*TINY, f"data.train=[{manifest}]", f"training.output_dir={out}", "training.max_steps=100000"]
+    overrides += ["training.save_steps=3", "training.save_total_limit=2", "training.report_to=none"]
+    command = [sys.executable, "-c", code, "run", *overrides, "--no-progress"]
+    with (tmp_path / "shown").open("wb") as shown:
+        process = subprocess.Popen(command, stdout=shown, stderr=shown, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(out.glob("checkpoint-*")):
+            assert process.poll() is None, (tmp_path / "shown").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+        process.wait()
+    last = max(int(path.name.rpartition("-")[2]) for path in out.glob("checkpoint-*"))
+    left = f"interrupted; the last checkpoint is checkpoint-{last}, and --resume goes on from there"
+    told = (tmp_path / "shown").read_text()
+    assert told.endswith(f"\nerror: {left}\n")
+    assert told.count("interrupted") == 1
+    assert "Traceback" not in told
+    state = json.loads((out / "launch" / "state.json").read_text())
+    assert (state["state"], state["exit_code"], state["reason"]) == ("failed", 130, left)
 
 
 def test_an_adapter_that_does_not_reach_the_width(capsys, manifest, tmp_path):

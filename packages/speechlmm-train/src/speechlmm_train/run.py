@@ -76,10 +76,29 @@ def run(
         DataError: Data are wrong; every fault is reported before anything is trained.
         CheckpointError: A checkpoint does not fit or cannot be saved.
         PreemptedError: The run was asked to stop (SIGTERM, SIGUSR1), and did so after a step, with a checkpoint.
+        KeyboardInterrupt: Ctrl-C; its words say what was saved before.
     """
-    started = time.perf_counter()
+    folder = OutputFolder(config.training.output_dir, beside=beside)
     written = dict(plain) if plain is not None else config.model_dump(mode="json")
-    base = base or Path.cwd()
+    try:
+        return _run(
+            config, folder, written, base=base or Path.cwd(), resume=resume, overwrite=overwrite, progress=progress
+        )
+    except KeyboardInterrupt as exc:
+        raise KeyboardInterrupt(f"interrupted; {folder.remaining()}") from exc
+
+
+def _run(
+    config: RunConfig,
+    folder: OutputFolder,
+    written: dict[str, Any],
+    *,
+    base: Path,
+    resume: bool,
+    overwrite: bool,
+    progress: bool,
+) -> RunReport:
+    started = time.perf_counter()
     for stage in config.resolved_stages():
         parallel_arguments(stage.training, world_size=Ranks.of_environment().world_size, base=base)
     mode = mode_of(config.training.parallel, Ranks.of_environment().world_size)
@@ -88,7 +107,6 @@ def run(
         alone=mode in ("zero", "fsdp2"),
         timeout_s=float(config.training.ddp_timeout),
     )
-    folder = OutputFolder(config.training.output_dir, beside=beside)
     ranks.on_main(lambda: folder.check(resume=resume, overwrite=overwrite))
     config, written = settle_budgets(config, written, folder=folder.path, base=base, ranks=ranks, resume=resume)
     if resume:
@@ -121,8 +139,6 @@ def run(
         with stop, logging_redirect_tqdm():  # warnings stand on lines of their own, not behind the progress bar
             for index in range(len(stages)):
                 all_stages.train(index)
-    except KeyboardInterrupt as exc:
-        raise KeyboardInterrupt(f"interrupted; {folder.remaining()}") from exc
     finally:
         reporter.close()
         if ranks.is_main:

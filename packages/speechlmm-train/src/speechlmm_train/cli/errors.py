@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
-from speechlmm_core.wording import INTERRUPTED, USAGE, word
+from speechlmm_core.wording import USAGE, word
 
 
 def report(exc: BaseException) -> int:
     """Prints one line for each fault and returns the exit code."""
     if isinstance(exc, click.Abort):
-        lines, code = ["interrupted"], INTERRUPTED
+        # click puts this in the place of a KeyboardInterrupt, whose own words say what is left.
+        lines, code = word(exc.__cause__ if isinstance(exc.__cause__, KeyboardInterrupt) else KeyboardInterrupt())
     elif isinstance(exc, click.ClickException):
         lines, code = [_usage(exc)], USAGE
     else:

@@ -11,6 +11,8 @@ import click
 
 from speechlmm_train.cli.commands import COMMANDS
 from speechlmm_train.cli.errors import report
+from speechlmm_train.interrupts import heed_once
+from speechlmm_train.parallel.quiet import quiet_imports
 
 
 class LazyGroup(click.Group):
@@ -42,6 +44,8 @@ def cli() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command and exits: 0, or 2 for a user's mistake, 130 after Ctrl-C, 1 for a fault of ours."""
+    heed_once()
+    quiet_imports()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         code = cli.main(arguments or ["--help"], prog_name="speechlmm-train", standalone_mode=False)

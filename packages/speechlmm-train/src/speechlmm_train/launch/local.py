@@ -15,12 +15,12 @@ from speechlmm_train.launch.cause import TERMINATED
 from speechlmm_train.launch.claim import beating, claim
 from speechlmm_train.launch.job import Job
 from speechlmm_train.launch.processes import TIMED_OUT, Group, port_is_free, run_processes
-from speechlmm_train.launch.reasons import reason_of
+from speechlmm_train.launch.reasons import faults_in, log_of, reason_of
 from speechlmm_train.launch.state import JOB
 from speechlmm_train.trainer.output_folder import LAUNCH, OutputFolder
 
 WORKER = "speechlmm_train.launch.worker"
-_ENDED = {0: "", INTERRUPTED: "interrupted", TERMINATED: "ended by SIGTERM"}
+_ENDED = {0: "", TERMINATED: "ended by SIGTERM"}
 
 
 def run_job(
@@ -64,7 +64,7 @@ def run_job(
         group = Group(port=port or 0)
         with beating(job.output_dir):
             code = run_processes(arguments, processes=processes, logs=logs, group=group, timeout=timeout)
-        reason = _reason(code, logs, processes, timeout)
+        reason = _interrupted(logs, job.output_dir) if code == INTERRUPTED else _reason(code, logs, processes, timeout)
     except BaseException as exc:
         lines, code = word(exc)
         reason = "; ".join(lines)
@@ -73,6 +73,15 @@ def run_job(
         with suppress(OSError):  # a full disk, say: what ended the run matters more
             state.over(code, reason).write(job.output_dir)
     return code
+
+
+def _interrupted(logs: Path, output_dir: Path) -> str:
+    """What Ctrl-C has left: as rank 0 says, which has been shown, or said here if that did not come to it."""
+    said = next((line for line in faults_in(log_of(logs, 0)) if line.startswith("interrupted")), None)
+    if said is None:
+        said = f"interrupted; {OutputFolder(output_dir).remaining()}"
+        click.echo(f"error: {said}", err=True)
+    return said
 
 
 def _reason(code: int, logs: Path, processes: int, timeout: float | None) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from speechlmm_core.errors import ConfigError
 from speechlmm_core.wording import FAULT, INTERRUPTED
 from speechlmm_train.environment import environment
+from speechlmm_train.interrupts import interrupted_by
 from speechlmm_train.launch.cause import TERMINATED, Failure, first_cause
 from speechlmm_train.launch.reasons import failure_of, faults_in, leave, log_of, raised_in, signal_name
 from speechlmm_train.launch.surroundings import StoppingError, alarm, following, passing_on
@@ -135,10 +136,15 @@ def _launch(arguments: Sequence[str], processes: int, logs: Path, group: Group) 
         max_restarts=0,
         monitor_interval=0.2,
         shutdown_timeout=_SHUTDOWN_S,
-        signals_to_handle="SIGINT,SIGHUP,SIGQUIT",
+        signals_to_handle="SIGHUP,SIGQUIT",
     )
+
+    def interrupted() -> SignalException:
+        return SignalException("interrupted", sigval=signal.SIGINT)
+
     try:
-        with passing_on([signal.SIGTERM]):
+        # The launcher's own handler takes a second signal for a reason to end ranks that still say what is left.
+        with passing_on([signal.SIGTERM]), interrupted_by(interrupted):
             elastic_launch(config, sys.executable)(*arguments)
     except ChildFailedError as exc:
         return _tell(exc.failures, logs)

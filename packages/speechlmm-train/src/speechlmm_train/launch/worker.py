@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 
 from speechlmm_core.wording import word
+from speechlmm_train.interrupts import heed_once
 from speechlmm_train.launch.job import Job
 
 PR_SET_PDEATHSIG = 1
@@ -90,6 +91,7 @@ def die_with_parent() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command and exits with its code."""
+    heed_once()
     code = worker.main(
         list(sys.argv[1:] if argv is None else argv), prog_name="speechlmm_train.launch.worker", standalone_mode=False
     )

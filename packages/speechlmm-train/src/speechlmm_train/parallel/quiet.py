@@ -16,6 +16,12 @@ _IDLE = (
 forward pass. Accelerate takes DeepSpeed's number of micro-batches, which is the right one. And transformers compares
 numbers of its own where a run goes on, which are not those that the run is made of."""
 
+_UNASKED = {
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",  # a kernel for inference on CPUs
+    "DeepSpeed": "Setting accelerator to CPU",
+}
+"""What libraries tell as soon as they are imported, by the names of their loggers."""
+
 _LOGGERS = ("DeepSpeed", "accelerate.accelerator", "transformers.trainer_utils")
 
 
@@ -37,12 +43,12 @@ def quiet() -> Iterator[None]:
 
 def quiet_imports() -> None:
     """Leaves out what libraries tell that others import wherever they are installed, whether or not they are used."""
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # of a kernel for inference on CPUs
-    logging.getLogger("DeepSpeed").addFilter(_of_use)
+    for name in _UNASKED:
+        logging.getLogger(name).addFilter(_of_use)
 
 
 def _of_use(record: logging.LogRecord) -> bool:
-    return "Setting accelerator to CPU" not in record.getMessage()
+    return _UNASKED[record.name] not in record.getMessage()
 
 
 def _wanted(record: logging.LogRecord) -> bool:
