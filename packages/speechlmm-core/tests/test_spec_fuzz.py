@@ -165,6 +165,19 @@ ANYTHING = st.recursive(
 )
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("min_duration", False), ("weight", True), ("min_num_words", True), ("min_quality", "1"), ("task", {})],
+)
+def test_what_the_schema_refuses_and_the_parser_took(folder: Path, field: str, value: Any) -> None:
+    (line,) = check({"datasets": [{"type": "jsonl", "path": "a.jsonl", field: value}]}, folder)
+    assert field in line
+
+
+def test_a_key_with_the_end_of_a_line_makes_no_second_line(folder: Path) -> None:
+    assert check({"datasets": [{"type": "jsonl", "path": "a.jsonl", "amount": {"\n": "\0"}}]}, folder)
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(field=st.sampled_from(properties()), value=ANYTHING)
 def test_fields_of_the_schema_take_anything(folder: Path, field: tuple[int, str], value: Any) -> None:

@@ -13,8 +13,10 @@ from speechlmm_core.interfaces.task import AnyTask
 
 Destination = Literal["train", "eval", "test", "guard"]
 """What a partition is for: training, evaluation while it goes on, a final evaluation, or to notice what gets worse."""
-NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=0, le=10**9)]
+# Strict, as the schema is: `false` is no number of seconds.
+Number = Annotated[float, Field(strict=True)]
+NotNegative = Annotated[Number, Field(ge=0)]
+Count = Annotated[int, Field(strict=True, ge=0, le=10**9)]
 Amount = Annotated[int | str | None, BeforeValidator(check_amount)]
 
 
@@ -37,7 +39,7 @@ class PartitionSpec(_Part):
     """Words of the answer at least."""
     max_num_words: Count | None = None
     """Words of the answer at most."""
-    min_quality: float | None = None
+    min_quality: Number | None = None
     """The corpus' own score at least."""
 
     @model_validator(mode="after")

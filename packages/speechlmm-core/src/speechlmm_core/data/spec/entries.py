@@ -300,7 +300,7 @@ def _task(task: Any, options: Any, place: str, faults: SpecFaults) -> TaskConfig
         return task
     options = _mapping(options, f"{place}.task_options", faults)
     given: dict[str, Any] = {"type": task} if isinstance(task, str) else _mapping(task, f"{place}.task", faults)
-    if not given:
+    if not given and task != {}:
         if options:
             faults.add(f"{place}.task_options", "there is no `task` that takes them")
         return None

@@ -40,6 +40,7 @@ class SpecFaults:
 
     def add(self, place: str, message: str) -> None:
         """Notes a fault at a path (`datasets[2].partitions.dev.amount`)."""
+        place = "".join(one if one.isprintable() else repr(one)[1:-1] for one in place)  # a key may hold a line's end
         self.lines.append(f"{shortened(place)}: {shortened(' '.join(message.split()))}")
 
     def validated(self, cls: type[B], values: Mapping[str, Any], place: str) -> B | None:
