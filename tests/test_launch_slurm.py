@@ -127,7 +127,7 @@ def test_a_sweep_is_a_job_for_each_run_and_is_done_once(start, place):
 @pytest.fixture(scope="module")
 def failing(start):
     """A job that fails, begun beside the one of the test before its own, for most of its time goes into starting."""
-    process = start(*run("fails", manifest="nowhere.jsonl"))
+    process = start(*run("fails", "hydra.launcher.nodelist=n0", manifest="nowhere.jsonl"))
     yield process
     if process.poll() is None:
         process.kill()
@@ -144,14 +144,20 @@ def test_a_job_that_is_queued_again_resumes(start, cluster, place, failing):
     wait_until(lambda: any(folder.glob("checkpoint-*/config.json")))
     # Another job takes its node. It is given time, saves, and ends itself long before that is over.
     both = f"--cpus-per-task={tool.CPUS}"
-    cluster.run(["sbatch", "--partition=urgent", "--nodelist=n1", both, "--output=/dev/null", "--wrap=true"])
+    wanted = ["--partition=urgent", "--nodelist=n1", both, "--output=/dev/null", "--wrap=true"]
+    urgent = cluster.run(["sbatch", "--parsable", *wanted]).strip()
     began = time.monotonic()
     wait_until(lambda: cluster.run(["squeue", "--noheader", "--format=%T", f"--jobs={job}"]).strip() == "PENDING")
     assert time.monotonic() - began < tool.GRACE_S
     assert "SIGTERM" in json.loads((folder / "launch" / "state.json").read_text())["reason"]
-    # SLURM gives a job that was queued again two minutes before it starts.
-    cluster.run(["scontrol", "update", f"jobid={job}", "starttime=now"])
-    wait_until(lambda: json.loads((folder / "launch" / "state.json").read_text())["restarts"] == 1)
+    wait_until(lambda: not cluster.run(["squeue", "--noheader", "--states=PD,R,CG", f"--jobs={urgent}"]).strip())
+
+    def restarted():
+        # SLURM gives a job that was queued again two minutes before it starts, once its processes are gone.
+        cluster.run(["scontrol", "update", f"jobid={job}", "starttime=now"])
+        return json.loads((folder / "launch" / "state.json").read_text())["restarts"] == 1
+
+    wait_until(restarted, told=lambda: cluster.run(["squeue", "--long"]) + cluster.run(["sinfo", "--Node", "--long"]))
     logs = folder / "launch" / f"job-{job}-restart-1"
     wait_until((logs / "job.json").exists)
     again = json.loads((logs / "job.json").read_text())
@@ -171,10 +177,10 @@ def test_a_job_that_is_queued_again_resumes(start, cluster, place, failing):
     cluster.run(["scancel", job])
 
 
-def wait_until(condition, timeout=240):
+def wait_until(condition, timeout=240, told=str):
     deadline = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, told()
         time.sleep(0.3)
 
 
