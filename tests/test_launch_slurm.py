@@ -152,9 +152,9 @@ def test_a_job_that_is_queued_again_resumes(start, cluster, place, failing):
     assert "SIGTERM" in json.loads((folder / "launch" / "state.json").read_text())["reason"]
     wait_until(lambda: not cluster.run(["squeue", "--noheader", "--states=PD,R,CG", f"--jobs={urgent}"]).strip())
 
+    hurry(cluster, job)
+
     def restarted():
-        # SLURM gives a job that was queued again two minutes before it starts, once its processes are gone.
-        cluster.run(["scontrol", "update", f"jobid={job}", "starttime=now"])
         return json.loads((folder / "launch" / "state.json").read_text())["restarts"] == 1
 
     wait_until(restarted, told=lambda: cluster.run(["squeue", "--long"]) + cluster.run(["sinfo", "--Node", "--long"]))
@@ -175,6 +175,15 @@ def test_a_job_that_is_queued_again_resumes(start, cluster, place, failing):
     code, out, _ = end(start("status", "again"))
     assert (code, "queued" in out, "queued again" in out) == (0, True, True)
     cluster.run(["scancel", job])
+
+
+def hurry(cluster, job):
+    """Has a job that was queued again start without the two minutes that SLURM gives it.
+
+    In the second in which it was ended, its credential would be taken for the revoked one, and the job be killed.
+    """
+    time.sleep(3)
+    cluster.run(["scontrol", "update", f"jobid={job}", "starttime=now"])
 
 
 def wait_until(condition, timeout=240, told=str):
@@ -237,7 +246,7 @@ def test_what_is_to_be_overwritten_is_so_even_if_the_job_is_queued_again_before(
     cluster.run(["scontrol", "requeue", job])
     wait_until(lambda: cluster.run(["squeue", "--noheader", "--format=%T", f"--jobs={job}"]).strip() == "PENDING")
     assert (place / "two" / "model").is_dir()  # it had not come as far as removing anything
-    cluster.run(["scontrol", "update", f"jobid={job}", "starttime=now"])
+    hurry(cluster, job)
     again = launch / f"job-{job}-restart-1" / "job.json"
     wait_until(again.exists)
     assert (json.loads(again.read_text())["overwrite"], json.loads(again.read_text())["resume"]) == (True, False)
