@@ -130,7 +130,8 @@ def test_a_process_that_cannot_gather_ends_all(two, root):
 ALONE = """
 import os
 from torch import distributed
-from speechlmm_train.parallel.ranks import Ranks, own_variables_kept
+from speechlmm_train.parallel.leaving import own_variables_kept
+from speechlmm_train.parallel.ranks import Ranks
 
 before = dict(os.environ)
 for _ in range(2):

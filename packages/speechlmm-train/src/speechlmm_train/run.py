@@ -21,9 +21,10 @@ from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.config import RunConfig
 from speechlmm_train.parallel.arguments import parallel_arguments
 from speechlmm_train.parallel.kernels import use_kernels
+from speechlmm_train.parallel.leaving import own_variables_kept
 from speechlmm_train.parallel.loading import spread_while_loading
 from speechlmm_train.parallel.quiet import quiet
-from speechlmm_train.parallel.ranks import Ranks, own_variables_kept
+from speechlmm_train.parallel.ranks import Ranks
 from speechlmm_train.parallel.wrap import untrained
 from speechlmm_train.parallel_names import mode_of
 from speechlmm_train.preflight.budget import settle_budgets

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import atexit
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
 from speechlmm_core.errors import OutOfStepError, SpeechLMMError
-from speechlmm_train.environment import variables_kept
+from speechlmm_train.parallel.leaving import OF_ONE, leave
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -49,7 +48,7 @@ class Ranks:
     @classmethod
     def of_environment(cls) -> Ranks:
         """What the launcher says, without a word to the other processes."""
-        numbers = [int(os.environ.get(name, default)) for name, default in _VARIABLES]
+        numbers = [int(os.environ.get(name, OF_ONE[name])) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
         return cls(*numbers)
 
     @classmethod
@@ -76,7 +75,7 @@ class Ranks:
             torch.cuda.set_device(found.local_rank)
         started = "MASTER_ADDR" in os.environ
         if not started:
-            os.environ.update(_OF_ONE)
+            os.environ.update(OF_ONE)
         if not distributed.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
             try:
@@ -91,7 +90,7 @@ class Ranks:
                     f"{timeout_s:.0f} s ({' '.join(str(exc).split())[:200]}); see whether each of them, and each node, "
                     "has started, and that the port is free"
                 ) from exc
-            atexit.register(_leave)
+            atexit.register(leave)
         group = distributed.new_group(backend="gloo", timeout=limit)
         return cls(found.rank, found.world_size, found.local_rank, group, timeout_s)
 
@@ -215,11 +214,6 @@ class Ranks:
         return self.share(again, lambda _: None)[0]
 
 
-_VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
-_OF_ONE = {**dict(_VARIABLES), "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}
-"""By which accelerate and DeepSpeed know of a group of one process."""
-
-
 def _attempt(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
     try:
         return work(), None
@@ -235,36 +229,6 @@ def _alone(backend: str, limit: timedelta) -> None:
     from torch._C._distributed_c10d import HashStore  # where it comes from: torch.distributed does not list it
 
     distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=limit)
-
-
-@dataclass
-class _Last:
-    """How the last run of this process ended."""
-
-    well: bool = True
-
-
-_last = _Last()
-
-
-def _leave() -> None:
-    """Takes the group down in order: what it left running could abort a process that had ended well.
-
-    After a fault the others may never come to this, for which NCCL would wait, and the group ends with the process.
-    """
-    from torch import distributed
-
-    if distributed.is_initialized() and _last.well and getattr(sys, "last_value", None) is None:
-        distributed.destroy_process_group()
-
-
-@contextmanager
-def own_variables_kept() -> Iterator[None]:
-    """Leaves the variables by which processes know of each other as they were, and notes whether the run ended well."""
-    _last.well = False
-    with variables_kept(_OF_ONE):
-        yield
-    _last.well = True
 
 
 class _Named:
