@@ -48,6 +48,16 @@ def commands(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def attempt(tmp_path):
+    """The folder of job 7's first attempt, which its first node has begun."""
+    folder = tmp_path / "out" / "launch" / "job-7"
+    folder.mkdir(parents=True)
+    (folder / "meeting.json").write_text('{"address": "a", "port": 20000}')
+    (folder / "node-0.up").touch()
+    return folder
+
+
+@pytest.fixture
 def node(tmp_path, monkeypatch, commands):
     """Does a node's share of job 7 with a script in place of its ranks; gives the exit code."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGCONT)}
@@ -178,11 +188,7 @@ def test_ranks_that_something_else_ends_have_failed(tmp_path, node):
     assert not (tmp_path / "out" / "launch" / "requeue").exists()
 
 
-def test_on_other_nodes_the_end_of_a_run_that_was_asked_to_stop_is_no_failure(tmp_path, node):
-    attempt = tmp_path / "out" / "launch" / "job-7"
-    attempt.mkdir(parents=True)
-    (attempt / "meeting.json").write_text('{"address": "a", "port": 20000}')
-    (attempt / "node-0.up").touch()
+def test_on_other_nodes_the_end_of_a_run_that_was_asked_to_stop_is_no_failure(tmp_path, node, attempt):
     assert node("trap 'exit 75' TERM; sleep 60 & wait", meanwhile=sigterm, number=1, nodes="a,b") == 0
     assert first_failure(attempt) == (75, "")
     assert not (tmp_path / "out" / "launch" / "state.json").exists()
@@ -236,11 +242,7 @@ def test_ranks_that_are_ended_as_they_start_are_preempted_unless_a_node_has_fail
     assert (tmp_path / "out" / "launch" / "requeue").exists() == (code == 75)
 
 
-def test_another_node_that_is_ended_as_it_starts_leaves_it_to_the_first_what_that_means(tmp_path, node):
-    attempt = tmp_path / "out" / "launch" / "job-7"
-    attempt.mkdir(parents=True)
-    (attempt / "meeting.json").write_text('{"address": "a", "port": 20000}')
-    (attempt / "node-0.up").touch()
+def test_another_node_that_is_ended_as_it_starts_leaves_it_to_the_first_what_that_means(node, attempt):
     assert node("sleep 60; exit 1", meanwhile=sigterm, number=1, nodes="a,b") == 0
     _, code, _, asked = json.loads((attempt / "node-1.failed").read_text())
     assert (code, asked) == (143, True)
