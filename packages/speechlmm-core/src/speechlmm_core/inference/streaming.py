@@ -5,6 +5,7 @@ Shapes: B batch, N tokens.
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Iterator, Mapping
 from queue import SimpleQueue
@@ -115,13 +116,21 @@ def stream_text(
             streamer.queue.put(None)
 
     thread = threading.Thread(target=work, name="speechlmm-generate", daemon=True)
+
+    def leave() -> None:
+        stop.event.set()
+        thread.join()
+
+    # A reader that still holds the stream when Python ends, such as in a traceback, does not close it. Python would end
+    # the thread in the middle of torch's code, which aborts the process.
+    atexit.register(leave)
     thread.start()
     try:
         while (piece := streamer.queue.get()) is not None:
             if piece:
                 yield piece
     finally:
-        stop.event.set()
-        thread.join()
+        leave()
+        atexit.unregister(leave)
     if failure:
         raise failure[0]
