@@ -14,7 +14,7 @@ from transformers import Trainer
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_train.compose import compose_plain, validate
 from speechlmm_train.parallel.wrap import to_device
-from speechlmm_train.trainer import trainer as module
+from speechlmm_train.trainer import spread as module
 from speechlmm_train.trainer.trainer import SpeechLMMTrainer
 
 META = torch.device("meta")

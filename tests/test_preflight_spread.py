@@ -59,7 +59,7 @@ def no_room(self, micro_batch):
         raise MemoryError
     return of_loader(self, micro_batch)
 PLANTED = {
-    "short-spread": ("speechlmm_train.trainer.trainer.shard", none_left),
+    "short-spread": ("speechlmm_train.trainer.spread.shard", none_left),
     "short-wrapped": ("accelerate.Accelerator.prepare", none_left),
     "short-states": ("torch.optim.AdamW.step", no_host),
     "broken": ("accelerate.Accelerator.prepare", broken),

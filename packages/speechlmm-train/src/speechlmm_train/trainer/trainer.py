@@ -8,7 +8,7 @@ number of processes, and resumed or not; checkpoints are written whole or not at
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,12 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from speechlmm_core.checkpoint.fill import is_spread
 from speechlmm_core.interfaces.objective import weight_at
 from speechlmm_core.model.speechlmm import SpeechLMM
 from speechlmm_core.processor.processor import SpeechLMMProcessor
 from speechlmm_train.batching.loader import ORIGIN
 from speechlmm_train.parallel.ranks import Ranks
-from speechlmm_train.parallel.touch import give_gradients, reached, statistics_kept, still, touched, unreached
-from speechlmm_train.parallel.wrap import gather_at_start, hidden, leave_whole, shard, to_device
+from speechlmm_train.parallel.touch import give_gradients, reached, statistics_kept, touched, unreached
 from speechlmm_train.trainer.best import RunState
 from speechlmm_train.trainer.callbacks import Reporter
 from speechlmm_train.trainer.checkpointing import read_training_state, write_checkpoint
@@ -37,15 +35,15 @@ from speechlmm_train.trainer.preemption import StopRequest, StopWhenAsked
 from speechlmm_train.trainer.progress import StepCallback
 from speechlmm_train.trainer.schedule import cosine_with_restarts, is_ours
 from speechlmm_train.trainer.seeding import seed_step
+from speechlmm_train.trainer.spread import SpreadTrainer
 from speechlmm_train.trainer.stage_context import StageContext
 from speechlmm_train.trainer.tally import ITEMS
-from speechlmm_train.trainer.watched import WatchedTrainer
 
 STOP = "/stop"
 """Stands beside the units of losses in what processes tell each other of a step."""
 
 
-class SpeechLMMTrainer(WatchedTrainer):
+class SpeechLMMTrainer(SpreadTrainer):
     """Trains one stage.
 
     Args:
@@ -79,20 +77,12 @@ class SpeechLMMTrainer(WatchedTrainer):
         ranks: Ranks | None = None,
         stop: StopRequest | None = None,
     ) -> None:
-        if stage.mode == "fsdp2":
-            still(model, stage.inputs)
-            shard(model, whole=stage.whole, device=args.device, bf16=args.bf16)
-        elif stage.mode != "none":
-            still(model, stage.inputs)
-        super().__init__(model=model, args=args, callbacks=callbacks)
-        if stage.mode == "fsdp2":
-            self.is_distributed_loading_by_transformers = True  # so that it is not spread a second time
+        super().__init__(model=model, args=args, stage=stage, callbacks=callbacks)
         self.remove_callback(PrinterCallback)
         self.add_callback(StepCallback(reporter, stage.name))
         self.add_callback(StopWhenAsked(self))
         self.processor = processor
         self.batches = batches
-        self.stage: StageContext = stage
         self.folder = folder
         self.reporter = reporter
         self.run_state = run_state or RunState()
@@ -108,8 +98,6 @@ class SpeechLMMTrainer(WatchedTrainer):
         """Whether the training has ended for that."""
         self._counts: dict[str, int] = {}
         self._number = 0
-        self._norm: Tensor | None = None
-        self._hidden = ExitStack()
         self._unreached: dict[tuple[str, ...], list[nn.Parameter]] = {}
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -196,53 +184,12 @@ class SpeechLMMTrainer(WatchedTrainer):
         return self._unreached[kind]
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
-        """Spreads the model; DeepSpeed's own checkpoints are never looked for."""
-        with self._hidden:  # whatever fails
-            prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        assert isinstance(self.model, SpeechLMM)
-        if self.stage.mode == "zero":
-            to_device(self.model, whole=self.stage.whole, device=self.args.device)
-            gather_at_start(self.model)
-            leave_whole(self.model_wrapped, self.model, self.stage.whole)
-            self._clip_before_step()
-            if self.halved:
-                self.model.forward = torch.autocast(self.args.device.type, torch.float16)(self.model.forward)
+        """Reads our own checkpoint, when all is laid out; DeepSpeed's are never looked for."""
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         if resume_from_checkpoint is not None:
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
             self._load_scaler(resume_from_checkpoint)
         return prepared
-
-    @property
-    def halved(self) -> bool:
-        """Whether DeepSpeed has put the weights that it spreads into fp16, beside others in fp32."""
-        return self.stage.mode == "zero" and self.args.fp16
-
-    def _clip_before_step(self) -> None:
-        """With ZeRO's stage 0, clips gradients when they are summed up: there, DeepSpeed does not tell their norm."""
-        plain = getattr(self.model_wrapped, "optimizer", None)
-        if not isinstance(plain, torch.optim.Optimizer):
-            return
-
-        def clip(*_: Any) -> None:
-            limit = self.stage.max_grad_norm or float("inf")
-            parameters = [one for group in plain.param_groups for one in group["params"]]
-            self._norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-
-        plain.register_step_pre_hook(clip)
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        return super()._get_grad_norm(model, grad_norm=grad_norm if self._norm is None else self._norm)
-
-    @contextmanager
-    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
-        """Gradients are spread at every micro-batch: whole ones would need the memory that FSDP is there to save."""
-        yield
-
-    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
-        if self.stage.mode == "zero":  # until the scheduler is made, which comes next
-            assert isinstance(self.model, SpeechLMM)
-            self._hidden.enter_context(hidden(self.model, self.stage.whole))
-        return super()._wrap_model(model, training, dataloader)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The schedule of the learning rate; whatever stays whole is back in the model by then."""
@@ -254,10 +201,6 @@ class SpeechLMMTrainer(WatchedTrainer):
             )
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
-
-    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
-        if not any(is_spread(parameter) for parameter in model.parameters()):  # FSDP has put it there
-            super()._move_model_to_device(model, device)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimiser, with a group for each learning rate in `lr_groups`."""
