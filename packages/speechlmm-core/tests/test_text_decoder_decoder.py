@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from speechlmm_core.errors import CheckpointError, ConfigError
 from speechlmm_core.interfaces.context import BuildContext
 from speechlmm_core.text_decoder.config import CausalLMConfig
-from speechlmm_core.text_decoder.decoder import check_logits
+from speechlmm_core.text_decoder.logit_check import check_logits
 
 PRESETS = resources.files("speechlmm_core.presets.model.text_decoder")
 TINY = ("tiny_llama", "tiny_mistral", "tiny_qwen3", "tiny_gemma3", "tiny_smollm3")

@@ -5,16 +5,15 @@ Shapes: R rows, N positions, D hidden, V vocabulary, S segments.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from speechlmm_core.attention.choice import choose_attention
@@ -23,8 +22,8 @@ from speechlmm_core.errors import ConfigError
 from speechlmm_core.interfaces.modules import TextDecoder
 from speechlmm_core.lora.plain import plain_names
 from speechlmm_core.lora.weight import effective_weight
-from speechlmm_core.losses.logits import logit_transform
 from speechlmm_core.text_decoder.config import merge
+from speechlmm_core.text_decoder.logit_check import check_logits
 
 if TYPE_CHECKING:
     from speechlmm_core.interfaces.context import BuildContext
@@ -40,9 +39,6 @@ _LOGIT_KEYS = ("lm_head_multiplier",)
 _NOT_SHAPE = ("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "use_cache")
 
 _DRAWN_ROWS = 997
-
-PROBE_LOGIT = 100.0
-"""Largest logit of the probe."""
 
 # How transformers marks tensors that `_init_weights` is to leave alone.
 _MARK = "_is_hf_initialized"
@@ -234,62 +230,6 @@ def build_hf_config(config: CausalLMConfig) -> PreTrainedConfig:
     if found.is_encoder_decoder:
         raise ConfigError(f"{model_type!r} is an encoder-decoder; a text decoder is a causal language model alone")
     return found
-
-
-def check_logits(decoder: CausalLMDecoder) -> None:
-    """Compares the logits that the losses are computed from with the model's own, on two hidden states.
-
-    A family may change its logits in a way of its own. The network's body is left out, so that this costs no more
-    than the head; on the meta device there is nothing to compare.
-
-    Raises:
-        ConfigError: They differ.
-    """
-    weight = decoder.output_weight.detach()
-    if weight.is_meta or weight.numel() == 0:
-        return
-    # Own random numbers: the caller's must not move. Large ones, for a cap hardly changes small logits.
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(1, 2, weight.shape[1], generator=generator, device="cpu").to(weight)  # (1, 2, D)
-    hidden = hidden * (PROBE_LOGIT / (hidden @ weight.T).abs().max().clamp(min=1e-6))
-    body = decoder.model.get_decoder()
-    with torch.no_grad(), _replaced(body, lambda *_, **__: _BodyOutput(last_hidden_state=hidden)):
-        try:
-            stock = decoder.model(inputs_embeds=hidden, use_cache=False).logits.float()
-        except Exception as exc:  # whatever a family's forward asks of its body
-            raise ConfigError(
-                f"cannot tell how the text decoder {decoder.config.model_type!r} makes its logits ({exc}); choose "
-                "another model"
-            ) from exc
-    ours = logit_transform(decoder)
-    logits = (hidden @ weight.T).float() * ours.scale  # (1, 2, V)
-    if ours.softcap is not None:
-        logits = ours.softcap * torch.tanh(logits / ours.softcap)
-    if stock.shape != logits.shape or float((stock - logits).norm()) > 0.02 * float(logits.norm()):
-        raise ConfigError(
-            f"text decoder {decoder.config.model_type!r} changes its logits in a way that the chunked loss does not "
-            "know; choose another model"
-        )
-
-
-class _BodyOutput(BaseModelOutput):
-    """Hidden states, and nothing of all else that a family's body may put out."""
-
-    def __getattr__(self, name: str) -> None:
-        return None
-
-
-@contextmanager
-def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    own = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
 
 
 def check_base(config: CausalLMConfig, built: PreTrainedConfig) -> None:

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from speechlmm_core.data.spec.config import PartitionSpec
-from speechlmm_core.data.spec.entries import ALIASES, COMMON
+from speechlmm_core.data.spec.entries import ALIASES
+from speechlmm_core.data.spec.entry_fields import COMMON
 from speechlmm_core.data.spec.presets import preset_files
 from speechlmm_core.interfaces.dataset import datasets
 from speechlmm_core.interfaces.task import tasks
